@@ -122,9 +122,9 @@ def test_what_blocks_the_loop_is_logged_once_and_so_is_its_end(directory: Path, 
 def test_code_that_keeps_the_interpreter_lock_is_told_of_when_it_gives_it_up(directory: Path) -> None:
     with running("app:app", *WARN, directory=directory) as server, connect(server) as connection:
         cases = (
-            ("/count/2", "code that kept the interpreter lock all the time", r"sum\(range\(int"),
-            ("/keep/2", "it was stopped, got no processor time, or waited in code that kept", r"usleep\(int"),
-            ("/thread/2.5", "another thread ran code that kept the interpreter lock", r"thread\.py"),
+            ("/count/2", "code that held the interpreter lock all the time", r"sum\(range\(int"),
+            ("/keep/2", "it was stopped, got no processor time, or waited in code that held", r"usleep\(int"),
+            ("/thread/2.5", "another thread ran code that held the interpreter lock", r"thread\.py"),
         )
         for number, (path, how, line) in enumerate(cases):
             server.logged("runs again", number)  # or the next blocking would be one with this

@@ -58,7 +58,7 @@ def test_a_flood_before_a_reload_changes_nothing_about_it(tmp_path: Path, loop: 
         with flooded(server, 70 * workers) as (connected, waiting):
             assert len(connected) >= 25 * workers
             assert len(waiting) >= 10
-            assert "the rest is kept" in server.log()
+            assert "the rest is reserved" in server.log()
             halves = connected[::3]
             for client in halves:
                 client.sendall(HALF)

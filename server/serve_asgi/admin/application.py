@@ -1,12 +1,12 @@
-"""The admin page as an ordinary ASGI application; like any other it ends its streams when its worker retires.
+"""The admin page as an ordinary ASGI application, which ends its streams when its worker retires.
 
     /             the page
-    /metrics      all metrics, as Prometheus reads them (text, or OpenMetrics where that is asked for)
-    /events       server-sent events: what was, once; then a sample each second, and what happens
-    /status.json  the present
-    /-/healthy    answered by the server itself (--health-path)
+    /metrics all metrics for Prometheus (text, or OpenMetrics if requested)
+    /events server-sent events: the past, once; then a sample each second, and events
+    /status.json the current state
+    /-/healthy handled by the server itself (--health-path)
 
-Everything that the page needs comes from here: it asks no other host for anything.
+The page loads nothing from any other host.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 RETRY: Final = 1000
-"""Milliseconds after which a page comes back when its stream has ended."""
+"""Milliseconds after which a page reconnects when its stream has ended."""
 HERE: Final = files("serve_asgi.admin") / "page"
 PAGES: Final = {
     path: (HERE.joinpath(name).read_bytes(), kind)
@@ -55,7 +55,7 @@ ONLY_OURSELVES: Final = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
 )
-"""With every answer: no other site may show, read or guess anything of it."""
+"""Headers of every response: no other site may embed, read or sniff it."""
 JSON: Final = "application/json"
 
 
@@ -64,19 +64,17 @@ class Application:
 
     samples: MetricSamples
     only_local = False
-    """Whether it is bound to loopback addresses, where it can only be asked for by the names of this machine."""
+    """Whether it is bound to loopback addresses, so that only this machine's own names are accepted as Host."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI 3)."""
+        """Handle one request (ASGI 3)."""
         path = str(scope["path"])
         samples = self.samples
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close"})
         elif self.only_local and not local_name(host := header(scope, b"host")):
-            text = (
-                f"{host!r} is not a name of this machine: ask for 127.0.0.1 or localhost; a proxy has to do so, too\n"
-            )
+            text = f"{host!r} is not a name of this machine: use 127.0.0.1 or localhost, also behind a proxy\n"
             await answer(scope, send, text.encode(), "text/plain; charset=utf-8", 421)
         elif path not in PAGES and path not in ("/metrics", "/status.json", "/events"):
             await answer(scope, send, b"There is nothing here; the page is at /\n", "text/plain; charset=utf-8", 404)
@@ -100,14 +98,14 @@ application: Final = Application()
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """The value of a field of the request, or ""."""
+    """The value of a request header, or ""."""
     return b",".join(value for each, value in scope["headers"] if each == name).decode("latin-1")
 
 
 def local_name(host: str) -> bool:
-    """Whether a browser may have meant this machine.
+    """Whether the host is a name of this machine.
 
-    A page of another site whose name is made to lead to 127.0.0.1 (DNS rebinding) is asked for by that site's name.
+    Another site whose name resolves to 127.0.0.1 (DNS rebinding) is requested by that site's name.
     """
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     name = name.strip("[]").lower().removesuffix(".")
@@ -118,15 +116,15 @@ def local_name(host: str) -> bool:
 
 
 def encoder(accepted: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
-    """How to write the metrics for who accepts that; as text for who asks for nonsense."""
+    """The metrics encoder and content type for an Accept header; text if it is invalid."""
     try:
         return choose_encoder(accepted)
-    except (TypeError, ValueError):  # a version that is none
+    except (TypeError, ValueError):  # an invalid version
         return choose_encoder("")
 
 
 def about(view: ServerView) -> dict[str, Any]:
-    """What does not change while the server lives."""
+    """What does not change during the server's life."""
     told = view.about
     return {
         **{name: told[name] for name in ("version", "pid", "app", "started")},
@@ -138,7 +136,7 @@ def about(view: ServerView) -> dict[str, Any]:
 async def answer(
     scope: Scope, send: Send, body: bytes, kind: str, status: int = 200, *more: tuple[bytes, bytes]
 ) -> None:
-    """A whole answer; never kept by a cache, for a new release may bring a new page."""
+    """Send a whole response; never cached, since a new release may have a new page."""
     headers = [
         (b"content-type", kind.encode()),
         (b"content-length", b"%d" % len(body)),
@@ -151,7 +149,7 @@ async def answer(
 
 
 async def events(scope: Scope, receive: Receive, send: Send, samples: MetricSamples) -> None:
-    """Server-sent events until the client has gone or the process leaves; a slow client misses no sample."""
+    """Server-sent events until the client has gone or the process exits; a slow client misses no sample."""
     headers = [
         (b"content-type", b"text/event-stream"),
         (b"cache-control", b"no-store"),
@@ -174,7 +172,7 @@ async def events(scope: Scope, receive: Receive, send: Send, samples: MetricSamp
 
 
 async def stream(send: Send, samples: MetricSamples, ends: set[asyncio.Task[Any]]) -> None:
-    """Send what was, then what is, until one of `ends` is done."""
+    """Send the past, then samples and events, until one of `ends` is done."""
     view = samples.view
     number, recorded = samples.taken, view.recorded
     first = {

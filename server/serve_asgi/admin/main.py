@@ -1,9 +1,9 @@
 """The admin process, from its first instruction to its exit.
 
-It is no worker of a generation: it never runs the application, takes no client of it, and can slow down neither the
-workers nor the listener. Its own page is an ordinary application (`serve_asgi.admin.application`) on an ordinary worker
+It is not a worker of a generation: it never runs the application, serves none of its clients, and can slow down neither
+the workers nor the listener. Its page is an ordinary application (`serve_asgi.admin.application`) on an ordinary worker
 of this server, which has a scoreboard and a channel of its own inside this process; so its requests are never counted
-among the application's. It leaves when the listener's end of its channel closes.
+among the application's. It exits when the listener's end of its channel closes.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.worker import WorkerProcess
 
 LAST: Final = 2.5
-"""Seconds that the process has when its listener is gone; then it ends, whatever it does."""
+"""Seconds that the process has when its listener is gone; then it exits, whatever it does."""
 
 log = logging.getLogger("serve")
 
 
 def main() -> None:
-    """Be the admin process whose channel is the descriptor named on the command line; never returns."""
+    """Run the admin process whose channel is the descriptor on the command line; never returns."""
     ignore_signals()
     parser = argparse.ArgumentParser(prog="serve_asgi.admin", description="Started by the listener; not by hand.")
     parser.add_argument("--channel", type=int, required=True)
@@ -119,12 +119,12 @@ class AdminServer:
         return status or self._status
 
     def let_go(self) -> None:
-        """The process ends: its sockets are the kernel's to close."""
+        """Leave closing the sockets to the kernel at exit."""
         for each in (self._channel, self._inner, self._worker.channel):
             each.detach()
 
     async def _follow(self) -> None:
-        """Note what the listener says; its end is ours."""
+        """Handle the listener's packets; exit when the listener does."""
         try:
             while True:
                 packet, descriptors = await self._channel.receive()
@@ -144,7 +144,7 @@ class AdminServer:
         self._orders.put({"type": "retire", "reason": "stop", "accept_queued": False})
 
     async def _conduct(self) -> None:
-        """Be the worker's listener: it may serve as soon as it is ready."""
+        """Act as the worker's listener: tell it to serve as soon as it is ready."""
         try:
             while True:
                 packet, _ = await self._inner.receive()

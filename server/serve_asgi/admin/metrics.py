@@ -1,8 +1,8 @@
-"""The metrics, as prometheus_client's collector: made anew from the view for each scrape (docs/guides/metrics.md).
+"""The metrics, as prometheus_client's collector: created from the view for each scrape (docs/guides/metrics.md).
 
-Rules: names and units after Prometheus' conventions; counters come from the scoreboard's totals or from the listener,
-so that they never go back over a reload, a crash or a recycling, nor when this process is replaced. A label has few
-values for ever: slots, not processes or generations.
+Rules: names and units follow Prometheus' conventions; counters come from the scoreboard's totals or from the listener,
+so that they never decrease over a reload, a crash or a recycling, nor when this process is replaced. Labels have few
+values: slots, not processes or generations.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ LIVING: Final = tuple(state.value for state in WorkerState if state not in (Work
 SIMPLE: Final = (
     ("serve_requests", Cell.REQUESTS, "Requests completed or cut; health checks are not counted."),
     ("serve_connections_accepted", Cell.ACCEPTED, "Connections accepted from the kernel."),
-    ("serve_connections_handed_over", Cell.HANDED_OVER, "Open connections that a retiring worker passed to another."),
-    ("serve_connections_taken_over", Cell.TAKEN_OVER, "Open connections that a worker received from a retiring one."),
+    (
+        "serve_connections_handed_over",
+        Cell.HANDED_OVER,
+        "Open connections that a retiring worker handed over to another.",
+    ),
+    ("serve_connections_taken_over", Cell.TAKEN_OVER, "Open connections that a worker took over from a retiring one."),
     ("serve_websockets_opened", Cell.WEBSOCKETS_OPENED, "WebSocket handshakes that the application accepted."),
-    ("serve_received_bytes", Cell.BYTES_RECEIVED, "Bytes that clients sent, as they were on the wire."),
-    ("serve_sent_bytes", Cell.BYTES_SENT, "Bytes that were written to clients, as they were on the wire."),
+    ("serve_received_bytes", Cell.BYTES_RECEIVED, "Bytes received from clients, on the wire."),
+    ("serve_sent_bytes", Cell.BYTES_SENT, "Bytes written to clients, on the wire."),
     ("serve_log_dropped_bytes", Cell.DROPPED_OUTPUT, "Bytes of the workers' output that nobody read in time."),
 )
 """Counters of the whole server: name, word, meaning."""
@@ -54,7 +58,7 @@ class ServerCollector(Collector):
         self._view = view
 
     def describe(self) -> Iterable[Metric]:
-        """No name is known beforehand: registering must not collect."""
+        """Nothing is known beforehand: registering must not collect."""
         return []
 
     def collect(self) -> Iterable[Metric]:
@@ -78,7 +82,7 @@ class ServerCollector(Collector):
         for each in ServerState:
             current.add_metric([each.value], state["state"] == each.value)
         yield current
-        yield gauge("serve_generation", "The generation that serves.", state["generation"])
+        yield gauge("serve_generation", "The serving generation.", state["generation"])
         yield gauge(
             "serve_generations",
             "Generations that have a live process.",
@@ -87,7 +91,7 @@ class ServerCollector(Collector):
         yield gauge(
             "serve_draining", "1 while the node drains (the health endpoint fails).", bool(reading.draining_since)
         )
-        yield gauge("serve_workers_wanted", "Workers that there should be.", state["size"])
+        yield gauge("serve_workers_wanted", "The number of workers that should run.", state["size"])
         workers = GaugeMetricFamily("serve_workers", "Live workers by state.", labels=["state"])
         for name in LIVING:
             workers.add_metric([name], sum(each["state"] == name for each in state["workers"]))
@@ -95,9 +99,9 @@ class ServerCollector(Collector):
         if (active := self._view.agent_active()) is not None:
             yield gauge("serve_agent_active", "1 while an agent is active.", active)
             returned = self._view.agent_returned()
-            yield gauge("serve_agent_returned", "1 while its process is there and its function has returned.", returned)
+            yield gauge("serve_agent_returned", "1 while its process is alive and its function has returned.", returned)
         restarts = CounterMetricFamily(
-            "serve_worker_restarts", "Workers started beside those of a new generation.", labels=["cause"]
+            "serve_worker_restarts", "Workers started other than those of a new generation.", labels=["cause"]
         )
         for cause in CAUSES:
             restarts.add_metric([cause], state["restarts"].get(cause, 0))
@@ -124,7 +128,9 @@ class ServerCollector(Collector):
             connections.add_metric([name], number)
         yield connections
         yield gauge("serve_requests_in_flight", "Requests in progress.", reading.gauge(Cell.IN_FLIGHT))
-        yield gauge("serve_oldest_request_seconds", "For how long the oldest request is in progress.", oldest(reading))
+        yield gauge(
+            "serve_oldest_request_seconds", "For how long the oldest request has been in progress.", oldest(reading)
+        )
         lost = "Requests and WebSockets that were cut at the graceful timeout, or were in flight in a worker that died."
         yield counter("serve_requests_lost", lost, self._view.state["lost"])
 
@@ -148,7 +154,7 @@ class ServerCollector(Collector):
         requests = CounterMetricFamily("serve_slot_requests", "Requests by the slot of their worker.", labels=["slot"])
         cpu = CounterMetricFamily("serve_worker_cpu_seconds", "Processor time of the slot's workers.", labels=["slot"])
         late = CounterMetricFamily(
-            "serve_event_loop_lag_seconds", "Time by which the event loop's ticks came late, added up.", labels=["slot"]
+            "serve_event_loop_lag_seconds", "Total time by which the event loop's ticks were late.", labels=["slot"]
         )
         blocked = CounterMetricFamily(
             "serve_event_loop_blocked", "Times that the event loop was blocked beyond --block-warning.", labels=["slot"]
@@ -167,15 +173,17 @@ class ServerCollector(Collector):
             "serve_worker_resident_memory_bytes", "Resident memory of the slot's processes.", labels=["slot"]
         )
         lag = GaugeMetricFamily(
-            "serve_event_loop_lag_worst_seconds", "The latest tick of the last ten seconds.", labels=["slot"]
+            "serve_event_loop_lag_worst_seconds",
+            "The largest delay of a tick in the last ten seconds.",
+            labels=["slot"],
         )
         silent = GaugeMetricFamily(
             "serve_event_loop_silent_seconds",
-            "For how long the event loop has not ticked; one second is due.",
+            "Time since the last tick of the event loop; up to one second is normal.",
             labels=["slot"],
         )
         degraded = GaugeMetricFamily(
-            "serve_slot_degraded", "1 while nothing serves in the slot, since its workers die.", labels=["slot"]
+            "serve_slot_degraded", "1 while the slot has no serving worker because its workers die.", labels=["slot"]
         )
         living: dict[int, list[Words]] = {}
         for words in reading.rows.values():
@@ -199,20 +207,22 @@ class ServerCollector(Collector):
         yield from (reloads, seconds)
         last = self._view.reloads[-1] if self._view.reloads else None
         refused = last is not None and last["outcome"] == "refused"
-        yield gauge("serve_last_reload_successful", "0 if the newest reload was refused.", not refused)
+        yield gauge("serve_last_reload_successful", "0 if the last reload was refused.", not refused)
         if last is not None:
-            yield gauge("serve_last_reload_timestamp_seconds", "When it ended, in unix time.", last["at"])
-            yield gauge("serve_last_reload_duration_seconds", "How long it took.", last.get("seconds", 0.0))
+            yield gauge("serve_last_reload_timestamp_seconds", "When the last reload ended, in unix time.", last["at"])
+            yield gauge(
+                "serve_last_reload_duration_seconds", "How long the last reload took.", last.get("seconds", 0.0)
+            )
 
     def _hub(self) -> Iterator[Metric]:
-        """What the application's processes tell each other, as the listener counts it."""
+        """Messages, shared state and schedules, as the listener counts them."""
         figures = self._view.state.get("hub", {})
         for name, meaning in METRICS.items():
             make = counter if name.endswith("_total") else gauge
             yield make(f"serve_{name.removesuffix('_total')}", meaning, figures.get(name, 0))
 
     def _queues(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("serve_accept_queue", "Clients that wait to be accepted.", labels=["listening"])
+        waiting = GaugeMetricFamily("serve_accept_queue", "Clients waiting to be accepted.", labels=["listening"])
         limit = GaugeMetricFamily("serve_accept_queue_limit", "How many may wait (--backlog).", labels=["listening"])
         for name, (now, most) in self._view.queues().items():
             waiting.add_metric([name], now)
@@ -221,7 +231,7 @@ class ServerCollector(Collector):
 
 
 def registry(view: ServerView) -> CollectorRegistry:
-    """What prometheus_client writes out for a scrape."""
+    """The registry that prometheus_client renders for a scrape."""
     made = CollectorRegistry(auto_describe=False)
     made.register(ServerCollector(view))
     return made
@@ -236,7 +246,7 @@ def counter(name: str, meaning: str, value: float) -> CounterMetricFamily:
 
 
 def durations(total: Words) -> HistogramMetricFamily:
-    """The histogram of how long requests took."""
+    """The histogram of request durations."""
     added = itertools.accumulate(total[DURATIONS])
     bounds = [*(f"{bound:g}" for bound in DURATION_BOUNDS), "+Inf"]
     buckets = [(bound, float(count)) for bound, count in zip(bounds, added, strict=True)]
@@ -249,23 +259,25 @@ def durations(total: Words) -> HistogramMetricFamily:
 
 
 def connections_by_state(reading: ScoreboardReading) -> dict[str, int]:
-    """How many connections are idle, active, and WebSockets."""
+    """The numbers of idle and active connections, and of WebSockets."""
     sockets = active = idle = 0
     for words in reading.rows.values():
         others = max(0, words[Cell.CONNECTIONS] - words[Cell.WEBSOCKETS])
         sockets += words[Cell.WEBSOCKETS]
-        busy = min(words[Cell.IN_FLIGHT], others)  # an application may go on after its answer, or its client's end
+        busy = min(
+            words[Cell.IN_FLIGHT], others
+        )  # an application may continue after its response, or after its client has gone
         active += busy
         idle += others - busy
     return {"idle": idle, "active": active, "websocket": sockets}
 
 
 def oldest(reading: ScoreboardReading) -> float:
-    """For how long (s) the oldest request is in progress; 0 if there is none."""
+    """For how long (s) the oldest request has been in progress; 0 if there is none."""
     began = [words[Cell.OLDEST] for words in reading.rows.values() if words[Cell.OLDEST]]
     return max(0.0, reading.at - min(began) / NANO) if began else 0.0
 
 
 def silence(words: Words, now: float) -> float:
-    """For how long (s) a worker's loop has not ticked; 0 before its first tick."""
+    """Time (s) since the last tick of a worker's loop; 0 before its first tick."""
     return max(0.0, now - words[Cell.HEARTBEAT] / NANO) if words[Cell.HEARTBEAT] else 0.0

@@ -1,7 +1,7 @@
-"""What the page shows: one sample per second, the last ten minutes of them, and who serves now.
+"""What the page shows: a sample per second for the last ten minutes, and the current workers.
 
-A sample is what happened in one second, made from two readings of the scoreboard; all processes' counts are in it, also
-of those that ended within the second. Values are rounded to what a chart can show. It must not know HTTP.
+A sample is what happened in one second, from two readings of the scoreboard; it includes the counts of all processes,
+even of those that ended within the second. Values are rounded to what a chart can show. It must not know HTTP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PERIOD: Final = 1.0
 KEPT: Final = 600
 """Samples: ten minutes."""
 SMOOTH: Final = 5
-"""Periods over which processor time and bytes are averaged: workers write them once per second, as we read them."""
+"""Periods over which CPU time and bytes are averaged: workers write them once per second, as we read them."""
 SHARES: Final = (0.5, 0.9, 0.99)
 
 log = logging.getLogger("serve")
@@ -37,7 +37,7 @@ class MetricSamples:
         self.view = view
         self.kept: collections.deque[Sample] = collections.deque(maxlen=KEPT)
         self.taken = 0
-        """How many there have been: the number of the newest."""
+        """How many have been taken: the number of the newest."""
         self._readings: collections.deque[ScoreboardReading] = collections.deque(maxlen=SMOOTH + 1)
         self._news = anyio.Event()
 
@@ -48,7 +48,7 @@ class MetricSamples:
             try:
                 self.take()
             except Exception:
-                log.exception("the page's figures could not be made")
+                log.exception("the page's figures could not be computed")
             due = max(due + PERIOD, time.monotonic())
             await anyio.sleep(max(0.0, due - time.monotonic()))
 
@@ -57,11 +57,11 @@ class MetricSamples:
         await self._news.wait()
 
     def since(self, number: int) -> list[Sample]:
-        """Those after the one with this number, as far as they are kept."""
+        """The samples after the one with this number, as far as they are kept."""
         return list(self.kept)[max(0, len(self.kept) - (self.taken - number)) :] if number < self.taken else []
 
     def take(self) -> None:
-        """Take one now."""
+        """Take a sample now."""
         reading = self.view.reading()
         if self._readings and reading.at > self._readings[-1].at:
             sample = self._sample(self._readings[-1], reading)
@@ -102,7 +102,7 @@ class MetricSamples:
         }
 
     def now(self) -> dict[str, Any]:
-        """The present: the server, its workers, and the totals that /metrics shows too."""
+        """The current state: the server, its workers, and the totals, as in /metrics."""
         view, reading = self.view, self._readings[-1]
         state, total = view.state, reading.total
         listener = view.listener()
@@ -155,7 +155,7 @@ class MetricSamples:
         ]
 
     def _rates(self, before: Words | None, now: Words, seconds: float) -> dict[str, float]:
-        """Requests per second and processor share of one process over the last periods."""
+        """Requests per second and CPU share of one process over the last periods."""
         if before is None or before[Cell.PID] != now[Cell.PID] or seconds <= 0:
             return {"rate": 0.0, "cpu": 0.0}
         return {
@@ -165,9 +165,10 @@ class MetricSamples:
 
 
 def by_generation(before: ScoreboardReading, now: ScoreboardReading) -> dict[int, int]:
-    """Requests between two readings by the generation that answered them.
+    """Requests between two readings by the generation that served them.
 
-    What a process did that ended in between is only known together: it counts for the newest generation that lost one.
+    Those of processes that ended in between are only known in total: they count for the newest generation that lost
+    one.
     """
     made: dict[int, int] = {}
     for index, words in now.rows.items():

@@ -1,7 +1,7 @@
-"""One look at the scoreboard: all counts of one moment, added up over the living and the dead.
+"""A reading of the scoreboard: all counts at one moment, summed over living and dead processes.
 
-Rules: a counter in a later reading is never less than in an earlier one (a look that meets the listener folding a row
-is taken again), and reading costs the same however busy the workers are. It must not know what the counts are for.
+Rules: a counter is never less than in an earlier reading (a reading during which the listener folds a row is repeated),
+and reading costs the same however busy the workers are. It must not know what the counts are for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from serve_asgi.ipc.scoreboard import (
 
 TRIES: Final = 40
 PAUSE: Final = 0.0005
-"""Seconds between two tries; folding a row takes some ten microseconds, if the listener is not stopped amid it."""
+"""Seconds between two attempts; folding a row takes some ten microseconds, unless the listener is stopped."""
 DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
 
 Words = list[int]
@@ -33,7 +33,7 @@ Words = list[int]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScoreboardReading:
-    """What the scoreboard said at one moment."""
+    """The contents of the scoreboard at one moment."""
 
     at: float
     """CLOCK_MONOTONIC, s."""
@@ -42,7 +42,7 @@ class ScoreboardReading:
     rows: dict[int, Words]
     """The living processes, by the number of their row."""
     slots: dict[int, Words]
-    """The counters of each slot that ever had a process: what its dead left and its living have; gauges are 0."""
+    """The counters of each slot that ever had a process, of dead and living ones; gauges are 0."""
     total: Words
     """The same for the whole server."""
     draining_since: int
@@ -53,9 +53,9 @@ class ScoreboardReading:
 
 
 def read(scoreboard: Scoreboard, rows: Mapping[int, tuple[int, Row]]) -> ScoreboardReading | None:
-    """Take a reading; None if the listener was folding a row all the time (it has been stopped amid it).
+    """Take a reading; None if the listener was folding a row all the time (it has been stopped meanwhile).
 
-    `rows` are those that can be read, by the numbers of their places and with their serials.
+    `rows` are the readable rows by index, with their serials.
     """
     for _ in range(TRIES):
         at = time.monotonic()
@@ -85,9 +85,9 @@ def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: 
 
 
 def quantile(share: float, counts: Words) -> float | None:
-    """The duration (s) that `share` of the requests did not exceed, from how many fell into each bucket.
+    """The duration (s) that `share` of the requests did not exceed, from the counts of the buckets.
 
-    Between a bucket's bounds they are taken to lie evenly on a logarithmic scale; None if there are none.
+    Within a bucket they are assumed to be uniform on a logarithmic scale; None if there are none.
     """
     wanted = share * sum(counts)
     if not wanted:

@@ -1,7 +1,7 @@
-"""What the admin process knows: what the listener told it, and what the scoreboard says now.
+"""What the admin process knows: the listener's packets, and the scoreboard.
 
-The listener's word comes when something has changed, the scoreboard can be read at any moment, also while the listener
-is busy or stopped. It must not know how either is shown.
+The listener sends a packet when something has changed; the scoreboard can be read at any moment, even while the
+listener is busy or stopped. It must not know how either is shown.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class ServerView:
-    """One server as the admin process sees it."""
+    """The admin process's view of the server."""
 
     def __init__(self, scoreboard: Scoreboard, about: dict[str, Any], state: dict[str, Any]) -> None:
-        """`about` is what the listener said of itself and of its sockets, once; `state` is its word on the present."""
+        """`about` describes the listener and its sockets, and does not change; `state` is the current state."""
         self.about = about
         self.state = state
-        """As `serve_asgi.listener.status` makes it; told anew when it has changed."""
+        """As in `serve_asgi.listener.status`; sent again whenever it has changed."""
         self.records: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECORDS)
         self.reloads: collections.deque[dict[str, Any]] = collections.deque(maxlen=RELOADS)
         self.recorded = 0
-        """How many records there have been, to tell which of them are new to somebody."""
+        """How many records there have been, to tell which are new to a client."""
         self.slots = scoreboard.slots
-        """Totals that there are; the last are those of all further slots, and of the agent."""
+        """The number of totals; the last are for all further slots, and the agent."""
         self._scoreboard = scoreboard
         self._rows: dict[int, tuple[int, Row]] = {}
         """The rows of the processes, by index, with the serials of the processes."""
         self._last: ScoreboardReading | None = None
 
     def take_rows(self, packet: Packet, descriptors: Sequence[int]) -> None:
-        """Rows of processes that have begun; the descriptors are taken over."""
+        """Add the rows of new processes; the descriptors are taken over."""
         gone = [index for index, (serial, _) in self._rows.items() if self._scoreboard.serial(index) != serial]
         for (index, serial), fd in zip(packet["rows"], descriptors, strict=True):
             if index in self._rows:
@@ -55,7 +55,7 @@ class ServerView:
             self._rows.pop(index)[1].close()
 
     def take(self, packet: Packet) -> None:
-        """Note what the listener says."""
+        """Handle a packet of the listener."""
         match packet["type"]:
             case "state":
                 self.state = packet["state"]
@@ -64,13 +64,13 @@ class ServerView:
                 self.records.append(record)
                 self.recorded += 1
                 outcome = OUTCOMES.get(record["event"])
-                if outcome and not packet.get("past"):  # those of the past are told by themselves
+                if outcome and not packet.get("past"):  # past ones come in a packet of their own
                     self.reloads.append({**record, "outcome": outcome})
             case "reloads":
                 self.reloads.extend(packet["reloads"])
 
     def reading(self) -> ScoreboardReading:
-        """The scoreboard now; if the listener has been stopped amid a change of it, as it was last."""
+        """The current scoreboard; the last reading if the listener has been stopped during a change."""
         taken = read(self._scoreboard, self._rows)
         if taken is not None:
             self._last = taken
@@ -81,12 +81,12 @@ class ServerView:
         return self._last
 
     def queues(self) -> dict[str, Queue]:
-        """The accept queues of the application's sockets by name, as far as they can be known."""
+        """The accept queues of the application's sockets by name, as far as known."""
         by_inode = {each["inode"]: each["name"] for each in self.about["listening"]}
         return {by_inode[inode]: queue for inode, queue in accept_queues(frozenset(by_inode)).items()}
 
     def listener(self) -> tuple[float, int] | None:
-        """The listener's processor time (s) and resident memory (bytes; proc(5)); None if that is hidden from us."""
+        """The listener's CPU time (s) and resident memory (bytes; proc(5)); None if /proc hides it."""
         try:
             with open(f"/proc/{self.about['pid']}/stat") as stat:
                 fields = stat.read().rpartition(")")[2].split()
@@ -95,17 +95,17 @@ class ServerView:
         return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE
 
     def agent_active(self) -> bool | None:
-        """Whether there is an active agent; None if there is to be none."""
+        """Whether there is an active agent; None if the server has none."""
         if not self.state.get("agent_wanted"):
             return None
         return any(each["state"] == "active" for each in self.state["agents"])
 
     def agent_returned(self) -> bool:
-        """Whether the function of the agent has returned: its process is there, and does not do its work."""
+        """Whether the agent's function has returned, so that its process is alive but idle."""
         return any(each["state"] == "returned" for each in self.state.get("agents", []))
 
     def workers(self, reading: ScoreboardReading) -> list[tuple[dict[str, Any], Words]]:
-        """Each living worker and agent that the listener told of, with its row of `reading`."""
+        """Each living worker and agent that the listener has reported, with its row of `reading`."""
         return [
             (worker, words)
             for worker in [*self.state["workers"], *self.state.get("agents", [])]

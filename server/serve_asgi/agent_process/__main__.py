@@ -1,4 +1,5 @@
-"""The agent process, from its first instruction to its exit; in between is `serve_asgi.agent_process.process`."""
+"""The agent process, from its first instruction to its exit; everything in between:
+`serve_asgi.agent_process.process`."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ log = logging.getLogger("serve")
 
 
 def main() -> None:
-    """Be the agent whose channel is the descriptor named on the command line; never returns."""
+    """Run the agent whose channel is the descriptor on the command line; never returns."""
     bootstrap = Bootstrap(
         "serve_asgi.agent_process",
         lambda packet: (f"serve-agent.{packet['generation']}", f"agent {packet['generation']}"),
     )
     try:
-        lock = AgentLock(bootstrap.packet["lock"])  # before the account is taken, which may not be allowed to
+        lock = AgentLock(bootstrap.packet["lock"])  # before changing the user, who may not be allowed to
     except OSError as error:
         bootstrap.refuse(f"the lock of the agent, {bootstrap.packet['lock']}, cannot be opened: {error.strerror}")
     loops = bootstrap.move_in()
@@ -36,7 +37,7 @@ def main() -> None:
         leave_within(EXIT_TIME, status)
     bootstrap.guard.finish()
     bootstrap.let_go()
-    # The next agent waits for the end of this process: looking for cyclic garbage that ends anyway takes most of it.
+    # The next agent waits for the end of this process, most of which would be collecting garbage.
     gc.freeze()
     gc.disable()
     sys.exit(status)

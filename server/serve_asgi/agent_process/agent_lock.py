@@ -1,12 +1,12 @@
-"""The agent's lock (flock(2)): a file that the agent process itself holds locked until it is no more.
+"""The agent's lock (flock(2)): a file that the agent process keeps locked until it is dead.
 
-Within one server the supervisor alone decides which agent is at work (`serve_asgi.supervisor.agents`). The lock is for
-what it cannot see: an agent whose listener was killed, and which has not ended when the next server's is to begin. Two
-servers cannot listen at one address at the same time, so that the lock belongs to the addresses: its path is the same
-for the next server of the same ones. (Port 0 is no address: the ports that it became are.)
+Within one server the supervisor alone decides which agent is active (`serve_asgi.supervisor.agents`). The lock is for
+what it cannot see: an agent whose listener was killed, and which is still alive when the next server's is to begin. Two
+servers cannot listen on one address at the same time, so the lock belongs to the addresses: its path is the same for
+the next server on them. (Port 0 is not an address: the port that it became is.)
 
-Nothing gives the lock up but the end of the process. No agent removes the file, since who locks a removed one is alone
-with it: a listener may, when it has no agent any more (`clear_away`).
+Only the end of the process releases the lock. No agent removes the file, since a lock on a removed file excludes
+nobody: a listener may, once it has no agent (`clear_away`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from serve_asgi.ipc import forked_children as forks
 
 
 class AgentLock:
-    """The lock in the agent process, to be taken once."""
+    """The lock of one agent process, to be taken once."""
 
     def __init__(self, path: str) -> None:
-        """Open the file `path`, and make it if need be. Raises OSError."""
+        """Open, or create, the file `path`. Raises OSError."""
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         forks.own(lambda: (self._fd,))  # a copy in a child would hold the lock after the agent has ended
 
     async def take(self, waits: Callable[[int], None]) -> None:
-        """Take the lock; the caller sets the deadline. `waits(PID)` is called if another has it (0: not known whose).
+        """Take the lock; the caller sets the deadline.
 
-        Cancelled, it may still take the lock: whoever gives up waiting must end. Raises OSError.
+        `waits(PID)` is called if another process has it (0: unknown). Even if cancelled it may still take the lock: a
+        process that gives up waiting must exit. Raises OSError.
         """
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,7 +47,7 @@ class AgentLock:
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     async def _wait(self) -> None:
-        """The kernel has no event for it: a thread waits, which no exit of the process waits for."""
+        """Wait in a thread, since the kernel has no event for it; the process's exit does not wait for the thread."""
         loop = asyncio.get_running_loop()
         taken: asyncio.Future[None] = loop.create_future()
 
@@ -64,7 +65,7 @@ class AgentLock:
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
             except OSError as raised:
                 error = raised
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
                 loop.call_soon_threadsafe(told, error)
 
         threading.Thread(target=wait, name="serve-agent-lock", daemon=True).start()
@@ -76,7 +77,7 @@ class AgentLock:
 
 
 def lock_path(addresses: Iterable[str]) -> str:
-    """The path of the lock's file, in the runtime directory, which is made if need be. Raises UsageError."""
+    """The path of the lock file, in the runtime directory, which is created if necessary. Raises UsageError."""
     try:
         directory = control_protocol.runtime_directory()
     except OSError as error:
@@ -89,10 +90,10 @@ def lock_path(addresses: Iterable[str]) -> str:
 
 
 def clear_away(addresses: Iterable[str]) -> None:
-    """Remove the lock's file, unless an agent has the lock: one of an earlier server, since ours have been reaped.
+    """Remove the lock file, unless an agent holds the lock: an earlier server's, since ours have been reaped.
 
-    To be called while the addresses are still ours, so that no agent of the next server waits for this very file, and
-    while no process of ours is or begins to be an agent: it opens the file long before it locks it.
+    To be called while the addresses are still ours, so that no agent of the next server waits for this file, and while
+    we have no agent, not even a starting one: it opens the file long before it locks it.
     """
     with contextlib.suppress(OSError, UsageError):
         path = lock_path(addresses)

@@ -1,9 +1,9 @@
-"""The agent: what its process does between its channel's first packet and its exit.
+"""The agent: everything between its channel's first packet and its exit.
 
-Its life is `run`: import and prepare, say so, begin when told (with the lock, `serve_asgi.agent_process.agent_lock`),
-finish when told or at the end of the channel, end. It owns the application's agent and its row of the scoreboard.
-Nobody takes its place before its process has been reaped, so that nothing here needs to be certain about the end but
-that it comes: the listener kills it at the deadline, and without a listener `orphan_exit` ends it.
+`run` is its whole life: import and prepare, report that, begin when told (with the lock,
+`serve_asgi.agent_process.agent_lock`), finish when told or at the end of the channel, exit. It owns the application's
+agent and its row of the scoreboard. It is not replaced before its process has been reaped, so all that matters about
+the end is that it comes: the listener kills it at the deadline, and without a listener `orphan_exit` does.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from serve_asgi.worker.scoreboard_rows import RowWriter
 T = TypeVar("T")
 
 HANDLERS_SHARE: Final = 0.5
-"""The part of its time to finish that handlers of messages and runs of schedules have; then they are cancelled."""
+"""The part of its time to finish that message handlers and schedule runs have; then they are cancelled."""
 CLOSE_TIME: Final = 1.0
-"""Seconds to tell the listener and the hub the last things."""
+"""Seconds to send the last packets and frames."""
 EXIT_TIME: Final = 2.0
-"""Seconds for threads that the application left behind and for its exit handlers; then the process ends anyway."""
+"""Seconds for threads that the application left behind and for its exit handlers; then the process exits anyway."""
 UNREADY_TIME: Final = 1.0
-"""Seconds that an agent which never began has to end when its listener is dead."""
+"""Seconds to exit for an agent that never began, when its listener is dead."""
 
 log = logging.getLogger("serve")
 
@@ -61,7 +61,7 @@ class LeaveRequest:
 
 
 class AgentProcess:
-    """One agent process's work."""
+    """One agent."""
 
     def __init__(self, bootstrap: Bootstrap, lock: AgentLock) -> None:
         self.config = bootstrap.config
@@ -75,12 +75,12 @@ class AgentProcess:
         self.hub: HubSocket
         self._leaving: LeaveRequest | None = None
         self._told = asyncio.Event()
-        """To leave."""
+        """Set by an order to leave."""
         self._may_begin = asyncio.Event()
         self._has_begun = False
 
     async def run(self) -> int:
-        """Live; return the exit status."""
+        """Run the agent; return the exit status."""
         orphan_exit.watch(self.channel.fileno(), self._time_to_leave)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
@@ -95,7 +95,7 @@ class AgentProcess:
             except (StartError, UsageError) as error:
                 status = 1
                 self.send_queue.put(failure(error))
-                self._cut_work()  # its time was over with the agent: as if it had died, others may do it again
+                self._cut_work()  # out of time, as if it had died: others may redo the work
             with anyio.move_on_after(CLOSE_TIME):
                 shared.leave()
                 await self.hub.flushed()
@@ -104,14 +104,14 @@ class AgentProcess:
         leave_within(EXIT_TIME, status)
         return status
 
-    # From the import to the end
+    # From import to end
 
     async def _live(self) -> None:
-        """Raises StartError, UsageError if the application's agent does not do what it should."""
+        """Raises StartError or UsageError if the application's agent fails."""
         subject = await self._unless_told(self._prepare())
         if subject is None:
             return
-        await self._unless_told(self.hub.flushed())  # so that the listener knows all of it before it hears of this
+        await self._unless_told(self.hub.flushed())  # so that the hub knows all of it before the listener hears of this
         self.send_queue.put({"type": "prepared"})
         await self._unless_told(self._may_begin.wait())
         if not self._may_begin.is_set():
@@ -125,7 +125,7 @@ class AgentProcess:
 
     async def _prepare(self) -> AgentTarget:
         """Import it and run its `prepare()`."""
-        await shared.ready()  # so that the application may read it while it is imported
+        await shared.ready()  # so that the application can read it while it is imported
         name = self.config.agent
         try:
             subject = load(name)
@@ -167,10 +167,10 @@ class AgentProcess:
             log.error(text, subject.name, error_text(raised), extra=detail)
 
     async def _be_active(self, life: AgentTask, name: str) -> None:
-        """From having been entered until it is to finish. Raises StartError if it fails before."""
-        self.hub.link.send("up")  # its handlers and schedules are told
+        """Run from when it has been entered until it is to finish. Raises StartError if it fails before."""
+        self.hub.link.send("up")  # starts its message handlers and schedules
         self.send_queue.put({"type": "entered"})
-        over = hidden_task(life.wait_ended())  # the agent may cancel every task, and means its own
+        over = hidden_task(life.wait_ended())  # the agent may cancel all tasks, and means its own
         await self._unless_told(asyncio.wait({over}))
         if over.done():
             if (raised := over.result()) is not None:
@@ -180,23 +180,23 @@ class AgentProcess:
         await self._finish_handlers()
 
     async def _finish_handlers(self) -> None:
-        """No new work comes from here on; what has begun has its time to end."""
+        """Take no new work from here on; let running work end in time."""
         assert self._leaving is not None
         retiring.begin(self._leaving.reason)
         with anyio.move_on_after(self._leaving.timeout * HANDLERS_SHARE):
-            await work.wait_retired()  # of which the hub has been told before this agent was told to finish
+            await work.wait_retired()  # the hub knew that before this agent was told to finish
             while work.tasks:
                 await asyncio.wait(work.tasks)
         self._cut_work()
 
     def _cut_work(self) -> None:
-        """End the handlers of messages and runs of schedules that have not ended."""
+        """Cut message handlers and schedule runs that have not ended."""
         if left := work.cancel():
             text = "cut %d message handlers and schedule runs that had not ended"
             log.warning(text, left, extra=about("work_cut", tasks=left))
 
     async def _unless_told(self, do: Coroutine[Any, Any, T]) -> T | None:
-        """Await it; once this process is told to leave, it is cancelled, and None returned."""
+        """Await it; if this process is told to leave meanwhile, cancel it and return None."""
         doing = hidden_task(do)
         told = hidden_task(self._told.wait())
         try:
@@ -206,15 +206,15 @@ class AgentProcess:
             doing.cancel()
             await asyncio.wait({doing})
             if not doing.cancelled():
-                doing.exception()  # looked at, so that nobody complains of it: who is to leave need not succeed
+                doing.exception()  # retrieved, so that it is not reported: it no longer matters
             return None
         finally:
             told.cancel()
 
-    # What goes on besides
+    # Besides
 
     def _join_hub(self) -> None:
-        """Take part in what the processes of the server tell each other, before the application is imported."""
+        """Connect to the hub, before the application is imported."""
         assert self._link_end is not None, "the listener gives every agent a link"
         identity = Identity(Role.AGENT, -1, self.welcome["generation"], self.welcome["member"])
         self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
@@ -224,7 +224,7 @@ class AgentProcess:
         forks.in_child(self.hub.link.let_go)
 
     async def _beat(self) -> None:
-        """Once per second: that this process lives, and what it uses."""
+        """Write the heartbeat, CPU time and memory once per second."""
         row = RowWriter(self.cells)
         while True:
             row.write()
@@ -234,11 +234,11 @@ class AgentProcess:
             row.write_lag(time.monotonic() - due)
 
     def _time_to_leave(self) -> float:
-        """Seconds that this agent has to end once the listener is dead; then it is ended, whatever it does."""
+        """Seconds that this agent has to exit once the listener is dead; then it is ended, whatever it does."""
         return self.config.agent_timeout if self._has_begun else UNREADY_TIME
 
     async def _obey(self) -> None:
-        """Do what the listener says, until its end of the channel closes."""
+        """Follow the listener's orders, until its end of the channel closes."""
         try:
             while True:
                 packet, descriptors = await self.channel.receive()
@@ -273,6 +273,6 @@ def _failed(text: str, error: BaseException) -> StartError:
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Whether this task is to end, and the application's code has not raised that by itself."""
+    """Whether this task is being cancelled, rather than the application's code raising that by itself."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -1,1 +1,1 @@
-"""What two processes of one server speak: channel, link, frames, scoreboard, control protocol. No policy."""
+"""How the processes of one server communicate: channel, link, frames, scoreboard, control protocol. No policy."""

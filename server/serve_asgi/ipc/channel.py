@@ -1,12 +1,12 @@
 """The channel: packets and descriptors between the listener and one child, or between two workers.
 
-It owns one end of a SOCK_SEQPACKET pair and is the one place that knows SCM_RIGHTS. SEQPACKET keeps a message and its
-descriptors together and has an end: a receive of nothing is the other end's death notice. Received descriptors belong
-to the caller of `receive`; sent ones stay the sender's, who may close them once `send` has returned. Waiting is
-anyio's, so that a channel works on any loop; nothing here waits for more than one message.
+It owns one end of a SOCK_SEQPACKET pair and is the only place that knows SCM_RIGHTS. SEQPACKET keeps a message and its
+descriptors together and has an end: an empty receive means that the other end is closed. Received descriptors belong to
+the caller of `receive`; sent ones stay the sender's, who may close them once `send` has returned. Waiting uses anyio,
+so that a channel works on any loop; nothing here waits for more than one message.
 
-The listener's end of a channel admits no descriptors (`refuse_descriptors`) and hands out what came as it came, for
-`serve_asgi.ipc.packets` to decode: a child is not trusted. A child takes what the listener says as it is.
+The listener's end of a channel accepts no descriptors (`refuse_descriptors`) and returns packets undecoded, for
+`serve_asgi.ipc.packets`: a child is not trusted. A child trusts the listener's packets.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ import anyio
 from serve_asgi.errors import ChannelError
 
 PROTOCOL: Final = (0, 1)
-"""Version of the packets: that of the release's minor version. The first packet of a channel carries it."""
+"""Version of the packets: the release's minor version. The first packet of a channel carries it."""
 PROTOCOL_REACH: Final = 2
 """How many minor versions apart a listener and a worker may be (law 11)."""
 
 MAX_PACKET: Final = 200_000
 """Bytes in one packet; the kernel's default socket buffer admits 212,960 (socket(7), wmem_default)."""
 PAUSE: Final = 0.01
-"""Seconds until the next try where the kernel names no moment for it."""
+"""Seconds until the next attempt where the kernel has no event for it."""
 MAX_DESCRIPTORS: Final = 253
 """Descriptors in one message (unix(7), SCM_MAX_FD)."""
 
 SO_PASSRIGHTS: Final = 83
-"""Whether a peer may send descriptors (Linux 6.16, include/uapi/asm-generic/socket.h)."""
+"""Socket option: whether a peer may send descriptors (Linux 6.16, include/uapi/asm-generic/socket.h)."""
 
 _ROOM_WILL_COME: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})
 
 Packet = dict[str, Any]
-"""A JSON object; its `type` says what it is. Unknown members are passed over, so that minor versions can add some."""
+"""A JSON object; its `type` says what it is. Unknown members are ignored, so that minor versions can add some."""
 
 
 def speaks(version: object) -> bool:
-    """Whether a peer that announced `version` can be understood."""
+    """Whether a peer with this protocol version is compatible."""
     match version:
         case [int(major), int(minor)]:
             return major == PROTOCOL[0] and abs(minor - PROTOCOL[1]) <= PROTOCOL_REACH
@@ -61,22 +61,22 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def close_descriptors(descriptors: Iterable[int]) -> None:
-    """Close descriptors that arrived and are not wanted."""
+    """Close received descriptors that are not wanted."""
     for descriptor in descriptors:
         os.close(descriptor)
 
 
 def refuse_descriptors(end: socket.socket) -> None:
-    """Have the kernel keep out descriptors that the peer would send: closing one may block (SO_LINGER, socket(7)).
+    """Make the kernel reject descriptors from the peer, since closing one may block (SO_LINGER, socket(7)).
 
-    An older kernel knows no such thing: there whoever receives without room for them has them closed.
+    Older kernels cannot: there they are closed because the receiver has no room for them.
     """
     with contextlib.suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
 
 
 def hung_up(end: socket.socket) -> bool:
-    """Whether nothing more can come: a packet of no bytes reads as the end does."""
+    """Whether nothing more can come: an empty packet reads like the end."""
     poll = select.poll()
     poll.register(end, select.POLLRDHUP)
     return any(found & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, found in poll.poll(0))
@@ -91,18 +91,18 @@ class TruncatedDescriptors(ChannelError):
 
     @property
     def packet(self) -> Packet:
-        """What came, of a peer that is trusted."""
+        """The packet itself, from a trusted peer."""
         packet: Packet = json.loads(self.data)
         return packet
 
 
 class Channel:
-    """One end of a channel. `receive` and `send` may be waited for by one task each at a time."""
+    """One end of a channel. `receive` and `send` may be awaited by one task each at a time."""
 
     __slots__ = ("_room", "_socket")
 
     def __init__(self, end: socket.socket, descriptors: int = MAX_DESCRIPTORS) -> None:
-        """Take over the socket `end`; `close` closes it. So many `descriptors` may come with a packet."""
+        """Take over the socket `end`; `close` closes it. Up to `descriptors` may come with a packet."""
         end.setblocking(False)
         self._room = socket.CMSG_SPACE(descriptors * 4) if descriptors else 0
         if not descriptors:
@@ -113,7 +113,8 @@ class Channel:
         return self._socket.fileno()
 
     def try_send(self, packet: Packet, descriptors: Sequence[int] = ()) -> bool:
-        """Send at once; False if the other end's queue is full (EAGAIN) or too many descriptors travel (ETOOMANYREFS).
+        """Send at once; return False if the other end's queue is full (EAGAIN) or too many descriptors are in flight
+        (ETOOMANYREFS).
 
         Raises BrokenPipeError or ConnectionResetError if the other end is gone, ChannelError if the packet is too
         large.
@@ -133,17 +134,17 @@ class Channel:
         return True
 
     async def send(self, packet: Packet, descriptors: Sequence[int] = ()) -> None:
-        """Send, waiting for room as long as the caller lets it. Raises as `try_send`."""
+        """Send, waiting for room; the caller sets the deadline. Raises as `try_send`."""
         while not self.try_send(packet, descriptors):
             await anyio.wait_writable(self._socket)
             if self.try_send(packet, descriptors):
                 return
-            await anyio.sleep(PAUSE)  # room, and yet none: ETOOMANYREFS, for which there is no event
+            await anyio.sleep(PAUSE)  # writable, and yet no room: ETOOMANYREFS, for which there is no event
 
     def try_receive(self) -> tuple[Packet, list[int]] | None:
-        """The next packet and its descriptors, or None if there is none yet. For a peer that is trusted.
+        """The next packet and its descriptors, or None if there is none yet.
 
-        Raises EOFError at the end of the channel and ChannelError for what no peer of ours would send.
+        For a trusted peer. Raises EOFError at the end of the channel and ChannelError for an invalid packet.
         """
         received = self.try_receive_data()
         if received is None:
@@ -158,17 +159,17 @@ class Channel:
         return packet, descriptors
 
     def try_receive_data(self) -> tuple[bytes, list[int]] | None:
-        """The same, not decoded, as `serve_asgi.ipc.packets` wants it.
+        """The same, undecoded, for `serve_asgi.ipc.packets`.
 
-        Raises EOFError at the end of the channel, and ChannelError for a packet of any other size or with too many
-        descriptors; all of them are closed then.
+        Raises EOFError at the end of the channel, and ChannelError for a packet of invalid size or with too many
+        descriptors, all of which are closed.
         """
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(MAX_PACKET + 1, self._room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except ConnectionResetError:
-            # The other end was closed with packets unread. The kernel says so once, before what that end had sent.
+            # The other end was closed with unread packets. The kernel reports that once, before what that end has sent.
             return self.try_receive_data()
         descriptors = array.array("i")
         for level, kind, content in ancillary:
@@ -176,15 +177,15 @@ class Channel:
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
         if flags & socket.MSG_TRUNC:
             close_descriptors(descriptors)
-            raise ChannelError("a packet arrived that is longer than any of this protocol")
+            raise ChannelError("a packet arrived that is longer than this protocol allows")
         if not data and not flags & socket.MSG_CTRUNC:
             if not hung_up(self._socket):
-                raise ChannelError("a packet of no bytes")
+                raise ChannelError("an empty packet")
             raise EOFError
         if flags & socket.MSG_CTRUNC:
             close_descriptors(descriptors)
             if not self._room:
-                raise ChannelError("a packet with descriptors, of which none are taken")
+                raise ChannelError("a packet with descriptors, which are not accepted")
             raise TruncatedDescriptors(data)
         return data, descriptors.tolist()
 
@@ -195,25 +196,25 @@ class Channel:
         return received
 
     async def receive_data(self) -> tuple[bytes, list[int]]:
-        """Wait for the next packet, not decoded. Raises as `try_receive_data`."""
+        """Wait for the next packet, undecoded. Raises as `try_receive_data`."""
         while (received := self.try_receive_data()) is None:
             await anyio.wait_readable(self._socket)
         return received
 
     def detach(self) -> None:
-        """Leave this end open until the process ends."""
+        """Leave this end open until the process exits."""
         self._socket.detach()
 
     def close(self) -> None:
-        """Close this end; the other one reads its end, and a task that waits here gets ClosedResourceError."""
+        """Close this end; the other one reads the end, and a task that waits here gets ClosedResourceError."""
         if self._socket.fileno() >= 0:
-            with contextlib.suppress(RuntimeError):  # sniffio, where installed, sees no loop from within a callback
+            with contextlib.suppress(RuntimeError):  # sniffio, if installed, finds no loop in a callback
                 anyio.notify_closing(self._socket)
             self._socket.close()
 
 
 class SendQueue:
-    """What is to be sent over a channel, in order, by a task that waits in place of those who have something to say."""
+    """Packets to be sent over a channel, in order, by a task, so that no caller has to wait."""
 
     __slots__ = ("_channel", "_closed", "_empty", "_news", "_packets")
 
@@ -225,7 +226,7 @@ class SendQueue:
         self._closed = False
 
     def put(self, packet: Packet, lent: Sequence[int] = (), given: Sequence[int] = ()) -> None:
-        """Have a packet sent with descriptors: `lent` ones stay the caller's, `given` ones are closed once sent."""
+        """Queue a packet with descriptors: `lent` ones stay the caller's, `given` ones are closed once sent."""
         if self._closed:
             close_descriptors(given)
             return
@@ -235,31 +236,31 @@ class SendQueue:
         self._news.set()
 
     def _try_now(self, packet: Packet, lent: Sequence[int], given: Sequence[int]) -> bool:
-        """Send at once if nothing waits, so that none waits behind it: few descriptors are to be held at a time."""
+        """Send at once if the queue is empty, so that few descriptors are held at a time."""
         try:
             sent = not self._packets and self._channel.try_send(packet, [*lent, *given])
         except (OSError, ChannelError):
-            return False  # `run` meets the same and deals with it
+            return False  # `run` meets the same error and handles it
         if sent:
             close_descriptors(given)
         return sent
 
     def __len__(self) -> int:
-        """How many packets wait to be sent."""
+        """How many packets are queued."""
         return len(self._packets)
 
     def try_send_now(self, packet: Packet) -> bool:
-        """Send a packet now; False if it would have to wait. Raises as `Channel.try_send`."""
+        """Send a packet now; return False if it would have to wait. Raises as `Channel.try_send`."""
         return not self._packets and self._channel.try_send(packet)
 
     def to_state(self, descriptors: list[int]) -> list[tuple[Packet, list[int], list[int]]]:
-        """What has not been sent, for a program that takes this one's place; `descriptors` gets what goes with it."""
+        """What has not been sent, for a program that replaces this one; adds the descriptors to `descriptors`."""
         waiting = [(packet, list(lent), list(given)) for packet, lent, given in self._packets]
         descriptors += [descriptor for _, _, given in waiting for descriptor in given]
         return waiting
 
     async def run(self) -> None:
-        """Send what is put in, until it is closed or until the other end is gone, which its reader is told."""
+        """Send what is queued, until it is closed or the other end is gone, which the reader notices."""
         try:
             while not self._closed:
                 await self._news.wait()
@@ -271,7 +272,7 @@ class SendQueue:
                     close_descriptors(given)
                 self._empty.set()
                 self._empty = anyio.Event()
-        except (OSError, anyio.ClosedResourceError):  # EBADF: this end was closed at the moment when there was room
+        except (OSError, anyio.ClosedResourceError):  # EBADF: this end was closed just when there was room
             self.close()
 
     async def flushed(self) -> None:
@@ -280,7 +281,7 @@ class SendQueue:
             await self._empty.wait()
 
     def close(self) -> None:
-        """Drop what has not been sent, close the descriptors that were given with it, and end `run`."""
+        """Drop what has not been sent, close its `given` descriptors, and end `run`."""
         self._closed = True
         self._news.set()
         for _, _, given in self._packets:

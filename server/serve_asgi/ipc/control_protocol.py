@@ -1,18 +1,17 @@
-"""What is spoken on the control socket, and where the socket is: shared by the listener and the control command.
+"""The protocol of the control socket, and its path: shared by the listener and the commands.
 
-One request per connection: a line of JSON `{"version": 1, "command": …}`; the answer is a line of JSON `{"version": 1,
-"ok": …, "text": …}`, when the outcome is known. Before it, to who asks with `"follow": true` (reload, stop, follow), a
-line `{"version": 1, "record": {…}}` for each thing that happens (docs/reference/events.md). Unknown members are
-passed over on both sides.
+One request per connection: a line of JSON `{"version": 1, "command": …}`; the reply is a line of JSON `{"version": 1,
+"ok": …, "text": …}`, when the outcome is known. Before it, if the request has `"follow": true` (reload, stop, follow),
+a line `{"version": 1, "record": {…}}` for each event (docs/reference/events.md). Both sides ignore unknown members.
 
-- reload: wait (true), follow; the answer's detail is the traceback of what was refused
+- reload: wait (true), follow; the reply's detail is the traceback of refused code
 - reload-listener; drain: off; scale: to; logs-reopen; tls-reload
-- stop: delay (s of draining; --drain-delay if not said), follow: then the answer comes when the server has ended, and
-  its cut is the number of requests lost since the start
-- status, config: the answer's member of that name; stacks: timeout (s), and the same
-- schedules: name ("" for all); the answer's schedules
-- schedule: do (pause, resume or run), name; the answer to run comes when that has ended, and has its runs
-- follow: everything that happens until the end of the server, then cut
+- stop: delay (s of draining; default --drain-delay), follow: then the reply comes when the server has ended, and its
+  cut is the number of requests lost since the start
+- status, config: the reply's member of that name; stacks: timeout (s), and the same
+- schedules: name ("" for all); the reply's schedules
+- schedule: do (pause, resume or run), name; the reply to run comes when the run has ended, and has its runs
+- follow: all events until the end of the server, then cut
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ LINE_LIMIT: Final = 4 * 1024 * 1024
 
 
 def runtime_directories() -> list[Path]:
-    """Where control sockets lie, the best place first: the service manager's, the user's, the system's."""
+    """The directories for control sockets, the best first: the service manager's, the user's, the system's."""
     places = [os.environ[name] for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR") if os.environ.get(name)]
     if os.geteuid() == 0:
         places.append("/run")
@@ -37,10 +36,10 @@ def runtime_directories() -> list[Path]:
 
 
 def private(directory: Path, *, any_owner: bool = False) -> bool:
-    """Whether `directory` is its owner's alone to write to, and that is us: nobody else may have put a socket there.
+    """Whether only its owner can write to `directory`, and that is us, so that nobody else can have put a socket there.
 
-    `any_owner`: it may be another's, as that of a service with a user of its own, if it lies where only root or that
-    user can make one; in /run/lock or /tmp it may be anybody's.
+    `any_owner`: it may be another user's, such as a service's, if only root or that user can create a directory there,
+    unlike in /run/lock or /tmp.
     """
     try:
         found, above = directory.lstat(), directory.parent.stat()
@@ -54,12 +53,12 @@ def private(directory: Path, *, any_owner: bool = False) -> bool:
 
 
 def default_socket(pid: int) -> Path:
-    """The path of the control socket of the listener `pid`. Raises OSError if there is no directory for it."""
+    """The path of the listener `pid`'s control socket. Raises OSError if there is no directory for it."""
     return runtime_directory() / f"{pid}.sock"
 
 
 def runtime_directory() -> Path:
-    """The first directory that can be used, made if need be. Raises OSError if there is none."""
+    """The first usable directory, created if necessary. Raises OSError if there is none."""
     trouble: OSError | None = None
     for directory in runtime_directories():
         try:

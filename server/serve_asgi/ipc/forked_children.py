@@ -1,19 +1,19 @@
-"""Processes that the application forks: they are not this one, and hold nothing of what makes it a worker or agent.
+"""Makes a process that the application forks give up everything that makes its parent a worker or an agent.
 
 A child of fork(2) has a copy of everything: the listening sockets, which keep the port from the next server; clients'
-connections, which do not end for their clients; the channel, at whose end others notice a death; handlers under which
-SIGTERM does nothing; and the stack of our event loop, to which it returns if its code does not end it. So it gives all
-of that up before `os.fork` returns in it (os.register_at_fork): whoever forks, in whatever thread, at whatever time.
+connections, which stay open for their clients; the channel, whose end is how others notice a death; signal handlers
+that ignore SIGTERM; and the stack of our event loop, to which it returns unless its code exits. So it gives all of that
+up before `os.fork` returns in it (os.register_at_fork), whichever code forks, in whatever thread, at whatever time.
 
-Rules. What is open when the application's first code runs is ours, apart from what this process was started with
-(`claim`); what comes and goes later its owner tells (`own`). A descriptor is not closed but replaced by one on which
-everything fails as on a closed one (O_PATH, open(2)): its number stays taken, so that nothing that still knows it, such
-as the finaliser of a socket, can meet a file of the child's. Only this process's table is touched: no shutdown(2), no
-epoll_ctl(2), which would reach the parent. Signals are blocked while the fork is under way, so that none is lost
-between the parent's handlers and the child's defaults.
+Rules. Descriptors that are open when the application's first code runs are ours, except those that this process was
+started with (`claim`); owners of later ones register (`own`). A descriptor is not closed but replaced by one on which
+everything fails as on a closed one (O_PATH, open(2)): its number stays taken, so that whatever still knows it, such as
+the finaliser of a socket, cannot hit a file of the child's. Only this process's table is touched: no shutdown(2), no
+epoll_ctl(2), which would affect the parent. Signals are blocked during the fork, so that none is lost between the
+parent's handlers and the child's defaults.
 
-A fork that goes past Python (a C library's) cannot be seen. What is executed afresh (subprocess, posix_spawn, the
-methods spawn and forkserver of multiprocessing) inherits nothing, since all our descriptors are close-on-exec.
+A fork that bypasses Python (in a C library) goes unnoticed. New programs (subprocess, posix_spawn, the methods spawn
+and forkserver of multiprocessing) inherit nothing, since all our descriptors are close-on-exec.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from typing import Any, Final, NoReturn
 from serve_asgi.logs.server_log import about
 
 HIGHEST: Final = 4096
-"""Where /proc cannot be read, descriptors are looked for below this number."""
+"""Without /proc, descriptors below this number are tried."""
 EPOLL: Final = "anon_inode:[eventpoll]"
 """What /proc shows of an epoll descriptor (proc_pid_fd(5))."""
 STANDARD: Final = 3
-"""Descriptors below this one are everybody's."""
+"""Descriptors below this number are stdin, stdout and stderr."""
 
 log = logging.getLogger("serve")
 
 Identity = tuple[int, int]
-"""Of an open file: st_dev and st_ino (stat(3type))."""
+"""An open file's st_dev and st_ino (stat(3type))."""
 
 
 class _ForkState:
-    """What a forked child must let go of."""
+    """What a forked child must give up."""
 
     def __init__(self) -> None:
         self.registered = False
@@ -68,7 +68,7 @@ _blocked: Final = threading.local()
 
 
 def begin(own: Iterable[int] = ()) -> None:
-    """At the start of a process that will run the application: what is open now is not ours, apart from `own`."""
+    """At the start of a process that will run the application: open descriptors are not ours, except `own`."""
     _state.foreign = frozenset(_open_descriptors()) - set(own)
     if not _state.registered:
         _state.registered = True
@@ -76,12 +76,12 @@ def begin(own: Iterable[int] = ()) -> None:
 
 
 def handles(number: int, handler: Any, before: Any) -> None:
-    """The signal's handler is ours; a child gets the one of `before`, unless the application has set its own."""
+    """Declare a signal handler as ours; a child gets `before` instead, unless the application has set its own."""
     _state.handlers[number] = (handler, before)
 
 
 def claim(loop: asyncio.AbstractEventLoop) -> None:
-    """Before the application's first code runs: what has been opened since `begin` is ours, and so is `loop`."""
+    """Before the application's first code runs: descriptors opened since `begin` are ours, and so is `loop`."""
     for number in set(_open_descriptors()) - _state.foreign:
         if number >= STANDARD and (identity := _identity(number)) is not None:
             _state.claimed[number] = identity
@@ -92,12 +92,12 @@ def claim(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def own(descriptors: Callable[[], Iterable[int]]) -> None:
-    """In a child, `descriptors()` says what else is ours."""
+    """Register `descriptors`, which returns further descriptors of ours when called in a child."""
     _state.owners.append(descriptors)
 
 
 def in_child(do: Callable[[], object]) -> None:
-    """Have this done in a child, before the descriptors are given up."""
+    """Register a call in a child, before the descriptors are given up."""
     _state.farewells.append(do)
 
 
@@ -107,7 +107,7 @@ def forked() -> bool:
 
 
 class Ended:
-    """Stands for loop and transports in a child: whatever is asked of it, the child has come back to our code."""
+    """Stands for loop and transports in a child: any use means that the child has returned to our code."""
 
     kept: object = None
     """What it stands for, so that no finaliser runs."""
@@ -117,9 +117,9 @@ class Ended:
 
 
 def come_back(*_: object, **__: object) -> NoReturn:
-    """The child's code has returned, or raised, into the server's: the request and the loop are the parent's."""
+    """End a child whose code has returned, or raised, into the server's: the request and the loop are the parent's."""
     leave(sys.exception())
-    text = "a process that the application forked came back to the server's code and is ended; let it end by os._exit()"
+    text = "a process that the application forked returned to the server's code and is ended; end it with os._exit()"
     try:
         log.warning(text, extra=about("forked_process_ended"))
     finally:
@@ -127,7 +127,7 @@ def come_back(*_: object, **__: object) -> NoReturn:
 
 
 def leave(error: BaseException | None) -> None:
-    """If this is a child whose code has raised SystemExit, end it as that says, without its parent.s exit handlers."""
+    """If this is a child whose code has raised SystemExit, exit accordingly, without its parent's exit handlers."""
     if _state.forked and isinstance(error, SystemExit):
         if error.code is not None and not isinstance(error.code, int):
             print(error.code, file=sys.stderr)
@@ -165,14 +165,14 @@ def _in_child() -> None:
     for step in steps:
         try:
             step()
-        except Exception:  # the others are still to be done
+        except Exception:  # the others still have to run
             sys.excepthook(*sys.exc_info())
     state.owners, state.farewells, state.claimed = [], [], {}
     _unblock()
 
 
 def _reset_signals() -> None:
-    """Handlers of ours, and those by which an event loop of the parent's is told, would swallow the child's signals."""
+    """Reset our handlers, and those of the parent's event loop, which would swallow the child's signals."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         present = signal.getsignal(number)
@@ -180,18 +180,18 @@ def _reset_signals() -> None:
         if present is not None and (present is ours or _is_loops(present)):
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, usual if before is None else before)
-    if signal.getsignal(signal.SIGCHLD) is None:  # libuv's, which writes to a pipe of the parent's
+    if signal.getsignal(signal.SIGCHLD) is None:  # libuv's handler, which writes to a pipe of the parent's
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _leave_loop() -> None:
-    """Whatever would make the loop go on here ends the child, before any other callback or task runs a second time."""
+    """End the child if it would continue the loop, before any other callback or task runs a second time."""
     loop: Any = _state.loop
     if loop is None:
         return
     if threading.get_ident() == _state.loop_thread:
-        # The queue of callbacks, which one of the loops keeps to itself. It is being worked off while this runs, by its
-        # length: so it stays as long as it is.
+        # The queue of callbacks, which one of the loops does not expose. The loop is iterating over its length while
+        # this runs: so the length must not change.
         ready = getattr(loop, "_ready", None)
         if ready is None:
             ready = next((each for each in gc.get_referents(loop) if isinstance(each, collections.deque)), None)
@@ -213,14 +213,14 @@ def _give_up() -> None:
     if sys.version_info < (3, 13):
         numbers |= _memory()
     numbers = {number for number in numbers if number >= STANDARD}
-    for number in numbers & state.epolls:  # where the loop, before it comes to our callback, may look once more
+    for number in numbers & state.epolls:  # the loop may poll them once more before it reaches our callback
         with contextlib.suppress(OSError), select.epoll() as empty:
             os.dup2(empty.fileno(), number, inheritable=False)
             numbers.discard(number)
     if not numbers:
         return
     spare = numbers.pop()
-    os.close(spare)  # so that there is room for the next one, also at the limit of open files
+    os.close(spare)  # so that there is room for the next one, even at the limit of open files
     placeholder = os.open("/", os.O_PATH | os.O_CLOEXEC)
     if placeholder != spare:
         numbers.add(spare)
@@ -232,8 +232,8 @@ def _give_up() -> None:
 
 
 def _is_loops(handler: Any) -> bool:
-    """Whether a signal's handler belongs to an event loop, or to what runs one."""
-    if isinstance(handler, functools.partial):  # asyncio.Runner's, for SIGINT
+    """Whether a signal handler belongs to an event loop, or to its runner."""
+    if isinstance(handler, functools.partial):  # asyncio.Runner's handler of SIGINT
         handler = handler.func
     of = getattr(handler, "__self__", None)
     name = getattr(handler, "__qualname__", "")
@@ -245,11 +245,11 @@ def _open_descriptors() -> list[int]:
         numbers: Iterable[int] = map(int, os.listdir("/proc/self/fd"))
     except OSError:
         numbers = range(HIGHEST)
-    return [number for number in numbers if _identity(number) is not None]  # without the one of the directory itself
+    return [number for number in numbers if _identity(number) is not None]  # without the directory's own
 
 
 def _memory() -> set[int]:
-    """The descriptors of our shared memory: those that mmap.mmap holds by itself tell nobody their number."""
+    """The descriptors of our shared memory: mmap.mmap does not expose the numbers of those that it holds."""
     found = set()
     for number in _open_descriptors():
         with contextlib.suppress(OSError):
@@ -259,7 +259,7 @@ def _memory() -> set[int]:
 
 
 def _identity(number: int) -> Identity | None:
-    """Of what the descriptor is open on; None if it is not open."""
+    """The identity of the open file; None if the descriptor is not open."""
     try:
         status = os.fstat(number)
     except OSError:

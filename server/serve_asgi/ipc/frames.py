@@ -1,8 +1,8 @@
-"""Frames: what travels between a process and its hub, one in each packet.
+"""Frames between a process and its hub, one per packet.
 
-A frame is a kind, a head (a small map) and a body that whoever forwards it does not look into: two bytes with the
-length of the head, kind and head as MessagePack, and the body as it is. Payloads and values are MessagePack as well
-(https://msgpack.org): what JSON has, and bytes.
+A frame is a kind, a head (a small map) and a body that is forwarded without being read: two bytes with the length of
+the head, kind and head as MessagePack, and the body as it is. Payloads and values are MessagePack as well
+(https://msgpack.org): JSON's types, and bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
 
 class ValidatedFrame(NamedTuple):
-    """A frame of a process that is not trusted; `head` is its kind's struct (of `serve_asgi.ipc.untrusted_input`)."""
+    """A frame of an untrusted process; `head` is its kind's struct (of `serve_asgi.ipc.untrusted_input`)."""
 
     kind: str
     head: Any
@@ -43,17 +43,17 @@ class ValidatedFrame(NamedTuple):
 
 
 def split_frame(data: bytes) -> tuple[str, msgspec.Raw, bytes]:
-    """A frame's kind, its head as it came, and its body. Raises ChannelError for what is no frame."""
+    """A frame's kind, its undecoded head, and its body. Raises ChannelError for an invalid frame."""
     try:
         if len(data) > MAX_FRAME:
-            raise ValueError("it is longer than any")
+            raise ValueError("it is too long")
         (length,) = _LENGTH.unpack_from(data)
         end = _LENGTH.size + length
         kind, head = _OPENED.decode(data[2:end])
         if end > len(data):
             raise ValueError("it is shorter than announced")
     except (struct.error, *BAD) as error:
-        raise ChannelError(f"a packet that holds no frame: {why(error)}") from None
+        raise ChannelError(f"a packet that is not a frame: {why(error)}") from None
     return kind, head, data[end:]
 
 
@@ -66,7 +66,7 @@ def encode(kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> 
 
 
 def decode(data: bytes) -> Frame:
-    """The reverse of `encode`. Raises ChannelError for what is no frame."""
+    """The reverse of `encode`. Raises ChannelError for an invalid frame."""
     try:
         (length,) = _LENGTH.unpack_from(data)
         end = _LENGTH.size + length
@@ -74,12 +74,12 @@ def decode(data: bytes) -> Frame:
         if end > len(data) or not isinstance(kind, str) or not isinstance(head, dict):
             raise ValueError
     except (ValueError, TypeError, struct.error, msgpack.UnpackException):
-        raise ChannelError("a packet arrived that holds no frame") from None
+        raise ChannelError("a packet arrived that is not a frame") from None
     return Frame(kind, head, data[end:])
 
 
 class NotSendable(TypeError):
-    """A value that cannot travel between processes: the message says which part of it, and what can."""
+    """A value that cannot be sent between processes: the message says which part, and what can be sent."""
 
 
 def pack_value(value: Any, what: str) -> bytes:
@@ -100,7 +100,7 @@ def pack_value(value: Any, what: str) -> bytes:
 
 
 def pack_sendable(value: Any, what: str) -> bytes:
-    """As `pack_value`, for a value of an application's: what is sent can also be read. Raises NotSendable."""
+    """As `pack_value`, for an application's value: also ensures that it can be unpacked. Raises NotSendable."""
     found = pack_value(value, what)
     if isinstance(value, dict | list | tuple):
         try:
@@ -113,7 +113,7 @@ def pack_sendable(value: Any, what: str) -> bytes:
 
 
 def unpack_value(data: bytes) -> Any:
-    """The reverse of `pack_value`. Raises ChannelError for what is no value."""
+    """The reverse of `pack_value`. Raises ChannelError for an invalid value."""
     try:
         return msgpack.unpackb(data, strict_map_key=False)
     except (ValueError, TypeError, msgpack.UnpackException):

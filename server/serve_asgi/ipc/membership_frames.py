@@ -1,10 +1,10 @@
-"""What a hub and its members (the workers and the agent) say about membership, and the words for it.
+"""Frames about membership between a hub and its members (the workers and the agent), and their terms.
 
 member -> hub
     up        {}                                              its handlers and schedules have been sent
 hub -> member
-    present   {ready, members: [[id, role, generation, slot, phase], …]}   who is there, after each change
-    retire    {}                                              no new work comes
+    present {ready, members: [[id, role, generation, slot, phase], …]} all members, after each change
+    retire {} it gets no new work
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Role(enum.StrEnum):
 
 
 class MemberPhase(enum.Enum):
-    """Where a member is: what may be sent to it."""
+    """The phase of a member, which decides what may be sent to it."""
 
-    EXPECTED = "expected"  # it starts: what is for it waits
-    UP = "up"  # its application is loaded, its handlers are known; it does not serve yet
+    EXPECTED = "expected"  # it is starting: messages for it wait
+    UP = "up"  # its application is loaded and its handlers are known; it does not serve yet
     SERVING = "serving"
-    RETIRING = "retiring"  # it finishes what it has and gets no new work
+    RETIRING = "retiring"  # it finishes its work and gets no more
 
 
 class UpFrame(msgspec.Struct):

@@ -1,15 +1,15 @@
 """Messages on the wire between a process and its hub: the frames, and the batches in which messages travel.
 
 member -> hub
-    msg.topics   {topics: {topic: concurrency}}            which it handles from now on; 0: no more
+    msg.topics   {topics: {topic: concurrency}}            topics that it handles from now on; 0: no more
     msg.send     {m: [[id, kind, topic, ack mode, limit, slot, length], …]} body=the payloads, one after another
                  slot: of DIRECT, -1 for the agent; of BROADCAST, 0 for the workers alone, -1 for all
-    msg.withdraw {m: [id, …]}                              it does not wait any longer
-    msg.done     {m: [[delivery, ok, length], …]} body     handlers have ended; replies, or what went wrong
+    msg.withdraw {m: [id, …]}                              it no longer waits
+    msg.done     {m: [[delivery, ok, length], …]} body     handlers have ended; replies or errors
     msg.return     {m: [delivery, …], all?}                  not started, and will not be; all: once, when it retires
 hub -> member
     msg.deliver     {m: [[delivery, handled topic, id, attempt, kind, ack mode, origin, subject, length], …]} body
-    msg.last     {}                                        it retires: all that was queued for it before has been sent
+    msg.last     {}                                        it retires: everything queued for it has been sent
     msg.confirm     {m: [[id, outcome, value, length], …]} body
                  outcome: a accepted (deliveries) | h handled ([attempt, role, slot, generation]) | r reply (body)
                  | x the handler raised (body) | f failed ([code, text]); `a` is not the last where more is wanted
@@ -30,18 +30,18 @@ from serve_asgi.ipc.untrusted_input import Count, Short
 DEAD_LETTER_TOPIC: Final = "serve:dead"
 """The topic under which dead letters are delivered."""
 RESERVED: Final = "serve:"
-"""Topics that begin so are the server's own: no process sends to them."""
+"""Prefix of the server's own topics: no process can send to them."""
 MAX_TOPICS_PER_FRAME: Final = 200
-"""Topics in one frame at most; `serve_asgi.app.message_receiver` sends half as many."""
+"""Most topics in one frame; `serve_asgi.app.message_receiver` sends half as many."""
 Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 FRAME_MESSAGES: Final = 8
-"""Messages in one frame at most."""
+"""Most messages in one frame."""
 FRAME_BYTES: Final = 60_000
 """Bytes of payload in one frame, unless a single payload is larger."""
 
 
 class MessageKind(enum.IntEnum):
-    """Whom a message is for."""
+    """The destination of a message."""
 
     BROADCAST = 0  # for every process, or every worker, that handles the topic
     DIRECT = 1  # for one slot, or the agent
@@ -51,14 +51,14 @@ class MessageKind(enum.IntEnum):
 class AckMode(enum.IntEnum):
     """What the sender waits for."""
 
-    ACCEPTED = 0  # each destination has room for it in its queue
-    REPLY = 1  # what the handler returns
-    HANDLED = 2  # the handler has ended, well or badly; it is delivered again if the process dies before
-    SUCCESS = 3  # the handler has ended well; it is delivered again if it raises, too
+    ACCEPTED = 0  # until each destination has room for it in its queue
+    REPLY = 1  # for what the handler returns
+    HANDLED = 2  # until the handler has ended, successfully or not; redelivered if the process dies before
+    SUCCESS = 3  # until the handler has succeeded; redelivered if it raises, too
 
 
 class SendEntry(msgspec.Struct, array_like=True, gc=False):
-    """One of `msg.send`."""
+    """An entry of `msg.send`."""
 
     id: Short
     kind: MessageKind
@@ -76,7 +76,7 @@ class SendFrame(msgspec.Struct):
 
 
 class DoneEntry(msgspec.Struct, array_like=True, gc=False):
-    """One of `msg.done`."""
+    """An entry of `msg.done`."""
 
     delivery: Count
     ok: bool
@@ -117,11 +117,11 @@ MESSAGE_FRAMES: Final[Mapping[str, type]] = {
     "msg.done": DoneFrame,
     "msg.return": ReturnFrame,
 }
-"""What a member may send about messages, and the struct of each head."""
+"""The kinds that a member may send, and the struct of each head."""
 
 
 class EntryBatch:
-    """Entries for one member, to be sent as few frames."""
+    """Entries for one member, to be sent in few frames."""
 
     __slots__ = ("bodies", "entries", "kind", "size")
 
@@ -133,7 +133,7 @@ class EntryBatch:
 
 
 class FrameBatcher:
-    """Frames `msg.deliver` and `msg.confirm`, collected until the event at hand has been dealt with."""
+    """Collects frames `msg.deliver` and `msg.confirm` until the current event has been handled."""
 
     def __init__(self, send: Callable[[int, bytes], None]) -> None:
         """`send` sends an encoded frame to a member."""
@@ -143,19 +143,19 @@ class FrameBatcher:
         self._last: list[int] = []
 
     def deliver(self, member: int, entry: list[Any], body: bytes) -> None:
-        """Deliver a message; the length of the payload is put at the end of `entry`."""
+        """Deliver a message; the length of the payload is appended to `entry`."""
         self._add(self._deliveries, "msg.deliver", member, entry, body)
 
     def confirm(self, member: int, entry: list[Any], body: bytes = b"") -> None:
-        """Tell a sender what became of its message."""
+        """Report the outcome of a message to its sender."""
         self._add(self._confirmations, "msg.confirm", member, entry, body)
 
     def last(self, member: int) -> None:
-        """Tell a retiring member that it has been sent all that was queued for it before."""
+        """Tell a retiring member that everything queued for it has been sent."""
         self._last.append(member)
 
     def flush(self) -> None:
-        """Send it all."""
+        """Send everything collected."""
         for batches in (self._confirmations, self._deliveries):
             if batches:
                 for member, batch in batches.items():
@@ -182,7 +182,7 @@ class FrameBatcher:
 
 
 class SizedEntry(Protocol):
-    """An entry whose payload has this size."""
+    """An entry with the size of its payload."""
 
     @property
     def size(self) -> int: ...
@@ -192,7 +192,7 @@ S = TypeVar("S", bound=SizedEntry)
 
 
 def split_bodies(found: Sequence[S], body: bytes) -> Iterator[tuple[S, bytes]]:
-    """The entries of a member's frame, each with its payload. Raises ChannelError if the sizes are not those."""
+    """The entries of a member's frame, each with its payload. Raises ChannelError if the sizes do not match."""
     at = 0
     for entry in found:
         end = at + entry.size
@@ -203,13 +203,13 @@ def split_bodies(found: Sequence[S], body: bytes) -> Iterator[tuple[S, bytes]]:
 
 
 def split_entries(frame: Frame) -> list[tuple[list[Any], bytes]]:
-    """The entries of a frame with many of them, each with its payload. Raises LookupError, TypeError or ValueError."""
+    """The entries of a frame, each with its payload. Raises LookupError, TypeError or ValueError."""
     body, at = frame.body, 0
     found: list[tuple[list[Any], bytes]] = []
     for entry in frame.head["m"]:
         end = at + entry[-1]
         if end > len(body) or end < at:
-            raise ValueError("the payloads do not fit the lengths")
+            raise ValueError("the payloads do not match the lengths")
         found.append((entry, body[at:end]))
         at = end
     return found

@@ -1,8 +1,8 @@
-"""The open-files limit of this process (getrlimit(2), RLIMIT_NOFILE): raised at the start, and never used up.
+"""The open-files limit of this process (getrlimit(2), RLIMIT_NOFILE): raised at the start, and never exhausted.
 
-It owns how many descriptors are kept for what must not fail (packets that bring some, the hand-over, logs, files of the
-application), and how it is known that only those are left. The kernel gives a new descriptor the lowest free number
-(open(2)), so that the number of the latest tells without counting, whoever in the process opens and closes them.
+It owns how many descriptors are reserved for what must not fail (packets with descriptors, the hand-over, logs, files
+of the application), and how to tell that only those are left. The kernel gives a new descriptor the lowest free number
+(open(2)), so that the latest number is enough, without counting, whatever code opens and closes descriptors.
 """
 
 from __future__ import annotations
@@ -14,34 +14,35 @@ import sys
 from typing import Final
 
 MOST_RAISED: Final = 65_536
-"""The soft limit is raised to the hard one, but to no more than this: some programs close all that there could be."""
+"""The soft limit is raised to the hard one, but no further than this: some programs close all possible descriptors."""
 KEPT: Final = 8
-"""Descriptors that are kept of any limit, and a sixteenth of it besides."""
+"""Descriptors that are reserved of any limit, besides a sixteenth of it."""
 MOST_KEPT: Final = 256
 PAUSE: Final = 0.1
-"""Seconds between two looks at whether there are some again: nothing tells when others of the process close one."""
+"""Seconds between two checks for free descriptors: there is no event when other code closes one."""
 
 
 def raise_limit() -> None:
-    """Raise the soft limit, which is 1,024 by custom for the sake of select(2), towards the hard one.
+    """Raise the soft limit, usually 1,024 for the sake of select(2), towards the hard one.
 
-    Processes that are started from here on inherit it. Whoever wants less lowers the hard limit (`ulimit -n`).
+    Processes that are started from here on inherit it. To limit it, lower the hard limit (`ulimit -n`).
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_RAISED if hard == resource.RLIM_INFINITY else min(hard, MOST_RAISED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # forbidden by some sandbox: it is a convenience
+        with contextlib.suppress(OSError, ValueError):  # forbidden by a sandbox: it is only a convenience
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def limit() -> int:
-    """One more than the largest number that a descriptor can have now."""
+    """The current limit: one more than the largest descriptor number."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def reserve(most: int) -> int:
-    """How many descriptors are kept of a limit of `most`: 12 of 64, 24 of 256, 72 of 1,024, 256 of 4,096 and more."""
+    """How many descriptors are reserved of a limit of `most`: 12 of 64, 24 of 256, 72 of 1,024, 256 of 4,096 and
+    more."""
     return min(KEPT + most // 16, MOST_KEPT)
 
 
@@ -53,7 +54,7 @@ def lowest_free() -> int:
 
 
 def available(below: int = sys.maxsize) -> bool:
-    """Whether there is one left, with a number `below` this."""
+    """Whether a descriptor is left, with a number `below` this."""
     try:
         return lowest_free() < below
     except OSError:

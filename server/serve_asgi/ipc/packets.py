@@ -1,7 +1,7 @@
-"""The packets that the listener's children, and workers among themselves, may send over a channel.
+"""The packets that the listener's children may send, and workers to each other, over a channel.
 
-Each struct is one type of packet with its members, in one direction: what the listener says to its children, they take
-as it is, for it is trusted. The wire is JSON (`serve_asgi.ipc.channel`).
+Each struct is one type of packet. The listener's own packets have none, since it is trusted. The encoding is JSON
+(`serve_asgi.ipc.channel`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Packet(msgspec.Struct, frozen=True, tag_field="type"):
 
 
 class Abilities(msgspec.Struct, frozen=True):
-    """How a process can be made to tell its stacks (`serve_asgi.listener.stack_dumps`)."""
+    """How to obtain the stacks of a process (`serve_asgi.listener.stack_dumps`)."""
 
     signal: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     loop_thread: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
@@ -28,14 +28,14 @@ class Abilities(msgspec.Struct, frozen=True):
 
 
 class Hello(Packet, frozen=True, tag="hello"):
-    """It lives, and speaks this version."""
+    """It is alive, and speaks this version."""
 
     protocol: Annotated[list[Count], msgspec.Meta(max_length=8)] = []
     window: Abilities | None = None
 
 
 class Failed(Packet, frozen=True, tag="failed"):
-    """It could not become what it was started for."""
+    """It has failed to start."""
 
     message: Sentence
     detail: Text = ""
@@ -43,40 +43,40 @@ class Failed(Packet, frozen=True, tag="failed"):
 
 
 class Ready(Packet, frozen=True, tag="ready"):
-    """A worker: imported, its lifespan started."""
+    """A worker: imported, its lifespan has started."""
 
 
 class Accepts(Packet, frozen=True, tag="accepts"):
-    """A worker: it takes connections from now on."""
+    """A worker: it accepts connections from now on."""
 
 
 class Recycle(Packet, frozen=True, tag="recycle"):
-    """A worker: it wants another one in its place."""
+    """A worker: it requests to be replaced."""
 
     reason: Sentence
 
 
 class WorkerEnded(Packet, frozen=True, tag="finished"):
-    """A worker has ended in order."""
+    """A worker has ended normally."""
 
     cut: Count = 0
     handed_over: Count = 0
 
 
 class Withdrawn(Packet, frozen=True, tag="withdrawn"):
-    """A worker takes back what it has offered over a pair."""
+    """A worker withdraws its offers over a pair."""
 
     pair: Count
 
 
 class Lost(Packet, frozen=True, tag="lost"):
-    """A worker has not got the descriptors of a pair: it asks for another one."""
+    """A worker has not received the descriptors of a pair: it requests another one."""
 
     pair: Count
 
 
 class Orphaned(Packet, frozen=True, tag="orphaned"):
-    """A worker asks what becomes of what it was offered over a pair."""
+    """A worker asks for a verdict on the offers of a pair."""
 
     pair: Count
 
@@ -97,7 +97,7 @@ class Prepared(Packet, frozen=True, tag="prepared"):
 
 
 class Waits(Packet, frozen=True, tag="waits"):
-    """An agent: another server's agent is in its way."""
+    """An agent: another server's agent has the lock."""
 
     holder: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
@@ -111,7 +111,7 @@ class Returned(Packet, frozen=True, tag="returned"):
 
 
 class AgentEnded(Packet, frozen=True, tag="finished"):
-    """An agent has ended in order."""
+    """An agent has ended normally."""
 
 
 FROM_WORKER: Final[Packets[Packet]] = Packets(
@@ -119,7 +119,7 @@ FROM_WORKER: Final[Packets[Packet]] = Packets(
 )
 FROM_AGENT: Final[Packets[Packet]] = Packets(Hello, Failed, Prepared, Waits, Entered, Returned, AgentEnded)
 ONCE: Final = (Hello, Failed, Ready, Accepts, Recycle, WorkerEnded, Prepared, Entered, Returned, AgentEnded)
-"""What a process says once in its life."""
+"""Packets that a process may send only once."""
 
 
 # From the watchdog of a worker or an agent
@@ -138,7 +138,7 @@ class Thread(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Stacks(Packet, frozen=True, tag="stacks"):
-    """What the process does."""
+    """What the process is doing."""
 
     threads: Annotated[list[Thread], msgspec.Meta(max_length=1_000)]
     threads_total: Count
@@ -155,7 +155,7 @@ FROM_WATCHDOG: Final[Packets[Packet]] = Packets(Stacks)
 
 Address: TypeAlias = tuple[Annotated[str, msgspec.Meta(max_length=1_000)], int | None] | None
 MOST_IN_RECORD: Final = 100_000
-"""Characters of the leftover in a record; what is longer travels beside it."""
+"""Characters of the leftover in a record; a longer one travels in a memfd."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -172,7 +172,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Offer(Packet, frozen=True, tag="offer"):
-    """A connection, whose descriptor comes with it."""
+    """A connection; its descriptor comes with the packet."""
 
     offer: Count
     record: Record
@@ -191,7 +191,7 @@ class Take(Packet, frozen=True, tag="take"):
 
 
 class Refuse(Packet, frozen=True, tag="refuse"):
-    """The receiver does not want it."""
+    """The receiver refuses it."""
 
     offer: Count
 
@@ -201,11 +201,11 @@ FROM_RECEIVER: Final[Packets[Packet]] = Packets(Take, Refuse)
 
 
 def tag(kind: type[Packet]) -> str:
-    """What its `type` is."""
+    """The packet's `type`."""
     return str(kind.__struct_config__.tag)
 
 
 def members(packet: msgspec.Struct) -> dict[str, Any]:
-    """Its members as plain values."""
+    """The packet's members as plain values."""
     plain: dict[str, Any] = msgspec.to_builtins(packet)
     return plain

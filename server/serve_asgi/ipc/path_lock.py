@@ -1,6 +1,6 @@
-"""A lock on a path: PATH.lock, held by flock(2), so that it ends with its process however that dies.
+"""A lock on a path: PATH.lock, locked by flock(2), so that the lock ends with its process however that dies.
 
-A file beside the path is locked rather than the path itself: a socket cannot be, and a pid file must appear whole,
+A separate file is locked rather than the path itself, because a socket cannot be locked, and a pid file is only created
 later.
 """
 
@@ -16,7 +16,7 @@ from serve_asgi.ipc.shut_out_clients import unlink_own
 
 
 class InUseError(ServeError):
-    """Somebody holds the address or path now; it may be free later. `holder` is the PID, where it is known."""
+    """Another process holds the address or path at present. `holder` is its PID, if known."""
 
     def __init__(self, holder: int | None = None) -> None:
         super().__init__(f"in use by PID {holder}" if holder else "in use")
@@ -29,9 +29,9 @@ class PathLock:
     __slots__ = ("_fd", "_path")
 
     def __init__(self, path: str, holder: int = 0) -> None:
-        """Take PATH.lock, for the process `holder` if that is another one, which others are told of.
+        """Take PATH.lock; the file names this process, or `holder`.
 
-        Raises InUseError if another holds it, and UsageError if it cannot be made.
+        Raises InUseError if another process holds it, and UsageError if it cannot be created.
         """
         self._path = os.path.abspath(path) + ".lock"
         while True:
@@ -49,7 +49,7 @@ class PathLock:
             raise unusable(path, error) from None
 
     def _lock_and_check(self) -> bool:
-        """Lock the open file; False if its holder removed it before we locked it, so that it is to be made anew."""
+        """Lock the open file; return False if its holder removed it before, so that it has to be created again."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours = os.fstat(self._fd)
@@ -66,20 +66,21 @@ class PathLock:
         return False
 
     def to_state(self, descriptors: list[int]) -> dict[str, Any]:
-        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that replaces this one; adds to `descriptors` those that must stay
+        open."""
         descriptors.append(self._fd)
         return {"fd": self._fd, "path": self._path}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> PathLock:
-        """The lock of this very process, which held it before: flock(2) locks outlive execve(2)."""
+        """The lock that this process already holds: flock(2) locks survive execve(2)."""
         lock = cls.__new__(cls)
         lock._fd, lock._path = state["fd"], state["path"]
         os.set_inheritable(lock._fd, False)
         return lock
 
     def release(self) -> None:
-        """Remove the lock's file and give the lock up; once is enough, more does no harm."""
+        """Remove the lock file and release the lock; may be called again."""
         if self._fd < 0:
             return
         ours = os.fstat(self._fd)
@@ -89,11 +90,11 @@ class PathLock:
 
 
 def unusable(path: str, error: OSError) -> UsageError:
-    """What a failed attempt to make `path` means for a person."""
+    """The error for `path`, which could not be created."""
     directory = os.path.dirname(path) or "."
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
-            return UsageError(f"there is no directory {directory} for {path}: make it, or choose another path")
+            return UsageError(f"there is no directory {directory} for {path}: create it, or choose another path")
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return UsageError(f"this user may not make {path}: choose a directory that it may write to")
-    return UsageError(f"{path} cannot be made: {error.strerror}; make room there, or choose another path")
+            return UsageError(f"this user may not create {path}: choose a directory that it may write to")
+    return UsageError(f"{path} cannot be created: {error.strerror}; make room there, or choose another path")

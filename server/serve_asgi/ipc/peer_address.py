@@ -1,4 +1,4 @@
-"""The address of one end of a connection, as applications and logs are told it (ASGI, "HTTP Connection Scope")."""
+"""The address of one end of a connection, for applications and logs (ASGI, "HTTP Connection Scope")."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 
 Address = tuple[str, int] | tuple[str, None] | None
-"""(host, port) of TCP, (path, None) of a unix socket's server side, None of its client side."""
+"""(host, port) for TCP, (path, None) for a unix socket's server side, None for its client side."""
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Address:
@@ -24,6 +24,6 @@ def own_end_of(transport: asyncio.BaseTransport) -> Address:
 
 
 def unix_name(name: str | bytes) -> str:
-    """What a unix socket is called: its path, or @name of an abstract one, which the kernel begins with a NUL."""
+    """The name of a unix socket: its path, or @name for an abstract one, whose name begins with NUL in the kernel."""
     text = os.fsdecode(name)
     return "@" + text[1:] if text.startswith("\0") else text

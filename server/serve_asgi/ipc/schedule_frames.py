@@ -1,9 +1,9 @@
-"""Schedules on the wire between a process and its hub: definitions, runs and what is asked about them.
+"""Frames about schedules between a process and its hub: definitions, runs and requests.
 
 member -> hub
     schedule.define  {name, …} body=rules of the time zone     it has this function (`ScheduleDefinition.to_head`)
     schedule.ended     {run, outcome, seconds, text} body=traceback   a run has ended
-    schedule.overdue {run}                                 its time is over, and it goes on
+    schedule.overdue {run}                                 its time is over, and it continues
     schedule.request     {id, do, name}                        pause, resume, run, list, next -> answer
 hub -> member
     schedule.run      {run, name, instant, attempt, kind, token}   run it
@@ -23,7 +23,7 @@ import msgspec
 from serve_asgi.ipc.untrusted_input import Count, Seconds, Sentence, Short
 
 MAX_INTERVAL: Final = 366 * 86_400_000
-"""Milliseconds of `every` at most."""
+"""Most milliseconds of `every`."""
 Span = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTERVAL)]
 """Milliseconds."""
 
@@ -37,23 +37,23 @@ class RunKind(enum.Enum):
 
 
 class RunOutcome(enum.Enum):
-    """What became of a tick. Those from SKIPPED on did not begin."""
+    """The outcome of a tick. From SKIPPED on the run did not begin."""
 
     RUNNING = "running"
     OK = "ok"
     FAILED = "failed"  # the function raised
     TIMEOUT = "timeout"
-    CUT = "cut"  # its process retired, and it had not ended by the graceful timeout
+    CUT = "cut"  # its process retired, and it had not ended at the graceful timeout
     DIED = "died"  # its process died
     SKIPPED = "skipped"  # overlap
     PAUSED = "paused"
-    MISSED = "missed"  # too late: the server was stopped, or had nobody to run it
+    MISSED = "missed"  # too late: the server was stopped, or had no process to run it
     REMOVED = "removed"  # the new code has no such schedule
-    ELSEWHERE = "elsewhere"  # another server of the same state has it
+    ELSEWHERE = "elsewhere"  # another server with the same state runs it
 
 
 def reported_outcome(word: str) -> RunOutcome:
-    """What a process reports; it may be of a later version."""
+    """The outcome that a process reports; it may be of a later version."""
     return _REPORTED.get(word, RunOutcome.FAILED)
 
 
@@ -61,11 +61,11 @@ _REPORTED: Final = {
     each.value: each
     for each in (RunOutcome.OK, RunOutcome.FAILED, RunOutcome.TIMEOUT, RunOutcome.CUT, RunOutcome.PAUSED)
 }
-"""How a run can end, by the word that its process reports."""
+"""The outcomes that a process may report."""
 
 
 class ScheduleDefineFrame(msgspec.Struct):
-    """`schedule.define`; the body is the rules of the zone."""
+    """`schedule.define`; the body has the rules of the time zone."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     on: Short
@@ -111,4 +111,4 @@ SCHEDULE_FRAMES: Final[Mapping[str, type]] = {
     "schedule.overdue": RunOverdueFrame,
     "schedule.request": ScheduleRequestFrame,
 }
-"""What a member may send about schedules, and the struct of each head."""
+"""The kinds that a member may send, and the struct of each head."""

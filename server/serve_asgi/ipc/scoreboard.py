@@ -1,16 +1,14 @@
-"""The scoreboard: shared memory through which the processes of one server tell each other numbers.
+"""The scoreboard: shared memory with the numbers of all processes of one server.
 
-It is made of memfds (memfd_create(2)) of 64-bit words. The board is the listener's: the drain flag, who has which
-place, and the totals of each slot; everybody else has it with the right to read alone. Each process has a row of its
-own, in a memfd of its own: it alone can write there (two writers on one counter lost half the counts when measured),
-the others have it to read, and add up. When a process has been reaped, the listener folds its row into its slot's
-totals and frees the place.
+It consists of memfds (memfd_create(2)) of 64-bit words. The board is the listener's: the drain flag, the owners of
+rows, and the totals of each slot; for all others it is read-only. Each process has a row in a memfd of its own: only it
+can write there (two writers on one counter lost half the counts when measured), the others read it and add up. When a
+process has been reaped, the listener folds its row into its slot's totals and frees the row.
 
-No process is believed. A memfd is sealed, so that nobody can cut it short under a reader (SIGBUS); what is the
-listener's to know (whose a place is) stands in the board; a word that no process of ours could have written counts as
-nothing (`Row.words`), and totals do not overflow. The right to write cannot be taken back by opening a descriptor anew:
-the files are the listener's user's alone (mode 0400). Against processes of that same user there is no protection, nor
-can there be (ptrace(2)).
+No process is trusted. A memfd is sealed, so that nobody can truncate it under a reader (SIGBUS); what the listener
+knows (the owner of a row) is in the board; a word that no correct process could have written counts as 0 (`Row.words`),
+and totals do not overflow. Read-only descriptors cannot be reopened for writing: the files belong to the listener's
+user (mode 0400). There is no protection against processes of that same user, nor can there be (ptrace(2)).
 
 An aligned 64-bit store is one instruction on the platforms CPython runs on, so that a reader never sees half a word.
 This module knows nothing of processes, sockets or time.
@@ -42,7 +40,7 @@ class Header(enum.IntEnum):
     ROWS = 2
     SLOTS = 3
     ROW_WORDS = 4  # so that a later version may have longer rows
-    FOLDS = 5  # how often the listener has begun or ended to fold a row: odd while it does
+    FOLDS = 5  # how often the listener has begun or finished folding a row: odd meanwhile
     STATE = 6  # how many changes the shared state has had: a process that has applied fewer is behind
 
 
@@ -50,57 +48,58 @@ HEADER_WORDS: Final = 8
 
 
 class RowOwner(enum.IntEnum):
-    """Words of the board for each row, written by the listener alone: whose it is. All 0 while it is nobody's."""
+    """Words of the board for each row, written by the listener alone: its owner. All 0 while it is free."""
 
     PID = 0
     GENERATION = 1
     SLOT = 2  # NO_SLOT for the agent
-    SERIAL = 3  # which of the processes that ever had this place: no two have the same number
+    SERIAL = 3  # distinguishes all processes that have ever owned this row
 
 
 ROW_OWNER_WORDS: Final = 4
 
 
 class Cell(enum.IntEnum):
-    """Words of one row. Gauges die with their process; counters are folded into the totals.
+    """Words of one row.
 
-    A word keeps its number for good: listener and workers may be of different versions. Times are CLOCK_MONOTONIC.
+    Gauges end with their process; counters are folded into the totals. A word never changes its number: listener and
+    workers may be of different versions. Times are CLOCK_MONOTONIC.
     """
 
     # 0 to 2 are those of RowOwner: readers find them here, and nobody writes them
     PID = 0
     GENERATION = 1
     SLOT = 2
-    HEARTBEAT = 3  # time in ns, written once per tick: tells a blocked loop
+    HEARTBEAT = 3  # time in ns, written once per tick: shows a blocked loop
     CONNECTIONS = 4  # open client connections
     IN_FLIGHT = 5  # requests whose application has not returned, WebSockets not counted
     WEBSOCKETS = 6  # open WebSockets
     RSS = 7  # bytes, written once per tick
     # counters
-    REQUESTS = 8  # requests answered (or cut), health checks not counted
+    REQUESTS = 8  # requests completed or cut, without health checks
     STATUS_1XX = 9
     STATUS_2XX = 10
     STATUS_3XX = 11
     STATUS_4XX = 12
     STATUS_5XX = 13
     ACCEPTED = 14  # connections accepted from the kernel
-    HANDED_OVER = 15  # connections passed to another worker
+    HANDED_OVER = 15  # connections handed over to another worker
     TAKEN_OVER = 16  # connections received from another worker
     CUT = 17  # requests and WebSockets cut at the graceful timeout
     DROPPED_OUTPUT = 18  # bytes of log output that nobody read
-    BYTES_RECEIVED = 19  # of what clients sent, as it was on the wire
-    BYTES_SENT = 20  # of what was written to clients, as it was on the wire
+    BYTES_RECEIVED = 19  # received from clients, on the wire
+    BYTES_SENT = 20  # written to clients, on the wire
     WEBSOCKETS_OPENED = 21  # handshakes that the application accepted
-    LAG_TOTAL = 22  # ns by which ticks came late, added up
-    DURATION_TOTAL = 23  # ns that requests took, added up
+    LAG_TOTAL = 22  # sum of ns by which ticks were late
+    DURATION_TOTAL = 23  # sum of ns that requests took
     CPU = 24  # ns of processor time, written once per tick
     BLOCKED = 25  # times that the event loop was blocked for longer than --block-warning; written by the watchdog alone
     # gauges
-    LAG = 28  # ns by which the last tick came late
-    LAG_WORST = 29  # ns, the most of the last ten seconds
+    LAG = 28  # ns by which the last tick was late
+    LAG_WORST = 29  # ns, the maximum of the last ten seconds
     OLDEST = 30  # time in ns at which the oldest request in progress began, or 0
     ACCEPTS = 31  # 1 while this worker accepts connections
-    # counters: one word for each bucket of DURATION_BOUNDS, and one more for all that took longer
+    # counters: one word for each bucket of DURATION_BOUNDS, and one for all that took longer
     DURATION_0 = 32
 
 
@@ -108,19 +107,19 @@ DURATION_BOUNDS: Final = (
     *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
 )
-"""Upper bounds (s) of the buckets that requests are counted in by how long they took."""
+"""Upper bounds (s) of the buckets of request durations."""
 
 NO_SLOT: Final = (1 << 32) - 1
-"""The slot of a process that fills none: the agent. Its counts are folded into the last totals."""
+"""The slot of a process that fills none, the agent. Its counts are folded into the last totals."""
 ROW_WORDS: Final = 64
 COUNTERS: Final = (*range(Cell.REQUESTS, Cell.BLOCKED + 1), *range(Cell.DURATION_0, ROW_WORDS))
-"""Words that only grow, and outlive their process in the totals of its slot; the last few are not used yet."""
+"""Words that only grow, and outlive their process in its slot's totals; the last few are not used yet."""
 
 
 NONSENSE: Final = 1 << 62
-"""A word that is not less counts as nothing: that many bytes or nanoseconds (146 years) no process has counted."""
+"""A word from this value on counts as 0: no process has counted so many bytes or nanoseconds (146 years)."""
 MOST_AT_ONCE: Final = 1 << 20
-"""Connections of one process, and what goes on in them, are fewer (fs.nr_open, proc_sys_fs(5))."""
+"""More than the connections of one process, and their requests, can be (fs.nr_open, proc_sys_fs(5))."""
 AT_ONCE: Final = (Cell.CONNECTIONS, Cell.IN_FLIGHT, Cell.WEBSOCKETS)
 LARGEST: Final = (1 << 64) - 1
 
@@ -128,7 +127,7 @@ Words = Sequence[int]
 
 
 class Row:
-    """The row of one process, as others read it: they believe nothing that is written there."""
+    """The row of one process for its readers, who trust nothing that is written there."""
 
     __slots__ = ("fd",)
 
@@ -147,7 +146,7 @@ class Row:
             raise
 
     def words(self) -> list[int]:
-        """All of it, what is nonsense as 0. Reading waits for nobody, and the memory cannot be cut short."""
+        """All words, invalid ones as 0. Reading never waits, and the memory cannot be truncated."""
         if self.fd < 0:
             return [0] * ROW_WORDS
         words = memoryview(os.pread(self.fd, ROW_WORDS * WORD, 0)).cast("Q").tolist()
@@ -159,22 +158,22 @@ class Row:
         return words
 
     def word(self, cell: Cell) -> int:
-        """One word, or 0 if that is nonsense."""
+        """One word, or 0 if it is invalid."""
         word = int.from_bytes(os.pread(self.fd, WORD, cell * WORD), sys.byteorder) if self.fd >= 0 else 0
         return word if word < (MOST_AT_ONCE if cell in AT_ONCE else NONSENSE) else 0
 
     def again(self) -> int:
-        """Another descriptor of the same memory, for who is to read it; it is the caller's."""
+        """Another descriptor of the same memory, for a reader; it is the caller's."""
         return fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
     def close(self) -> None:
-        """It reads as nothing from now on."""
+        """Close the descriptor; it reads as empty from now on."""
         os.close(self.fd)
         self.fd = -1
 
 
 def mapped(fd: int, *, writable: bool = False) -> memoryview:
-    """The words of a memfd; `fd`, which is closed, is not needed any more."""
+    """The words of a memfd; `fd` is closed."""
     protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
     try:
         if sys.version_info >= (3, 13):
@@ -187,7 +186,7 @@ def mapped(fd: int, *, writable: bool = False) -> memoryview:
 
 
 def let_go(words: memoryview) -> None:
-    """In a forked child: what is written to the mapped `words` from now on is seen by nobody else."""
+    """In a forked child: make the mapped `words` private, so that nobody else sees further writes."""
     content = bytes(words)
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
     address = ctypes.addressof(ctypes.c_char.from_buffer(words))
@@ -198,9 +197,9 @@ def let_go(words: memoryview) -> None:
 
 
 def read_only(fd: int) -> int:
-    """A new descriptor of the memfd `fd` that cannot be written to; it is the caller's.
+    """A new, read-only descriptor of the memfd `fd`; it is the caller's.
 
-    Where /proc is not there it can be: then a process may spoil what others count, and no more.
+    Without /proc it is writable: then a process can falsify others' counts, but nothing else.
     """
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -209,7 +208,7 @@ def read_only(fd: int) -> int:
 
 
 def _memory(name: str, content: bytes) -> int:
-    """A memfd that keeps its size for good."""
+    """A memfd of fixed size."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.pwrite(fd, content, 0)
@@ -241,7 +240,7 @@ class Scoreboard:
 
     @classmethod
     def create(cls, rows: int, slots: int) -> Scoreboard:
-        """Make a new scoreboard with room for `rows` processes and the totals of `slots` slots."""
+        """Create a scoreboard with room for `rows` processes and the totals of `slots` slots."""
         words = memoryview(bytearray((HEADER_WORDS + rows * ROW_OWNER_WORDS + slots * ROW_WORDS) * WORD)).cast("Q")
         words[Header.MAGIC] = MAGIC
         words[Header.ROWS] = rows
@@ -259,16 +258,16 @@ class Scoreboard:
         self.words[Header.DRAINING_SINCE] = since
 
     def place(self, index: int) -> memoryview:
-        """Whose row `index` is, indexed by `RowOwner`."""
+        """The owner of the row `index`, indexed by `RowOwner`."""
         start = HEADER_WORDS + index * ROW_OWNER_WORDS
         return self.words[start : start + ROW_OWNER_WORDS]
 
     def serial(self, index: int) -> int:
-        """Which process has the place now; 0 if nobody does."""
+        """The serial of the row's owner; 0 if it is free."""
         return self.words[HEADER_WORDS + index * ROW_OWNER_WORDS + RowOwner.SERIAL]
 
     def enter(self, index: int, pid: int, generation: int, slot: int, serial: int) -> None:
-        """A process has the place from now on."""
+        """Give the row to a process."""
         place = self.place(index)
         place[RowOwner.PID], place[RowOwner.GENERATION], place[RowOwner.SLOT] = pid, generation, slot
         place[RowOwner.SERIAL] = serial
@@ -279,7 +278,7 @@ class Scoreboard:
         return self.words[start : start + self.row_words]
 
     def fold(self, index: int, slot: int, words: Words) -> None:
-        """Add the counters of a reaped process, whose row was `words`, to its slot's totals, and free the place."""
+        """Add the counters of a reaped process, whose row was `words`, to its slot's totals, and free the row."""
         place, totals = self.place(index), self.totals(slot)
         self.words[Header.FOLDS] += 1
         for cell in COUNTERS:
@@ -289,10 +288,10 @@ class Scoreboard:
         self.words[Header.FOLDS] += 1
 
     def copied(self, rows: Mapping[int, tuple[int, Row]]) -> tuple[memoryview, dict[int, list[int]]] | None:
-        """A copy of the board, and the words of each of `rows` (by their places, with their serials) that is in use.
+        """A copy of the board, and the words of each of `rows` (by index, with their serials) that is in use.
 
-        Every counter is at least what it was in an earlier copy. None if a row was being folded meanwhile, for then it
-        could be counted twice or not at all: try again.
+        No counter is less than in an earlier copy. None if a row was being folded meanwhile, so that it might be
+        counted twice or not at all: try again.
         """
         before = self.words[Header.FOLDS]
         copy = memoryview(bytes(self.words)).cast("Q")
@@ -305,7 +304,7 @@ class Scoreboard:
         return None if before % 2 or self.words[Header.FOLDS] != before else (copy, found)
 
     def read_only(self) -> int:
-        """A new descriptor of the same memory, for who must not write to it; it is the caller's."""
+        """A new, read-only descriptor of the same memory; it is the caller's."""
         return read_only(self.fd)
 
     def close(self) -> None:

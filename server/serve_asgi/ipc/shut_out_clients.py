@@ -1,22 +1,21 @@
-"""Shutting new clients out of a listening socket without resetting one that the kernel has let in.
+"""Keeps new clients out of a listening socket without resetting any that the kernel has accepted.
 
-Closing a listening socket resets what is still in its queue, also after accepting until it was empty: a handshake may
-end in between (5 of some thousands, measured). So the way in is shut first, and what had already come in is then
+Closing a listening socket resets what is still in its queue, even if it was accepted empty before: a handshake may
+complete in between (5 of some thousands, measured). So new clients are kept out first, and those already in are then
 accepted:
 
-- TCP: a classic BPF filter on the socket drops segments with SYN set. Handshakes under way still complete, since
-  their last segment carries no SYN. Connections inherit the filter, which never matches again. A client that is shut
-  out sees no answer and repeats its SYN; it reaches the next server on that port, or is refused once the last copy of
-  the socket is closed. Some kernels keep filters from unprivileged users. There IP_MINTTL does the same: a listening
-  socket drops what has travelled at all (no common system sends with a TTL of 255), the last segment of a handshake
-  under way is not asked for its TTL (tcp_v4_rcv), and the connection that it makes inherits the demand, of which
-  `admit` frees it; what it was sent meanwhile is sent again.
-- unix: `shutdown(SHUT_RD)` on the listening socket makes further connects fail with ECONNREFUSED; those that are
-  queued are still accepted, and then accept fails with EINVAL (unix_stream_connect of af_unix.c decides both under
-  one lock).
+- TCP: a classic BPF filter on the socket drops segments with SYN set. Handshakes under way still complete, since their
+  last segment carries no SYN. Connections inherit the filter, which never matches again. A client that is kept out gets
+  no reply and repeats its SYN; it reaches the next server on that port, or is refused once the last copy of the socket
+  is closed. Some kernels keep filters from unprivileged users. There IP_MINTTL has the same effect: a listening socket
+  drops segments that have passed any router (no common system sends with a TTL of 255), the last segment of a handshake
+  under way is not checked for its TTL (tcp_v4_rcv), and the resulting connection inherits the limit, which `admit`
+  removes; what it was sent meanwhile is retransmitted.
+- unix: `shutdown(SHUT_RD)` on the listening socket makes further connects fail with ECONNREFUSED; those that are queued
+  are still accepted, and then accept fails with EINVAL (unix_stream_connect of af_unix.c decides both under one lock).
 
-Listener and workers both use this, since either may be the last one alive; all of it may be done more than once. It
-knows nothing of configuration or processes.
+Listener and workers both use this, since either may be the last one alive; everything may be repeated. It knows nothing
+of configuration or processes.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Identity = tuple[int, int]
 
 
 class SocketKind(enum.StrEnum):
-    """What a listening socket is made of."""
+    """The kinds of listening sockets."""
 
     TCP = "tcp"
     UNIX = "unix"
@@ -69,10 +68,10 @@ DROP_SYN: Final = (
 
 
 def shut_out(listening: socket.socket, kind: SocketKind, path: str = "", identity: Identity | None = None) -> None:
-    """Let nobody new in; whoever is in already can still be accepted.
+    """Keep new clients out; those already in can still be accepted.
 
-    The path of a unix socket is removed as well if its `identity`, taken after it was bound, still holds. Without one
-    it stays: it refuses connections, and the next server replaces it. Raises OSError if the kernel refuses.
+    The path of a unix socket is removed as well if it still has the `identity` taken after it was bound. Without one it
+    stays: it refuses connections, and the next server replaces it. Raises OSError if the kernel refuses.
     """
     if kind is SocketKind.UNIX:
         if identity is not None:
@@ -87,7 +86,7 @@ def shut_out(listening: socket.socket, kind: SocketKind, path: str = "", identit
 
 
 def filters_refused() -> bool:
-    """Whether the kernel keeps filters from this process, so that connections may need to be admitted."""
+    """Whether the kernel denies this process filters, so that connections may need `admit`."""
     with socket.socket() as probe:
         try:
             _drop_syn(probe)
@@ -97,9 +96,9 @@ def filters_refused() -> bool:
 
 
 def let_in(listening: socket.socket) -> bool:
-    """Undo `shut_out` of a TCP socket, whoever has done it; whether there was anything to undo.
+    """Undo `shut_out` of a TCP socket, by whatever process; return whether there was anything to undo.
 
-    Raises PermissionError for a filter that is locked (SO_LOCK_FILTER, socket(7)): that cannot be undone.
+    Raises PermissionError for a locked filter (SO_LOCK_FILTER, socket(7)), which cannot be removed.
     """
     undone = False
     try:
@@ -118,7 +117,7 @@ def let_in(listening: socket.socket) -> bool:
 
 
 def admit(client: socket.socket) -> None:
-    """Let a connection speak that was accepted from a socket that has been shut out."""
+    """Remove the limit from a connection that was accepted from a socket after `shut_out`."""
     if client.family != socket.AF_UNIX:
         _demand_ttl(client, 0)
 
@@ -139,9 +138,9 @@ def _demand_ttl(sock: socket.socket, least: int) -> None:
 
 
 def arriving(listening: socket.socket, kind: SocketKind) -> int:
-    """How many clients of a TCP socket the kernel holds: in the queue or amid their handshake (exact once shut out).
+    """How many clients of a TCP socket are in the accept queue or in their handshake (exact after `shut_out`).
 
-    Always 0 for a unix socket: accept from it until that fails, which is exact once it is shut out.
+    Always 0 for a unix socket: accept from it until that fails, which is exact after `shut_out`.
     """
     if kind is SocketKind.UNIX:
         return 0
@@ -154,7 +153,7 @@ def arriving(listening: socket.socket, kind: SocketKind) -> int:
 
 
 def _handshakes_of_proc(port: int) -> int:
-    """The same from the tables of this network namespace (proc(5)): microseconds for each connection that there is."""
+    """The same from the tables of this network namespace (proc(5)), at some microseconds per connection."""
     wanted = f":{port:04X}"
     count = 0
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -166,7 +165,7 @@ def _handshakes_of_proc(port: int) -> int:
 
 
 def unlink_own(path: str, identity: Identity) -> None:
-    """Remove `path` if it still is the file that `identity` says; another's is left alone."""
+    """Remove `path` if it is still the file with this `identity`; another's is left alone."""
     with contextlib.suppress(OSError):
         status = os.stat(path, follow_symlinks=False)
         if (status.st_dev, status.st_ino) == identity:

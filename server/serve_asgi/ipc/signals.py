@@ -1,4 +1,4 @@
-"""The signals that mean something to the listener. It imports `signal` alone, for it is the first to be loaded."""
+"""The signals that the listener handles. Imports nothing but `signal`, since it is the first module to be loaded."""
 
 import signal
 
@@ -16,5 +16,5 @@ LISTENER_SIGNALS = frozenset(
         signal.SIGCHLD,
     }
 )
-"""Blocked from a process's first act until its handlers stand: the default action of HUP, USR1 and USR2 is death, and a
-child that is sent HUP within 5 ms of exec would die before any Python handler."""
+"""Blocked from a process's first instruction until its handlers are set: the default action of HUP, USR1 and USR2 is to
+terminate, and a child that is sent HUP within 5 ms of exec would die before any Python handler."""

@@ -1,9 +1,9 @@
-"""What the kernel tells of sockets by sock_diag(7): clients in accept queues, and handshakes under way.
+"""Queries the kernel about sockets by sock_diag(7): clients in accept queues, and handshakes under way.
 
-It answers for the sockets that are asked about and sends no others, where reading /proc/net/tcp has every connection of
-the machine written out as text. Sockets are known by their inodes or their port, so that who asks (the admin process)
-need hold no duplicate of them, which would keep the server's port taken after its end. Where the kernel or a sandbox
-grants no such socket (systemd's RestrictAddressFamilies without AF_NETLINK), nothing is known.
+The reply has only the requested sockets, whereas /proc/net/tcp lists every connection of the machine as text. Sockets
+are identified by their inodes or their port, so that the caller (the admin process) needs no duplicate of them, which
+would keep the server's port taken after its end. Where the kernel or a sandbox denies such a socket (systemd's
+RestrictAddressFamilies without AF_NETLINK), nothing is known.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ UDIAG_SHOW_RQLEN: Final = 0x10  # linux/unix_diag.h
 UNIX_DIAG_RQLEN: Final = 4
 ANY: Final = 0xFFFFFFFF
 TIMEOUT: Final = 0.2
-"""Seconds for the kernel's answer, which it gives at once."""
+"""Seconds to wait for the kernel's reply, which is immediate."""
 
 Queue = tuple[int, int]
-"""Clients that wait, and how many may."""
+"""Clients in the queue, and its limit."""
 
 
 def accept_queues(wanted: frozenset[int]) -> dict[int, Queue]:
-    """The accept queues of the listening sockets with these inodes; those that are not told of are missing."""
+    """The accept queues of the listening sockets with these inodes; unknown ones are missing."""
     found: dict[int, Queue] = {}
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as asked:
@@ -48,10 +48,10 @@ def accept_queues(wanted: frozenset[int]) -> dict[int, Queue]:
 
 
 def handshakes(port: int, families: Sequence[int]) -> int | None:
-    """How many clients are in the middle of their handshake with the local TCP `port`; None if that is not known.
+    """How many clients are in their handshake with the local TCP `port`; None if unknown.
 
-    Each of the `families` (AF_INET, AF_INET6) has the kernel walk once over all connections of the machine, some 100 ns
-    for each.
+    For each of the `families` (AF_INET, AF_INET6) the kernel walks over all connections of the machine, at some 100 ns
+    each.
     """
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as asked:
@@ -87,7 +87,7 @@ def _unix(asked: socket.socket, request: bytes) -> Iterator[tuple[int, Queue]]:
 
 
 def _dump(asked: socket.socket, request: bytes) -> Iterator[bytes]:
-    """Each message of the kernel's answer (netlink(7)). Raises OSError."""
+    """The messages of the kernel's reply (netlink(7)). Raises OSError."""
     header = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
     asked.send(header + request)
     while True:
@@ -97,6 +97,6 @@ def _dump(asked: socket.socket, request: bytes) -> Iterator[bytes]:
             if kind == NLMSG_DONE:
                 return
             if kind == NLMSG_ERROR:
-                raise OSError("the kernel does not know sock_diag(7)")
+                raise OSError("the kernel does not support sock_diag(7)")
             yield data[16:length]
             data = data[(length + 3) & ~3 :]

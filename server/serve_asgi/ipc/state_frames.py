@@ -1,10 +1,10 @@
-"""The shared state on the wire between a process and its hub: writes, changes, and the frames they travel in.
+"""Frames of the shared state between a process and its hub: writes, changes, and how they are encoded.
 
 member -> hub
     state.write  {id, op, key, version?, by?, timeout} body=value   -> done | failed
     state.read   {id, key, timeout}                        the authoritative value -> done | failed
-    state.seen   {seq}                                     it has applied so many changes
-    state.leave  {}                                        it ends, and applies nothing any more
+    state.seen   {seq}                                     how many changes it has applied
+    state.leave  {}                                        it exits, and applies no more changes
 hub -> member
     state.limits  {value, total}                           in bytes
     state.changes {seq, whole?, more?} body=[[key, version, value], …]  a batch: the state after `seq` changes
@@ -26,9 +26,9 @@ MAX_KEY: Final = 512
 """Bytes of a key in UTF-8."""
 INT64: Final = range(-(2**63), 2**63)
 RESERVED: Final = "serve:"
-"""Keys that begin so are the server's own: no application's, and sent to no process."""
+"""Prefix of the server's own keys: applications cannot use them, and they are not sent to processes."""
 Key = Annotated[str, msgspec.Meta(max_length=1_000)]
-"""What has more bytes than a key may have is refused with a sentence (`serve_asgi.hub.state.write_evaluation`)."""
+"""Longer keys than allowed are refused with a sentence (`serve_asgi.hub.state.write_evaluation`)."""
 Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
@@ -37,24 +37,24 @@ class WriteOp(enum.Enum):
 
     SET = "set"  # the value, whatever was there
     DELETE = "delete"
-    INCR = "incr"  # add `by` to an integer; a key that is not there counts as 0
-    CAS = "cas"  # set, if the key still has the version that the writer has seen (0: is not there)
+    INCR = "incr"  # add `by` to an integer; a missing key counts as 0
+    CAS = "cas"  # set, if the key still has the version that the writer has seen (0: missing)
 
 
 class Write(NamedTuple):
-    """A write as it was asked for."""
+    """A requested write."""
 
     op: WriteOp
     key: str
     value: bytes = b""  # of SET and CAS: MessagePack
-    version: int | None = None  # CAS must have it, the others may: refuse if the key's version is another
+    version: int | None = None  # required for CAS, optional otherwise: refuse if the key has another version
     by: int = 0  # of INCR
 
     @classmethod
     def of(cls, head: dict[str, Any], body: bytes) -> Write:
         """From the head and body of a frame `state.write` or `store.write`.
 
-        Raises LookupError, TypeError or ValueError if it is none.
+        Raises LookupError, TypeError or ValueError if it is invalid.
         """
         op, key, version, by = WriteOp(head["op"]), head["key"], head.get("version"), head.get("by", 0)
         if not isinstance(key, str) or not isinstance(version, int | None) or not isinstance(by, int):
@@ -64,7 +64,7 @@ class Write(NamedTuple):
         return cls(op, key, body, version, by)
 
     def head(self) -> dict[str, Any]:
-        """For a frame; the value is its body."""
+        """The head of a frame; the value is its body."""
         head: dict[str, Any] = {"op": self.op.value, "key": self.key}
         if self.version is not None:
             head["version"] = self.version
@@ -74,7 +74,7 @@ class Write(NamedTuple):
 
 
 class KeyChange(NamedTuple):
-    """What a key has: its newest change."""
+    """The newest change of a key."""
 
     key: str
     version: int
@@ -116,4 +116,4 @@ STATE_FRAMES: Final[Mapping[str, type]] = {
     "state.read": StateReadFrame,
     "state.leave": StateLeaveFrame,
 }
-"""What a member may send about the shared state, and the struct of each head."""
+"""The kinds that a member may send, and the struct of each head."""

@@ -1,8 +1,7 @@
-"""What passes between a hub and its store process: frames as `serve_asgi.ipc.frames` makes them, one in each packet.
+"""The protocol between a hub and its store process: frames (`serve_asgi.ipc.frames`), one per packet.
 
-Every frame with an `id` is answered exactly once, also when the store process dies or its disk is full: then by a
-refusal. Ids are the asker's; they have to be unique among writes and reads, among sends, and among grants. Values are
-MessagePack.
+Every frame with an `id` gets exactly one reply, even if the store process dies or its disk is full: then a refusal. The
+requester chooses ids, unique among writes and reads, among sends, and among grants. Values are MessagePack.
 
 hub -> store
     store.snapshot {} body=[[key, version, value], …]         what the hub has from an earlier store process, in pieces;
@@ -64,40 +63,40 @@ import msgspec
 from serve_asgi.ipc.untrusted_input import Bodies, Count, Seconds, Sentence, Short
 
 SNAPSHOT_FRAME_SIZE: Final = 120_000
-"""Bytes of values in one piece of a snapshot, unless a single value is larger."""
+"""Bytes of values in one part of a snapshot, unless a single value is larger."""
 LEASE_MARGIN: Final = 0.05
-"""Part of a lease that is not used by its holder."""
+"""Share of a lease that its holder does not use."""
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
-"""Of the state, also the server's own."""
+"""A key of the state, including the server's own."""
 PositionPair = tuple[Short, Count]
-"""A place in the stream of messages."""
+"""A position in the stream of messages."""
 Origin = tuple[Short, int, int]
-"""Of a message: role, slot and generation of the process that has sent it."""
+"""The sender of a message: role, slot and generation of the process."""
 SNAPSHOT_ENTRIES: Final[Bodies[list[tuple[Key, Count, bytes]]]] = Bodies(list[tuple[Key, Count, bytes]], "a snapshot")
 """Keys, each with its version and value."""
 
 
 class StoreFailure(enum.Enum):
-    """Why something is refused that `evaluate_write` has nothing against; the values travel as `code`."""
+    """Why a request is refused that `evaluate_write` accepts; the values are sent as `code`."""
 
-    UNKNOWN = "unknown"  # nobody knows whether it stands: the answer did not come
+    UNKNOWN = "unknown"  # nobody knows whether it was written: the reply did not come
     UNAVAILABLE = "unavailable"  # Redis or the store process cannot be reached: it was not written
     STORAGE = "storage"  # the disk is full, or Redis takes no writes: it was not written
-    BUSY = "busy"  # too much waits for the store already: it was not written
-    REPLICAS = "replicas"  # it stands, but too few replicas have it: a fail-over may lose it
+    BUSY = "busy"  # the store's queue is full: it was not written
+    REPLICAS = "replicas"  # it was written, but too few replicas have it: a fail-over may lose it
 
 
 class GrantRefusal(enum.Enum):
-    """Why a tick is not granted; the values travel as `why`."""
+    """Why a tick is not granted; the values are sent as `why`."""
 
     GRANTED = "granted"  # this tick, or a later one, has been granted already
-    RUNNING = "running"  # a run of that name has its lease, and `exclusive` was asked for; ask again if it is to queue
-    CLOCK = "clock"  # the instant lies in Redis's future: this machine's clock is wrong
-    TROUBLE = "trouble"  # the store cannot be asked; ask again
+    RUNNING = "running"  # `exclusive`, and a run of that name has a lease; ask again if it is to queue
+    CLOCK = "clock"  # the instant is in Redis's future: this machine's clock is wrong
+    TROUBLE = "trouble"  # the store is unavailable; ask again
 
 
 class StoreSnapshotFrame(msgspec.Struct):
-    """`store.snapshot`; the body is some `SNAPSHOT_ENTRIES`."""
+    """`store.snapshot`; the body are `SNAPSHOT_ENTRIES`."""
 
     first: bool = False
 
@@ -205,7 +204,7 @@ class StoreLostFrame(msgspec.Struct):
 
 
 class StoreLogFrame(msgspec.Struct):
-    """`store.say`: a record of the log (docs/reference/events.md), of an event that is the store's to tell."""
+    """`store.say`: a record for the log (docs/reference/events.md) of an event in the store process."""
 
     level: Annotated[int, msgspec.Meta(ge=0, le=50)]
     event: Annotated[str, msgspec.Meta(pattern="^store_[a-z_]{1,50}$")]

@@ -1,9 +1,9 @@
-"""What another process may say, by type: decoded against a schema, within bounds, and nothing else gets in.
+"""Decodes the input of untrusted processes against schemas, within bounds.
 
-A process that runs the application is not trusted (SECURITY.md): the listener takes a packet or frame of such a process
-only through one of these, so that whoever handles it has values of known types and sizes. msgspec counts
-the depth while it decodes, makes nothing larger than what came, and takes neither NaN nor a float for an integer.
-Members that are not known are passed over, and so are types that are not known (law 11: minor versions add some).
+A process that runs the application is not trusted (SECURITY.md): the listener decodes its packets and frames only
+through these classes, so that handlers get values of known types and sizes. msgspec limits the depth while it decodes,
+creates nothing larger than the input, and accepts neither NaN nor a float as an integer. Unknown members and types are
+ignored (law 11: minor versions add some).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serve_asgi.errors import ChannelError
 T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-"""How many, or which one."""
+"""A count, or a number of something."""
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 """A time span or a point in CLOCK_MONOTONIC."""
 Short = Annotated[str, msgspec.Meta(max_length=200)]
@@ -29,18 +29,18 @@ Text = Annotated[str, msgspec.Meta(max_length=200_000)]
 """A traceback: as much as a packet holds."""
 
 BAD: Final = (ValueError, RecursionError)
-"""What msgspec raises for what is not of a schema (its errors and UnicodeDecodeError are ValueErrors)."""
+"""What msgspec raises for invalid input (its errors and UnicodeDecodeError are ValueErrors)."""
 MOST_WHY: Final = 200
-"""Characters of what was wrong with a packet."""
+"""Most characters of an explanation."""
 
 
 def sayable(text: str) -> str:
-    """The text without halves of surrogate pairs (from file names that are no UTF-8), which no schema takes."""
+    """The text without lone surrogates (from file names that are not UTF-8), which no schema accepts."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def why(error: Exception) -> str:
-    """What was wrong, as a line of the log can hold it."""
+    """What was wrong, on one line."""
     return sayable(str(error)[:MOST_WHY])
 
 
@@ -56,11 +56,11 @@ class Packets(Generic[T]):
         self._decoders = {_tag(kind): msgspec.json.Decoder(kind) for kind in kinds}
 
     def decode(self, data: bytes) -> T | None:
-        """The packet; None if it is of a type that this version does not know. Raises ChannelError for nonsense."""
+        """The packet; None if this version does not know its type. Raises ChannelError if it is invalid."""
         try:
             kind = self._type.decode(data).type
         except BAD as error:
-            raise ChannelError(f"a packet that is none: {why(error)}") from None
+            raise ChannelError(f"an invalid packet: {why(error)}") from None
         decoder = self._decoders.get(kind)
         if decoder is None:
             return None
@@ -76,18 +76,18 @@ def _tag(kind: type) -> str:
 
 
 class Bodies(Generic[T]):
-    """MessagePack values of one type, as bodies of frames hold them."""
+    """Bodies of frames: MessagePack values of one type."""
 
     def __init__(self, kind: Any, what: str) -> None:
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
         self._what = what
 
     def decode(self, data: bytes) -> T:
-        """Raises ChannelError for what is none."""
+        """Decode a body. Raises ChannelError if it is invalid."""
         try:
             return self._decoder.decode(data)
         except BAD as error:
-            raise ChannelError(f"{self._what} that is none: {why(error)}") from None
+            raise ChannelError(f"{self._what} that is invalid: {why(error)}") from None
 
 
 class Heads:
@@ -98,11 +98,11 @@ class Heads:
         self.add(kinds)
 
     def add(self, kinds: Mapping[str, type]) -> None:
-        """Know some more."""
+        """Add further kinds."""
         self._decoders |= {kind: msgspec.msgpack.Decoder(head).decode for kind, head in kinds.items()}
 
     def decode(self, kind: str, head: msgspec.Raw) -> Any:
-        """The head; None if the kind is not known. Raises ChannelError for nonsense."""
+        """The head; None if the kind is unknown. Raises ChannelError if it is invalid."""
         decoder = self._decoders.get(kind)
         if decoder is None:
             return None

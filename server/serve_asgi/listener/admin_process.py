@@ -73,10 +73,11 @@ class AdminProcess:
         started: float,
         earlier: int = 0,
     ) -> None:
-        """`listening` are its own sockets, `served` the application's, which it only reports. `state` returns the
-        server's present state for it, JSON-compatible (`serve_asgi.listener.status`). `started` is when the server
-        started, in CLOCK_MONOTONIC (s). `earlier` is the PID of the admin process of the program that this one has
-        replaced, or 0.
+        """`listening` are its own sockets, `served` the application's, which it only reports.
+
+        `state` returns the server's present state for it, JSON-compatible (`serve_asgi.listener.status`). `started` is
+        when the server started, in CLOCK_MONOTONIC (s). `earlier` is the PID of the admin process of the program that
+        this one has replaced, or 0.
         """
         self._config = config
         self._listening = listening

@@ -51,6 +51,7 @@ class SilenceDetector:
 
     def look(self, now: float, period: float, timeout: float, heard: dict[int, float]) -> list[int]:
         """Those in `heard` (PID to the time of its last heartbeat) that have been blocked for `timeout`; each once.
+
         `period` is the time that should have passed since the previous check.
         """
         if now > self._looked + 2 * period + BEAT:

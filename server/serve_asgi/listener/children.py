@@ -64,8 +64,10 @@ class Children:
         children: Iterable[Child] = (),
         tls: WorkerTls | None = None,
     ) -> None:
-        """`children` are those of an earlier program of this process, if there was one. `broken(process, why)` is
-        called for a process that has broken the protocol and is to be killed. `tls` knows what workers need for TLS.
+        """`children` are those of an earlier program of this process, if there was one.
+
+        `broken(process, why)` is called for a process that has broken the protocol and is to be killed. `tls` knows
+        what workers need for TLS.
         """
         self.listening = listening
         self.post = post
@@ -146,8 +148,9 @@ class Children:
         return {"role": "agent", "lock": lock_path(each.name for each in self.listening)}
 
     def _open_watchdog_channel(self, child: Child) -> dict[str, int]:
-        """Open a watchdog channel; return the process's ends, by their names in the welcome packet. Returns none if
-        there is no descriptor to spare.
+        """Open a watchdog channel; return the process's ends, by their names in the welcome packet.
+
+        Returns none if there is no descriptor to spare.
         """
         try:
             child.watchdog = WatchdogChannel()

@@ -58,8 +58,9 @@ class Controlled(Protocol):
         """Queue an event; events are handled in order."""
 
     async def replace(self, asker: int) -> None:
-        """Replace this program by the new release's, which replies on the socket with the descriptor `asker`. Raises
-        ServeError if that is not possible, and does not return otherwise.
+        """Replace this program by the new release's, which replies on the socket with the descriptor `asker`.
+
+        Raises ServeError if that is not possible, and does not return otherwise.
         """
 
     def status(self) -> dict[str, Any]:
@@ -239,8 +240,9 @@ class ControlCommands:
         return {"ok": True, "text": f"workers: {found['size']} -> {to}"}
 
     async def _tell(self, stream: SocketStream, waiting: PendingAnswer) -> dict[str, Any]:
-        """Send records as they come, if the client follows; return the outcome when it is known. Raises
-        anyio.EndOfStream if the client disconnects before.
+        """Send records as they come, if the client follows; return the outcome when it is known.
+
+        Raises anyio.EndOfStream if the client disconnects before.
         """
         self.waiting.add(waiting)
         try:

@@ -128,8 +128,9 @@ def _last_change(path: str) -> int:
 
 
 async def watch(channel: Channel, watched: WatchedFiles, since: int, once: bool = False) -> int:
-    """Report changes until the other end of the channel is closed, or only the first; return the exit status. Changes
-    after `since` (Unix time, ns) count, although nothing watched then: the application was being imported.
+    """Report changes until the other end of the channel is closed, or only the first; return the exit status.
+
+    Changes after `since` (Unix time, ns) count, although nothing watched then: the application was being imported.
     """
     status = 0
     try:

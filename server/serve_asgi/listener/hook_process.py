@@ -65,8 +65,9 @@ async def run(
     event: Mapping[str, Any] | None,
     timeout: float,
 ) -> HookOutcome:
-    """Run a hook to its end, at most `timeout` (s), `TERM_TIME` and `REAP_TIME`. If this is cancelled, the hook is
-    killed.
+    """Run a hook to its end, at most `timeout` (s), `TERM_TIME` and `REAP_TIME`.
+
+    If this is cancelled, the hook is killed.
     """
     try:
         said = _HookOutput()

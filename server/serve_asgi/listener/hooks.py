@@ -213,8 +213,9 @@ class Hooks:
     # The end
 
     async def finish(self) -> None:
-        """The server has ended: let the hooks use the rest of their time, then kill them. Those that run before an
-        event are killed at once: it will not happen.
+        """The server has ended: let the hooks use the rest of their time, then kill them.
+
+        Those that run before an event are killed at once: it will not happen.
         """
         for scope in list(self._asking):
             scope.cancel()

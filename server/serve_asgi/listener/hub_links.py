@@ -167,8 +167,9 @@ class HubLinks:
                 break
 
     async def heard_out(self, member: int) -> None:
-        """Handle what a member has sent before it reported over its channel that it is ready; others get their turns
-        meanwhile. Of what it sends from then on, no more than its socket holds.
+        """Handle all frames that a member sent before it reported over its channel that it is ready.
+
+        Others get their turns meanwhile. Of what it sends from then on, no more than its socket holds is handled.
         """
         for _ in range(MOST_HELD):
             if (link := self._links.get(member)) is None or not self._take_one(member, link):

@@ -19,8 +19,9 @@ VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDI
 
 
 def from_descriptor(fd: int) -> socket.socket:
-    """The stream socket behind the inherited descriptor `fd`, which the result owns from here on. Raises UsageError if
-    there is none, or if it is of a kind that cannot listen.
+    """The stream socket behind the inherited descriptor `fd`, which the result owns from here on.
+
+    Raises UsageError if there is none, or if it is of a kind that cannot listen.
     """
     try:
         mode = os.fstat(fd).st_mode

@@ -76,9 +76,11 @@ class Listener:
         inherited: InheritedState | None = None,
         tls: tuple[TlsFiles, LoadedTls] | None = None,
     ) -> None:
-        """`first` is for the generation that begins, or already serves. `listening` are the application's sockets,
-        `admin` those of --admin. `inherited` is the state of an earlier program of this process, if there was one;
-        else `tls` is what was read from the files of certificates, if there are any.
+        """`first` is for the generation that begins, or already serves.
+
+        `listening` are the application's sockets, `admin` those of --admin. `inherited` is the state of an earlier
+        program of this process, if there was one; else `tls` is what was read from the files of certificates, if there
+        are any.
         """
         config = first.settings.config
         self.listening = listening

@@ -117,14 +117,16 @@ class ListeningSocket:
         return {"name": self.name, "kind": self.kind.value, "owned": self.owned}
 
     def handshakes_under_way(self) -> bool:
-        """Whether clients are still in a handshake or in the accept queue. Always False for a unix socket, which has no
-        handshake: accept from it until that fails.
+        """Whether clients are still in a handshake or in the accept queue.
+
+        Always False for a unix socket, which has no handshake: accept from it until that fails.
         """
         return arriving(self.socket, self.kind) > 0
 
     def shut_out(self) -> None:
-        """Keep new clients out, for all holders of the socket; those in the queue can still be accepted. An inherited
-        socket stays open: whatever the service manager starts next serves its queue.
+        """Keep new clients out, for all holders of the socket; those in the queue can still be accepted.
+
+        An inherited socket stays open: whatever the service manager starts next serves its queue.
         """
         if self.owned:
             shut_out(self.socket, self.kind, self.path, self.identity)

@@ -93,8 +93,9 @@ class ReExec:
         self._pending: PendingReExec | None = None
 
     async def ask(self, asker: int) -> None:
-        """Replace the program, which will reply on the socket `asker`. Raises ServeError, a sentence, if that is not
-        possible, and does not return otherwise.
+        """Replace the program, which will reply on the socket `asker`.
+
+        Raises ServeError, a sentence, if that is not possible, and does not return otherwise.
         """
         if self._pending is not None:
             raise ServeError("the listener is already being replaced; wait for that")

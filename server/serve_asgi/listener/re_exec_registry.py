@@ -390,8 +390,9 @@ def examine(state: State) -> None:
 
 
 def take_output(state: State) -> OutputGuard:
-    """Drain the pipes at descriptors 1 and 2 from here on, beginning with what had not been written. Comes first, so
-    that any later error can be read.
+    """Drain the pipes at descriptors 1 and 2 from here on, beginning with what had not been written.
+
+    Comes first, so that any later error can be read.
     """
     guard = stdio_guard.adopt(state["output"])
     guard.restore({int(number): base64.b64decode(data) for number, data in state["pending"].items()})

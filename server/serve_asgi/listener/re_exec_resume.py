@@ -75,8 +75,9 @@ def tell(waiting: int, before: str) -> None:
 
 
 def check(fd: int, board: int) -> None:
-    """Check that this program can take over the snapshot `fd` and the scoreboard `board`. Raises UsageError,
-    LookupError, TypeError or ValueError.
+    """Check that this program can take over the snapshot `fd` and the scoreboard `board`.
+
+    Raises UsageError, LookupError, TypeError or ValueError.
     """
     importlib.import_module("serve_asgi.cli.main")  # everything that will be needed can be imported
     state = registry.read(fd)

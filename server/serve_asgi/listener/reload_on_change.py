@@ -83,8 +83,9 @@ def _in_directory(path: str) -> str:
 def start(
     processes: HelperProcesses, what: dict[str, list[str]], since: int, *, once: bool = False
 ) -> tuple[HelperProcess, Channel]:
-    """Start a watcher, which exits after one change if `once`. Raises OSError if it cannot be started. Changes after
-    `since` (Unix time, ns) count as well.
+    """Start a watcher, which exits after one change if `once`.
+
+    Raises OSError if it cannot be started. Changes after `since` (Unix time, ns) count as well.
     """
     ours, theirs = pair()
     command = [own_program(), *SAFE_PATH, "-m", "serve_asgi.listener.file_watcher", "--channel", str(theirs.fileno())]
@@ -101,9 +102,10 @@ def start(
 
 
 def start_again_after_a_change(settings: Settings, error: StartError, changed: bool) -> int:
-    """The first start has failed: say so, wait for a changed file (or HUP), and execute this program again. `changed`
-    says that there has been a change meanwhile. Returns an exit status if there will be no further start: a signal said
-    stop, or the watcher exited.
+    """The first start has failed: say so, wait for a changed file (or HUP), and execute this program again.
+
+    `changed` says that there has been a change meanwhile. Returns an exit status if there will be no further start: a
+    signal said stop, or the watcher exited.
     """
     say(2, f"{error.detail.rstrip()}\nserve: {error}\n".lstrip("\n"))
     if changed or _wait_for_change(settings):
@@ -131,8 +133,9 @@ def _wait_for_change(settings: Settings) -> bool:
 
 
 def terminal_is_gone() -> bool:
-    """Whether the terminal that the server was started in has been closed, at which the kernel or a shell sends HUP. A
-    development server must not keep running then.
+    """Whether the terminal that the server was started in has been closed, at which the kernel or a shell sends HUP.
+
+    A development server must not keep running then.
     """
     poll = select.poll()
     for descriptor in (0, 1, 2):

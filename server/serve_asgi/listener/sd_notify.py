@@ -37,8 +37,9 @@ def status(text: str) -> None:
 
 
 def extend(text: str = "") -> None:
-    """Request more time for the start, reload or stop under way. The manager then expects another message within
-    PATIENCE; that everything ends is the server's responsibility.
+    """Request more time for the start, reload or stop under way.
+
+    The manager then expects another message within PATIENCE; that everything ends is the server's responsibility.
     """
     _send(_EXTEND, text)
 
@@ -54,8 +55,9 @@ def wanted() -> bool:
 
 
 def watchdog_period() -> float:
-    """Seconds without `watchdog` after which the manager acts; 0 if it does not expect it. As in
-    sd_watchdog_enabled(3), variables that are meant for another process do not count.
+    """Seconds without `watchdog` after which the manager acts; 0 if it does not expect it.
+
+    As in sd_watchdog_enabled(3), variables that are meant for another process do not count.
     """
     period = os.environ.get("WATCHDOG_USEC", "")
     if not period.isascii() or not period.isdigit() or os.environ.get("WATCHDOG_PID", "") not in ("", str(os.getpid())):

@@ -32,8 +32,9 @@ COMING: Final = frozenset({WorkerState.PENDING, WorkerState.STARTING, WorkerStat
 
 
 def well(state: ServerState, workers: Iterable[Worker], silent_for: Callable[[Worker], float], watchdog: float) -> bool:
-    """Whether to feed the watchdog, which acts after `watchdog` seconds. `silent_for` returns how many seconds ago a
-    worker's loop last ran.
+    """Whether to feed the watchdog, which acts after `watchdog` seconds.
+
+    `silent_for` returns how many seconds ago a worker's loop last ran.
     """
     if state is not ServerState.RUNNING:
         return True  # a start or a stop: each of its waits has a deadline of its own
@@ -45,9 +46,10 @@ def well(state: ServerState, workers: Iterable[Worker], silent_for: Callable[[Wo
 
 
 def under_way(state: ServerState, reloading: bool, asking: str, in_progress: int) -> str | None:
-    """What is under way that the manager has a timeout for, as shown to people; None if nothing is. `asking` names the
-    hooks that an order waits for, "" for none: it may be the stop, or a reload behind a drain; `in_progress` counts
-    requests and WebSockets.
+    """What is under way that the manager has a timeout for, as shown to people; None if nothing is.
+
+    `asking` names the hooks that an order waits for, "" for none: it may be the stop, or a reload behind a drain;
+    `in_progress` counts requests and WebSockets.
     """
     match state:
         case ServerState.STARTING | ServerState.OPENING:
@@ -60,8 +62,9 @@ def under_way(state: ServerState, reloading: bool, asking: str, in_progress: int
 
 
 async def keep_informed(supervisor: Supervisor, children: Children, asking: Callable[[], str]) -> None:
-    """Notify the service manager until cancelled; return at once if there is none. `asking` names the hooks that an
-    order waits for.
+    """Notify the service manager until cancelled; return at once if there is none.
+
+    `asking` names the hooks that an order waits for.
     """
     if not sd_notify.wanted():
         return

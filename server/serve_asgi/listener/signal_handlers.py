@@ -30,8 +30,9 @@ class SignalHandlers:
     """The signals of one listener."""
 
     def __init__(self, post: Callable[[e.Event], None], reap: Callable[[], None], in_development: bool) -> None:
-        """`post` takes events, `reap` is called when a child has ended. `in_development` (--reload): a HUP because the
-        terminal is gone stops the server.
+        """`post` takes events, `reap` is called when a child has ended.
+
+        `in_development` (--reload): a HUP because the terminal is gone stops the server.
         """
         self._post = post
         self._reap = reap

@@ -63,6 +63,7 @@ def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:
 
 def _safe_path_flag() -> list[str]:
     """`-P` keeps the working directory off the import path, where a module of the application could shadow one of ours.
+
     Left out if this package itself runs from the working directory rather than an installation.
     """
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

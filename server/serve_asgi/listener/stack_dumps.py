@@ -106,6 +106,7 @@ class WatchdogChannel:
 
     async def look(self, pid: int, timeout: float, limit: int, lives: Callable[[], bool]) -> dict[str, Any]:
         """What the process `pid` is doing: "how" it was learned, the "reason" if not in the usual way, and the stacks.
+
         Waits at most `timeout` seconds; the result has about `limit` bytes at most. `lives` returns whether `pid` is
         still the worker's.
         """
@@ -209,8 +210,9 @@ STATES: Final = {
 
 
 async def survey(children: Iterable[Child], timeout: float, silent_for: Callable[[Child], float]) -> dict[str, Any]:
-    """What every worker is doing, as `serve stacks --json` shows it; all are asked at once. Takes `timeout` seconds at
-    most, however many of them are blocked.
+    """What every worker is doing, as `serve stacks --json` shows it; all are asked at once.
+
+    Takes `timeout` seconds at most, however many of them are blocked.
     """
     asked = sorted(children, key=lambda child: (child.worker.generation.number, child.worker.slot))
     limit = min(ANSWER_LIMIT, TOTAL_LIMIT // max(1, len(asked)))

@@ -43,8 +43,9 @@ def status(
     started: float,
     app: str,
 ) -> dict[str, Any]:
-    """The current state: the server, its generations, its workers and their counts. `children` are the living ones by
-    PID, `listening` the sockets' names, `started` a time of CLOCK_MONOTONIC (s).
+    """The current state: the server, its generations, its workers and their counts.
+
+    `children` are the living ones by PID, `listening` the sockets' names, `started` a time of CLOCK_MONOTONIC (s).
     """
     now = time.monotonic()
     current = 0 if supervisor.current is None else supervisor.current.number
@@ -160,8 +161,9 @@ def effective_config(
     control: Path | None,
     size: int,
 ) -> dict[str, Any]:
-    """The table of `Settings.told`, with what was resolved for the current generation: releases, not links. `size` is
-    the current target number of workers.
+    """The table of `Settings.told`, with what was resolved for the current generation: releases, not links.
+
+    `size` is the current target number of workers.
     """
     resolved: dict[str, str] = {"bind": ", ".join(listening)} if listening else {}
     if size != settings.config.workers:

@@ -73,9 +73,10 @@ class StoreProcess:
         left: State | None = None,
         known: Callable[[], tuple[list[tuple[str, StateEntry]], int]] = lambda: ([], 0),
     ) -> None:
-        """`take` gets the process's frames, `changed` why it is unavailable ("" if it is available). Relative paths
-        begin in `directory`. `left` is the state of an earlier program of this process. `known` returns all that the
-        hub has of the state, and the version of the last change, for a Redis that comes back empty.
+        """`take` gets the process's frames, `changed` why it is unavailable ("" if it is available).
+
+        Relative paths begin in `directory`. `left` is the state of an earlier program of this process. `known` returns
+        all that the hub has of the state, and the version of the last change, for a Redis that comes back empty.
         """
         self._config = config
         self._location = config.state if is_url(config.state) else os.path.join(directory, config.state)

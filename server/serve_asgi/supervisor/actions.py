@@ -145,8 +145,10 @@ class ReopenLogs(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogEvent(Action):
-    """An event: a line of the log, and a record for those who follow. `level` is that of the logging module, `event`
-    the event's name (docs/reference/events.md), `about` its fields, JSON-compatible.
+    """An event: a line of the log, and a record for those who follow.
+
+    `level` is that of the logging module, `event` the event's name (docs/reference/events.md), `about` its fields,
+    JSON-compatible.
     """
 
     level: int

@@ -73,8 +73,9 @@ class Agents:
     # Requests of the supervisor
 
     def tend(self, now: float, holder: Generation | None, preparing: Generation | None, again: bool) -> None:
-        """Have the agent of `holder` active, that of `preparing` prepared, and no other. `again`: `holder` has had an
-        agent before, which one that is started now replaces.
+        """Have the agent of `holder` active, that of `preparing` prepared, and no other.
+
+        `again`: `holder` has had an agent before, which one that is started now replaces.
         """
         for agent in list(self.all.values()):
             if agent.generation is not holder and (agent.generation is not preparing or agent.state in LEASED):
@@ -225,8 +226,9 @@ class Agents:
         return missed
 
     def lost(self, agent: Agent, trouble: str, detail: str, now: float | None) -> None:
-        """A wanted agent is missing: another one is started, with a delay if this happens repeatedly. `now`: None if no
-        other is to be started.
+        """A wanted agent is missing: another one is started, with a delay if this happens repeatedly.
+
+        `now`: None if no other is to be started.
         """
         about: dict[str, Any] = {"reason": trouble}
         then = "the server stops"

@@ -24,8 +24,8 @@ class RestartBackoff:
     LONGEST_DELAY = 30.0
 
     def failed(self, now: float, served: float | None, trouble: str) -> float:
-        """Count a death after `served` seconds of serving (None: it never did); return the delay (s) until its
-        replacement starts.
+        """Count a death after `served` seconds of serving (None: it never did); return the delay (s) of its
+        replacement.
         """
         if served is not None and served >= self.STEADY:
             self.failures = 0

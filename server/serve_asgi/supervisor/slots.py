@@ -54,6 +54,7 @@ class Slots:
 
     def begin_anew(self, generation: Generation) -> None:
         """`generation` serves: no slot has had a failure, and their number is the configuration's, if that has changed.
+
         Scaling by hand while it started is kept.
         """
         self.all = {}

@@ -28,9 +28,10 @@ class StartingWorkers:
         self._retiring = retiring
 
     def start_pending(self) -> None:
-        """Start as many at once as the policy allows. A new generation that hangs does not delay replacements; nor is
-        it delayed by a steady stream of them, when workers are recycled as fast as they start. (Replacements of dead
-        workers are subject to the back-off.)
+        """Start as many at once as the policy allows.
+
+        A new generation that hangs does not delay replacements; nor is it delayed by a steady stream of them, when
+        workers are recycled as fast as they start. (Replacements of dead workers are subject to the back-off.)
         """
         processes = self._processes
         pending = processes.workers_in(WorkerState.PENDING)

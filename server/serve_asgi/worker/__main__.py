@@ -1,6 +1,6 @@
 """The worker process, from its first instruction to its exit.
 
-How it begins is in `serve_asgi.worker.bootstrap`, what it does in between in `serve_asgi.worker.worker`.
+Its start is in `serve_asgi.worker.bootstrap`, everything in between in `serve_asgi.worker.worker`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger("serve")
 
 
 def main() -> None:
-    """Be the worker whose channel is the descriptor named on the command line; never returns."""
+    """Run the worker whose channel is the descriptor on the command line; never returns."""
     bootstrap = Bootstrap(
         "serve_asgi.worker",
         lambda packet: (
@@ -48,7 +48,7 @@ def main() -> None:
         text = "the worker ends because of an internal error; please report this"
         log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
         leave_within(EXIT_TIME, status)
-    finally:  # every end that is not a kill writes the logs
+    finally:  # every exit except a kill flushes the logs
         worker.flush_access_log()
         if worker.access_log is not None:
             worker.access_log.close()

@@ -1,10 +1,10 @@
-"""Accepting: from the listening sockets to attached connections, and stopping without losing one.
+"""Accepts connections from the listening sockets and attaches protocols, and stops without losing one.
 
 It owns this worker's duplicates of the listening sockets. The loops' own servers are not used: asyncio drops a
 connection whose server is closed between accept and attach (python/cpython#109564), and a retiring worker must know
-exactly when it has accepted for the last time. A connection counts as ours from accept(2) on. Which of the workers is
-woken for a client is a matter of `serve_asgi.worker.accept_balance`; what it means here: one that has been woken and
-accepts no more must look into the queues once more, since nobody else was woken.
+exactly when it has accepted for the last time. A connection counts as ours from accept(2) on.
+`serve_asgi.worker.accept_balance` decides which worker is woken for a client; the consequence here: a worker that has
+been woken and stops accepting must check the queues once more, since nobody else was woken.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from serve_asgi.worker.connection_limit import ConnectionLimit
 PAUSE: Final = 0.1
 """Seconds without accepting when there is no memory, or no room left (`serve_asgi.worker.connection_limit`)."""
 WARN_EVERY: Final = 10.0
-"""Seconds between two warnings that there are none: the log is not to fill the disk as well."""
+"""Seconds between two warnings that there are no descriptors, so that the log does not fill the disk as well."""
 SHUT_DOWN: Final = -2
-"""In place of a descriptor: a unix socket that was shut out has no more, or whoever has a duplicate of a socket has
-called shutdown(2)."""
+"""Instead of a descriptor: a unix socket that was shut out has no more clients, or a holder of a duplicate has called
+shutdown(2)."""
 LOOK_AGAIN: Final = 0.5
-"""Seconds until that is looked at again."""
+"""Seconds until that is checked again."""
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPTED: Final = int(Cell.ACCEPTED)
@@ -47,12 +47,12 @@ Attempt = Coroutine[Any, Any, tuple[asyncio.Transport, asyncio.Protocol]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Listening:
-    """What all connections of a listening socket have in common."""
+    """What all connections of one listening socket have in common."""
 
     family: int
     protocol: int
     own_end: Address
-    """Where clients connect to; None if each has to be asked, since they come by several addresses."""
+    """The address that clients connect to; None if it varies and each connection has to be asked."""
 
     @classmethod
     def of(cls, listening: socket.socket) -> _Listening:
@@ -78,10 +78,10 @@ class Acceptor:
         make_protocol: Callable[[Address, Address], asyncio.Protocol],
         attached: Callable[[asyncio.Protocol], None],
     ) -> None:
-        """While `limit` leaves no room, clients wait in the kernel's queue, for this worker or a sibling.
+        """While `limit` leaves no room, clients wait in the kernel's queue, for this worker or another.
 
-        `make_protocol` gets the client's and the server's address as far as they are known without asking. `attached`
-        is told of each protocol once its transport stands.
+        `make_protocol` gets the client's and the server's address as far as they are known without a system call.
+        `attached` is called with each protocol once it has its transport.
         """
         self._loop = loop
         self._sockets = sockets
@@ -99,7 +99,7 @@ class Acceptor:
         self._must_admit = filters_refused()
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start to accept."""
         self._pause = None
         self._short = False
         self._limit.look()
@@ -107,10 +107,10 @@ class Acceptor:
             self._order.join(listening, self._readable)
 
     def stop(self, last_look: bool = True) -> None:
-        """Accept no more and close the duplicates; what is in the kernel's queue is left to the others.
+        """Stop accepting and close the duplicates; clients in the kernel's queue are left to the other workers.
 
-        With the `last_look` the client is taken for whom this worker may have been woken already; without it (when
-        what is accepted would be cut) such a client waits until another worker's next tick.
+        With `last_look` a client that this worker may already have been woken for is accepted; without it (when what is
+        accepted would be cut) such a client waits until another worker's next tick.
         """
         watched = self._order.leave()
         if last_look:
@@ -123,7 +123,8 @@ class Acceptor:
         self._sockets = []
 
     def accept_queued(self) -> bool:
-        """Accept all that is in the kernel's queues, with what is kept as well; False if even that is not enough."""
+        """Accept all clients in the kernel's queues, using the reserved descriptors, too; return False if they run
+        out."""
         for listening in self._sockets:
             while self._accept(listening) >= 0:
                 pass
@@ -138,20 +139,20 @@ class Acceptor:
             await self._all_attached.wait()
 
     def descriptors(self) -> list[int]:
-        """What is open here: the listening sockets and the clients that are being attached."""
+        """The open descriptors: the listening sockets and the clients that are being attached."""
         return [each.fileno() for each in (*self._sockets, *self._attaching.values())]
 
     def attach(self, client: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
-        """Give a connected socket, which is taken over, its protocol."""
+        """Attach a protocol to a connected socket, which is taken over."""
         attempt = self._loop.connect_accepted_socket(make_protocol, client)
         self._attaching[attempt] = client
         self._step(attempt, client)
 
     def _step(self, attempt: Attempt, client: socket.socket, waited: object = None) -> None:
-        """Run the attempt to its end or to what it waits for next, as a task would.
+        """Run the attempt to its end or its next wait, as a task would.
 
-        A task takes 2.8 µs more for each connection, 1.6 if it starts eagerly (uvloop, CPython 3.13; 17 µs in all), and
-        an application that cancels all tasks at its shutdown would cancel it.
+        A task takes 2.8 µs more per connection, 1.6 if it starts eagerly (uvloop, CPython 3.13; 17 µs in all), and
+        would be cancelled by an application that cancels all tasks at its shutdown.
         """
         try:
             waits_for = attempt.send(None)
@@ -178,7 +179,7 @@ class Acceptor:
             self._all_attached.set()
 
     def _readable(self, listening: socket.socket) -> None:
-        """A client waits, if no other worker was faster."""
+        """A client waits, unless another worker was faster."""
         if not self._limit.for_clients(len(self._attaching)):
             self._rest()
         elif (taken := self._accept(listening)) >= 0:  # one: the loop reports it again at once if there are more
@@ -187,23 +188,24 @@ class Acceptor:
             elif self._limit.for_clients(len(self._attaching)):
                 self._order.accepted(listening)
             else:
-                self._rest()  # and not woken for the next one, who would have nobody else
-        elif taken == SHUT_DOWN:  # the loop would report that again and again
+                self._rest()  # and do not get woken for the next client, whom nobody else would accept
+        elif taken == SHUT_DOWN:  # the loop would keep reporting that
             self._order.part(listening)
             self._loop.call_later(LOOK_AGAIN, self._look_again, listening)
 
     def _look_again(self, listening: socket.socket) -> None:
-        """The listener may have it listen again (`serve_asgi.listener.listening_sockets`)."""
+        """The listener may have made it listen again (`serve_asgi.listener.listening_sockets`)."""
         if listening in self._sockets and self._pause is None:
             self._order.join(listening, self._readable)
 
     def _accept(self, listening: socket.socket) -> int:
-        """Accept one connection; its descriptor, or less than 0 if there is none, or none can be taken now."""
+        """Accept one connection; return its descriptor, or less than 0 if there is none, or none can be accepted
+        now."""
         self._short = False
         try:
             descriptor: int
-            descriptor, name = listening._accept()  # type: ignore[attr-defined]  # accept() asks for it all again
-        except (BlockingIOError, InterruptedError):  # and so a unix socket says that it has been shut down
+            descriptor, name = listening._accept()  # type: ignore[attr-defined]  # accept() repeats the system calls
+        except (BlockingIOError, InterruptedError):  # also from a unix socket that has been shut down
             return SHUT_DOWN if listening.family == socket.AF_UNIX and hung_up(listening) else -1
         except OSError as error:
             if error.errno in _EXHAUSTED:
@@ -221,10 +223,12 @@ class Acceptor:
         return descriptor
 
     def _no_descriptors(self, error: str = "") -> None:
-        """There are none for clients: what is left of them is kept for what must not fail. Warn, but not often."""
+        """There are no descriptors for clients: the rest is reserved for what must not fail. Warn, but not often."""
         if self._pause is None and (now := self._loop.time()) >= self._next_warning:
             self._next_warning = now + WARN_EVERY
-            what = error or f"of {self._limit.limit} open files the rest is kept for reloads, logs and the application"
+            what = (
+                error or f"of {self._limit.limit} open files the rest is reserved for reloads, logs and the application"
+            )
             log.warning(
                 "cannot accept connections: %s; new clients wait; raise the open-files limit (ulimit -Hn)",
                 what,
@@ -233,7 +237,7 @@ class Acceptor:
         self._rest()
 
     def _rest(self) -> None:
-        """What waits in the kernel's queue waits there, for us or a sibling."""
+        """Pause: clients wait in the kernel's queue, for this worker or another."""
         if self._pause is None:
             self._order.leave()
             self._pause = self._loop.call_later(PAUSE, self._rested)

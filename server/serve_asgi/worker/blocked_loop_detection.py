@@ -1,6 +1,6 @@
-"""What the watchdog makes of what it sees of an event loop, look by look: pure, no thread and no clock of its own.
+"""The watchdog's detection of a blocked event loop from a series of observations: pure, without thread or clock.
 
-And the timer that wakes its thread at a time, for next to nothing while that does not come.
+And the timer that wakes the watchdog's thread, which costs almost nothing until it fires.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from typing import Final
 TICK: Final = 1.0
 """Seconds between the loop's ticks (`serve_asgi.worker.housekeeping.PERIOD`)."""
 SHORTEST: Final = 0.02
-"""Seconds between two looks, at least."""
+"""Least seconds between two checks."""
 
 
 class WatchPhase(enum.Enum):
-    """What the watch is doing."""
+    """The state of the watch."""
 
-    PARKED = "parked"  # the loop has nothing to do: its next tick is waited for
-    LOOKING = "looking"  # the loop has work: it is looked at from time to time
-    ASKED = "asked"  # it was busy at a look, and asked to answer
-    BLOCKED = "blocked"  # it has not answered for --block-warning, which has been told
+    PARKED = "parked"  # the loop is idle: wait for its next tick
+    LOOKING = "looking"  # the loop has work: check it periodically
+    ASKED = "asked"  # it was busy at a check, and has been pinged
+    BLOCKED = "blocked"  # it has not responded for --block-warning, which has been reported
 
 
 class Finding(enum.Enum):
-    """What a look found out."""
+    """The result of a check."""
 
     NOTHING = "nothing"
-    ASK = "ask"  # have the loop answer
+    ASK = "ask"  # ping the loop
     BLOCKED = "blocked"  # since `asked`
     TURNS = "turns"  # again, after `lasted`
 
 
 @dataclasses.dataclass(slots=True)
 class LoopWatch:
-    """The watch over one loop: what is seen at each look, and what follows from it. All times CLOCK_MONOTONIC, s."""
+    """Watches one loop: takes observations and draws conclusions. All times are CLOCK_MONOTONIC, s."""
 
     limit: float  # --block-warning
     phase: WatchPhase = WatchPhase.PARKED
-    asked: float = 0.0  # since when the loop has owed an answer
+    asked: float = 0.0  # since when a ping has been unanswered
     lasted: float = 0.0
 
     def look(self, now: float, turned: float, idle: bool, quiet: bool, late: float) -> Finding:
-        """Take what is seen at `now`.
+        """Take an observation at `now`.
 
-        `turned`: when the loop turned last, as far as it said; `idle`: its thread waits for events; `quiet`: it had
-        nothing to do before its last tick; `late`: by how much this look is later than it was meant to be.
+        `turned`: when the loop last ran, as far as it has reported; `idle`: its thread waits for events; `quiet`: it
+        had nothing to do before its last tick; `late`: by how much this check is late.
         """
         if self.phase is WatchPhase.BLOCKED:
             if turned < self.asked:
                 return Finding.NOTHING
             self.phase, self.lasted = WatchPhase.LOOKING, turned - self.asked
             return Finding.TURNS
-        if late >= self.limit and turned < now - late:  # nothing of this process's Python code ran
+        if late >= self.limit and turned < now - late:  # no Python code of this process ran
             self.asked = min(self.asked, now - late) if self.phase is WatchPhase.ASKED else now - late
             self.phase = WatchPhase.BLOCKED
             return Finding.BLOCKED
@@ -81,23 +81,23 @@ class LoopWatch:
         return Finding.ASK
 
     def next_look(self, now: float, turned: float) -> float:
-        """When the next look is due."""
+        """When the next check is due."""
         if self.phase is WatchPhase.PARKED:
             return max(now, turned + TICK + self.limit / 2)
         return now + max(SHORTEST, self.limit / 2)
 
 
 class WakeTimer:
-    """Wakes the thread at a time, if it is not set anew before (timerfd_create(2))."""
+    """Wakes the thread at a given time, unless it is set again before (timerfd_create(2))."""
 
     def __init__(self) -> None:
         self.fd: int | None = None
-        """Readable once the time has come; None where the kernel has no such thing for us."""
+        """Readable once the time has come; None where timerfd is not available."""
         with contextlib.suppress(OSError, AttributeError):
             self.fd = _timerfd_create()
 
     def set(self, at: float) -> None:
-        """Be readable from `at` (CLOCK_MONOTONIC, s) on, and not before."""
+        """Become readable at `at` (CLOCK_MONOTONIC, s), and not before."""
         if self.fd is not None:
             _timerfd_settime(self.fd, at)
 
@@ -110,7 +110,7 @@ if sys.version_info >= (3, 13):
     def _timerfd_settime(fd: int, at: float) -> None:
         os.timerfd_settime(fd, flags=os.TFD_TIMER_ABSTIME, initial=at)
 else:
-    _library = ctypes.PyDLL(None)  # does not give the interpreter lock up for a call of a microsecond
+    _library = ctypes.PyDLL(None)  # does not release the interpreter lock for a call of a microsecond
     _TIMER_ABSTIME: Final = 1
 
     def _timerfd_create() -> int:

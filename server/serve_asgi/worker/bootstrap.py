@@ -1,8 +1,8 @@
-"""How a process that runs the application's code begins: a worker or the agent, from its first instruction on.
+"""The start of a process that runs the application's code: a worker or the agent, from its first instruction on.
 
-It obeys its channel alone: signals that reach it are ignored while the listener lives, and the end of the channel means
-that the listener is dead. What it is to be the listener says in the first packet; then it takes the directory, mask and
-user that the application runs with.
+It takes orders over its channel only: signals are ignored while the listener is alive, and the end of the channel means
+that the listener is dead. The first packet says what it is to do; then it changes to the directory, umask and user that
+the application runs with.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
     from serve_asgi.tls.material import TlsMaterial
 
 WELCOME_TIMEOUT = 30.0
-"""Seconds for the listener to say what this process is to be."""
+"""Seconds to wait for the listener's first packet."""
 DETAIL_LIMIT: Final = 100_000
-"""Bytes of a traceback in the packet that brings it to the listener; its end says most, so the beginning goes."""
+"""Bytes of a traceback in a packet to the listener: its end, which says most."""
 MESSAGE_LIMIT: Final = 4_000
 """Characters of a message in that packet; at most twelve bytes each (JSON's escapes)."""
 
 
 class Bootstrap:
-    """What a process has before it does anything: taken from its command line and the listener's first packet."""
+    """What a process gets from its command line and the listener's first packet."""
 
     def __init__(self, program: str, names: Callable[[Packet], tuple[str, str]]) -> None:
-        """`names` gives the process's name (15 bytes, for top(1)) and that of its log lines. May end the process."""
+        """`names` returns the process's name (15 bytes, for top(1)) and that in its log lines. May exit the process."""
         ignore_signals()
         arguments = _arguments(program)
         forks.begin({arguments.channel, *stdio_guard.given(arguments.output)})
@@ -106,7 +106,7 @@ class Bootstrap:
             self.refuse(f"the worker could not take what it needs for TLS: {error}")
 
     def move_in(self) -> LoopFactory:
-        """Take the place that the application is to run at; return what makes the event loop. May end the process."""
+        """Set up the environment that the application runs in; return the loop factory. May exit the process."""
         try:
             _move_in(self.config, self.packet)
         except (OSError, KeyError, ValueError) as error:
@@ -116,21 +116,21 @@ class Bootstrap:
         return LoopFactory(loop_factory(self.config.loop))
 
     def let_go(self) -> None:
-        """The process ends: its sockets are the kernel's to close, and no interpreter need warn of them (-X dev)."""
+        """Leave closing the sockets to the kernel at exit, without warnings by the interpreter (-X dev)."""
         self.channel.detach()
         self.watchdog.detach()
         for each in [*self.sockets, *([self.link] if self.link is not None else [])]:
             each.detach()
 
     def refuse(self, message: str) -> NoReturn:
-        """Tell the listener what is wrong with what was asked for, and end."""
+        """Report to the listener why this process cannot start, and exit."""
         tell(self.channel, {"type": "failed", "message": sayable(message)[:MESSAGE_LIMIT], "usage": True})
         self.channel.detach()
         sys.exit(1)
 
 
 def failure(error: StartError | UsageError) -> Packet:
-    """The packet that tells the listener of it."""
+    """The packet that reports it to the listener."""
     detail = shortened(sayable(getattr(error, "detail", "")), DETAIL_LIMIT)
     while len(json.dumps(detail)) > DETAIL_LIMIT:
         detail = detail[len(detail) // 8 + 1 :]
@@ -139,7 +139,7 @@ def failure(error: StartError | UsageError) -> Packet:
 
 
 def leave_within(seconds: float, status: int) -> None:
-    """End the process after so many seconds, if it has not ended by itself; its output is written before."""
+    """Exit after so many seconds, unless the process has ended before; its output is flushed first."""
 
     def leave() -> None:
         with contextlib.suppress(BaseException):
@@ -152,10 +152,10 @@ def leave_within(seconds: float, status: int) -> None:
 
 
 def ignore_signals() -> None:
-    """Take note of the listener's signals and do nothing; a handler, unlike SIG_IGN, is not inherited by exec.
+    """Ignore the listener's signals; a handler, unlike SIG_IGN, is not inherited across exec.
 
-    TTIN and TTOU are ignored for good if there is a terminal: with a handler, writing to it from the background would
-    never end.
+    TTIN and TTOU are set to SIG_IGN if there is a terminal: with a handler, writing to it from the background would
+    never return.
     """
     terminal = {signal.SIGTTIN, signal.SIGTTOU} if _has_terminal() else set()
     for number in LISTENER_SIGNALS - {signal.SIGCHLD}:
@@ -181,13 +181,13 @@ def _arguments(program: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program, description="Started by the listener; not by hand.")
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--output", default="")
-    parser.add_argument("--generation", type=int, required=True)  # these two are for people who read ps(1)
+    parser.add_argument("--generation", type=int, required=True)  # these two are for readers of ps(1)
     parser.add_argument("--slot", type=int)
     return parser.parse_args()
 
 
 def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
-    """Wait for the listener's first packet; leave if there is none, or if it speaks another version."""
+    """Wait for the listener's first packet; exit if there is none, or if it has another version."""
     channel = Channel(end)
     end.settimeout(WELCOME_TIMEOUT)
     try:
@@ -205,15 +205,15 @@ def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
 
 
 GIVEN: Final = frozenset({"link", "row", "asked over", "dump", "tls"})
-"""What a listener gives besides: the link to the hub, the row of the scoreboard, the two ways in of the window, what is
-needed for TLS."""
+"""Other descriptors from the listener: the link to the hub, the scoreboard row, the two of the watchdog channel, and
+what TLS needs."""
 
 
 def sorted_out(packet: Packet, descriptors: list[int]) -> tuple[int, list[int], dict[str, int]]:
-    """What came with the welcome: the scoreboard, the listening sockets, and by name what was given besides."""
+    """The descriptors of the welcome: the scoreboard, the listening sockets, and the others by name."""
     end = 1 + len(packet["sockets"])
     given = dict(zip(packet.get("given", []), descriptors[end:], strict=False))
-    close_descriptors(set(descriptors[end:]) - {given[name] for name in GIVEN & given.keys()})  # of a later version
+    close_descriptors(set(descriptors[end:]) - {given[name] for name in GIVEN & given.keys()})  # from a later version
     return descriptors[0], descriptors[1:end], {name: given[name] for name in GIVEN & given.keys()}
 
 
@@ -235,7 +235,7 @@ def name_process(name: str) -> None:
 
 
 def _move_in(config: Config, packet: Packet) -> None:
-    """Take the directory, mask and user that the application is to run with."""
+    """Change to the directory, umask and user that the application runs with."""
     if config.umask:
         os.umask(int(config.umask, 8))
     take_account(config)
@@ -244,7 +244,7 @@ def _move_in(config: Config, packet: Packet) -> None:
 
 
 def take_account(config: Config) -> None:
-    """Become the user and group that the configuration names. Raises OSError, KeyError, OverflowError."""
+    """Change to the configured user and group. Raises OSError, KeyError, OverflowError."""
     user = find_user(config.user) if config.user else None
     group = find_group(config.group) if config.group else (user.pw_gid if user else None)
     if group is not None:
@@ -258,7 +258,7 @@ def take_account(config: Config) -> None:
 
 
 def listening_socket(descriptor: int) -> socket.socket:
-    """The listening socket that came as this descriptor."""
+    """The listening socket with this descriptor."""
     listening = socket.socket(fileno=descriptor)
     listening.setblocking(False)
     return listening

@@ -1,8 +1,8 @@
-"""How many connections this worker takes: as --max-connections says, and as its open-files limit leaves.
+"""How many connections this worker accepts: limited by --max-connections and its open-files limit.
 
-It owns the numbers of descriptors from which on nobody is accepted, and nobody taken over. Who is handed over comes
-before who is new: while workers that retire still hold idle connections, this one's share of them is kept free, so that
-a flood of clients before a deploy does not change what the deploy costs.
+It owns the descriptor numbers from which on no client is accepted, and no connection taken over. Connections that are
+handed over take precedence: while retiring workers still hold idle connections, this worker's share of them is kept
+free, so that a flood of clients before a deploy does not make the deploy lose any.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.worker.scoreboard_rows import OtherWorkers
 
 AT_LEAST: Final = 16
-"""Clients that are accepted whatever is still to come over, if the limit allows as many."""
+"""Clients that are accepted whatever is still to be taken over, if the limit allows as many."""
 
 
 class ConnectionLimit:
-    """What one worker has left."""
+    """The limit of one worker."""
 
     def __init__(self, context: WorkerContext, others: OtherWorkers, generation: int, slot: int) -> None:
         """`generation` and `slot` are this worker's."""
@@ -28,14 +28,15 @@ class ConnectionLimit:
         self._slot = slot
         self._base = _lowest_free()
         self.mark = 0
-        """The first client whose descriptor has this number, or a higher one, is the last that is accepted for now."""
+        """A client whose descriptor has this number or a higher one is the last that is accepted for now."""
         self.taken_over_mark = 0
-        """A connection that arrives with this number, or a higher one, is refused: another worker may have room."""
+        """A hand-over that arrives with this number or a higher one is refused: another worker may have room."""
         self.limit = 0
         self.look()
 
     def look(self) -> None:
-        """See what the limit is now, and what is still to come over. Once per second, and while nobody is accepted."""
+        """Update from the current limit and the connections still to be taken over. Once per second, and while
+        paused."""
         self.limit = limit = descriptors.limit()
         kept = descriptors.reserve(limit)
         floor = min(self._base + AT_LEAST, limit - kept)
@@ -43,25 +44,25 @@ class ConnectionLimit:
         self.taken_over_mark = limit - kept // 2
 
     def for_clients(self, coming: int) -> bool:
-        """Whether one more client may be accepted as far as --max-connections goes; `coming` are not attached yet."""
+        """Whether --max-connections allows one more client; `coming` are accepted, but not attached yet."""
         return self._context.has_room(coming)
 
     def again(self) -> bool:
-        """Whether clients may be accepted again after there was no descriptor for them."""
+        """Whether clients may be accepted again after the descriptors had run out."""
         self.look()
         return descriptors.available(self.mark)
 
     def for_taken_over(self, descriptor: int) -> bool:
-        """Whether a connection that has arrived as this descriptor may stay."""
+        """Whether to keep a hand-over that has arrived as this descriptor."""
         return descriptor < self.taken_over_mark
 
     def _to_come(self) -> int:
-        """This worker's share of the idle connections that older workers are about to hand over."""
+        """This worker's share of the idle connections that older workers will hand over."""
         idle, takers = 0, 1
         for generation, slot, theirs in self._others.idle():
             if generation == self._generation and slot != self._slot:
                 takers += 1
-            elif generation <= self._generation:  # an older one, or the one whose slot this one fills
+            elif generation <= self._generation:  # an older one, or the one that this one replaces
                 idle += theirs
         return -(-idle // takers)
 

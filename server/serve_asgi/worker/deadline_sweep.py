@@ -1,7 +1,7 @@
-"""The deadlines of this worker's connections: compared once per second, so that no connection needs a timer.
+"""Checks the deadlines of this worker's connections once per second, so that no connection needs a timer.
 
-When a connection is due it decides itself (the keep-alive timeout, the time for a head or a body, a client that does
-not read, pings); here is only when it is asked. Thousands that are due at once do not stop the loop.
+Each connection sets its own deadline (the keep-alive timeout, the time for a head or a body, a client that does not
+read, pings); this module only checks them. Thousands that are due at once do not block the loop.
 """
 
 from __future__ import annotations
@@ -19,26 +19,23 @@ from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
 
 LOOK_ANYWAY: Final = 10
-"""Quiet ticks after which all deadlines are compared nevertheless."""
+"""Quiet ticks after which all deadlines are checked nevertheless."""
 AT_ONCE: Final = 8
-"""Connections that are ended in one turn of the loop."""
+"""Connections that are closed in one turn of the loop."""
 log = logging.getLogger("serve")
 
 
 class DeadlineSweep:
-    """Those of one worker."""
+    """The deadlines of one worker."""
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
-        self._soonest = 0.0  # the first deadline, when all connections were last looked at
-        self._unseen = 0  # ticks since
+        self._soonest = 0.0  # the earliest deadline at the last full check
+        self._unseen = 0  # ticks since then
         self._seen = (0, 0, 0, 0)
 
     def tick(self, now: float) -> None:
-        """End what is due.
-
-        All connections are looked at, unless nothing has happened that could have changed a deadline.
-        """
+        """Close what is due. Checks all connections, unless nothing has happened that could have changed a deadline."""
         connections = self._context.connections
         if self._quiet() and now < self._soonest and self._unseen < LOOK_ANYWAY:
             self._unseen += 1
@@ -48,12 +45,12 @@ class DeadlineSweep:
         self._soonest = min([each.deadline for each in connections], default=math.inf)
 
     def _end(self, due: Iterator[ClientConnection]) -> None:
-        """End what is due, a few in each turn of the loop: thousands at once would keep everybody else waiting."""
+        """Close what is due, a few in each turn of the loop: thousands at once would delay all others."""
         loop = asyncio.get_running_loop()
         some = list(itertools.islice(due, AT_ONCE))
         for connection in some:
             if connection.deadline > loop.time():
-                continue  # something has happened to it meanwhile
+                continue  # its deadline has changed meanwhile
             try:
                 connection.expire()
             except Exception:
@@ -62,10 +59,10 @@ class DeadlineSweep:
             loop.call_soon(self._end, due)
 
     def _quiet(self) -> bool:
-        """Whether the loop has (as good as surely) done nothing since the last tick but wait for this one.
+        """Whether the loop has (almost certainly) done nothing since the last tick but wait for this one.
 
-        A thread that has gone to sleep once has woken once (getrusage(2), ru_nvcsw). What came at the very moment of
-        the tick is not seen like this, but at LOOK_ANYWAY.
+        A thread that has slept once has been woken once (getrusage(2), ru_nvcsw). What arrives at the very moment of
+        the tick goes unnoticed until LOOK_ANYWAY.
         """
         cells, before = self._context.cells, self._seen
         sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

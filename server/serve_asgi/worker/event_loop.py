@@ -1,9 +1,9 @@
-"""The event loop of a process that runs the application's code: from its making to its end, whatever is raised in it.
+"""The event loop of a process that runs the application's code: it runs to its end, whatever is raised in it.
 
-asyncio, and uvloop with it, lets SystemExit and KeyboardInterrupt through: raised in a task or a callback they end
-`run_forever`, and with it everything that the process serves, at the whim of `sys.exit()` somewhere in a library. Here
-the loop goes on where it has stopped: what was ready to run still is. The same goes for `loop.stop()`. Only its main
-coroutine ends it.
+asyncio and uvloop let SystemExit and KeyboardInterrupt through: raised in a task or a callback they end `run_forever`,
+and with it everything that the process serves, because of a `sys.exit()` somewhere in a library. Here the loop is
+resumed where it stopped: what was ready to run still is. The same goes for `loop.stop()`. Only its main coroutine ends
+it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("serve")
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """The event loop's factory. `auto` takes uvloop where it is installed."""
+    """The event loop's factory. `auto` is uvloop where it is installed."""
     if name == "asyncio":
         return asyncio.new_event_loop
     try:
@@ -36,7 +36,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]], new_loop: Callable[[], asyncio.AbstractEventLoop]) -> T:
-    """As `asyncio.run`, in a loop that `new_loop` makes. Raises what `main` raises, and nothing that others do."""
+    """As `asyncio.run`, in a loop created by `new_loop`. Raises only what `main` raises."""
     loop = new_loop()
     try:
         asyncio.set_event_loop(loop)
@@ -74,25 +74,25 @@ def complete(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T])
 
 
 async def hidden(function: Callable[..., Coroutine[Any, Any, T]], *given: Any) -> T:
-    """Run a coroutine function of the server's own in the present task, which `asyncio.all_tasks()` does not show.
+    """Run a coroutine function of the server's in the current task, hidden from `asyncio.all_tasks()`.
 
-    "Cancel all tasks but this one" is how many an application tidies up at its shutdown: it means its own.
+    Many applications cancel all tasks but the current one at shutdown, and mean their own.
     """
     task = asyncio.current_task()
     if task is not None:
-        asyncio.tasks._unregister_task(task)  # as the documentation of asyncio has it, "Extending"
+        asyncio.tasks._unregister_task(task)  # see "Extending" in the documentation of asyncio
     return await function(*given)
 
 
 def hidden_task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task of the server's own, which `asyncio.all_tasks()` does not show either."""
+    """A task of the server's, hidden from `asyncio.all_tasks()`."""
     task = asyncio.ensure_future(coroutine)
     asyncio.tasks._unregister_task(task)
     return task
 
 
 async def _cancel_the_rest() -> None:
-    """Cancel what the application has left, and wait for it."""
+    """Cancel the tasks that the application has left behind, and wait for them."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()

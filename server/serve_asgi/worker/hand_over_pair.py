@@ -1,7 +1,7 @@
 """One end of the pair of sockets over which two workers hand over connections.
 
-The other worker is not trusted: what it says comes through `serve_asgi.ipc.packets`, and one that says what it must not
-loses the pair, not its peer more than that.
+The other worker is not trusted: its packets are decoded by `serve_asgi.ipc.packets`, and if it breaks the protocol the
+pair is closed, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ log = logging.getLogger("serve")
 
 
 class PairEnd:
-    """One end of a pair on the loop: packets in by callback, packets out in order, also when the kernel is full."""
+    """One end of a pair on the loop: packets in by callback, packets out in order, even when the kernel's buffer is
+    full."""
 
     __slots__ = ("_loop", "_outgoing", "_taken", "_takes", "_writing", "broken", "channel", "number")
 
@@ -38,7 +39,8 @@ class PairEnd:
     ) -> None:
         """`taken` gets each packet, and None at the end; the pair owns `descriptor`.
 
-        The other end may say what `takes` knows, with so many `descriptors`. What `taken` raises ends the pair as well.
+        The other end may send the packets in `takes`, with so many `descriptors`. If `taken` raises, the pair is
+        closed, too.
         """
         self._takes = takes
         self.broken = False
@@ -79,7 +81,7 @@ class PairEnd:
                 return
 
     def _break(self, error: Exception, descriptors: list[int]) -> None:
-        """The other worker has said what it must not: the pair is over, and nothing else."""
+        """The other worker has broken the protocol: close the pair, and nothing else."""
         close_descriptors(descriptors)
         unforeseen = None if isinstance(error, ChannelError) else error
         text = "another worker violated the hand-over protocol, and their pair is closed: %s"
@@ -88,7 +90,7 @@ class PairEnd:
         self._taken(self, None, [])
 
     def offer(self, packet: Plain, descriptors: list[int]) -> bool:
-        """Send a packet with descriptors now; False if the kernel has no room or the other end is gone."""
+        """Send a packet with descriptors now; return False if the kernel has no room or the other end is gone."""
         if not self.open or self._outgoing:
             return False
         try:
@@ -97,9 +99,9 @@ class PairEnd:
             return False
 
     def say(self, packet: Plain, sent: Callable[[], None] | None = None) -> None:
-        """Send a packet, now or as soon as there is room, in order; `sent` is called once it is with the kernel.
+        """Send a packet, now or as soon as there is room, in order; `sent` is called once the kernel has it.
 
-        If the other end is gone it never is, and `taken` is told the end.
+        If the other end is gone it is never called, and `taken` gets None.
         """
         self._outgoing.append((packet, sent))
         if not self._writing:

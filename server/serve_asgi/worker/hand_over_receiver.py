@@ -1,8 +1,8 @@
-"""Hand-over, the receiver's side: taking the connections that a retiring worker offers.
+"""The receiver's side of the hand-over: takes the connections that a retiring worker offers.
 
-The rules are in `serve_asgi.worker.hand_over_sender`. What is offered is held and not read before commit. If the pair
-ends before that, the listener is asked, who knows whether the sender withdrew or died. What comes must be a connection,
-whatever the other worker says.
+The rules are in `serve_asgi.worker.hand_over_sender`. An offered connection is held and not read before commit. If the
+pair ends before that, the listener is asked, which knows whether the sender withdrew or died. Descriptors are checked
+to be connections, whatever the other worker claims.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from serve_asgi.worker.hand_over_sender import MAX_IN_FLIGHT
 MOST_LEFTOVER: Final = 4 * 1024 * 1024
 """Bytes of leftover that a memfd may hold."""
 MOST_HELD: Final = 4 * MAX_IN_FLIGHT
-"""Offers of one sender that a receiver holds at most: a sender of ours has `MAX_IN_FLIGHT`."""
+"""Most offers of one sender that a receiver holds: a correct sender makes `MAX_IN_FLIGHT`."""
 
 
 class HandOverReceiver:
@@ -42,7 +42,7 @@ class HandOverReceiver:
     ) -> None:
         """`orphaned(pair)` asks the listener for a verdict on a pair that ended with uncommitted offers.
 
-        What arrives as a descriptor for which there is no room (`has_room`) is refused.
+        A descriptor for which `has_room` returns False is refused.
         """
         self._loop = loop
         self._cells = cells
@@ -57,16 +57,16 @@ class HandOverReceiver:
         self.idle.set()
 
     def add_sender(self, number: int, descriptor: int) -> None:
-        """A sender has been introduced over the pair `number`."""
+        """The listener has connected a sender over the pair `number`."""
         self._held[number] = {}
         self._pairs[number] = PairEnd(self._loop, number, descriptor, packets.FROM_SENDER, 2, self._offered)
 
     def refuse(self) -> None:
-        """Take nothing more; what has been taken is still waited for (`idle`)."""
+        """Refuse further offers; `idle` still waits for those that have been taken."""
         self.refusing = True
 
     def verdict(self, number: int, keep: bool) -> None:
-        """The listener has said what becomes of the uncommitted offers of a pair."""
+        """Keep or drop the uncommitted offers of a pair, as the listener says."""
         for descriptors, record in self._held.pop(number, {}).values():
             if keep:
                 self._attach(descriptors, record)
@@ -75,7 +75,8 @@ class HandOverReceiver:
         self._note_idle()
 
     def expect_no_verdict(self) -> None:
-        """The listener is dead: what was not committed is its sender's, since nobody can say that this one is dead."""
+        """The listener is dead: uncommitted offers stay their senders', since nobody can confirm that those are
+        dead."""
         self._alone = True
         for number in [number for number in self._held if number not in self._pairs]:
             self.verdict(number, keep=False)
@@ -91,7 +92,7 @@ class HandOverReceiver:
         self._held.clear()
 
     def descriptors(self) -> list[int]:
-        """What is open here: the pairs, and connections that were offered."""
+        """The open descriptors: the pairs, and offered connections."""
         held = [each for offers in self._held.values() for descriptors, _ in offers.values() for each in descriptors]
         return held + [pair.channel.fileno() for pair in self._pairs.values()]
 
@@ -102,7 +103,7 @@ class HandOverReceiver:
                 self._ended(pair)
             case packets.Offer(offer, record):
                 if offer in held or len(held) >= MOST_HELD:
-                    raise ChannelError(f"the offer {offer} twice, or more than {MOST_HELD} of them")
+                    raise ChannelError(f"offer {offer} twice, or more than {MOST_HELD} offers")
                 if self.refusing or not descriptors or not self._has_room(descriptors[0]):
                     _close(descriptors)
                     pair.say({"type": "refuse", "offer": offer})
@@ -147,31 +148,31 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _check(descriptors: list[int]) -> None:
-    """Raise ChannelError for what is no connection, and perhaps its leftover: whatever else could be read or closed.
+    """Raise ChannelError for anything but a connection and, perhaps, its leftover.
 
-    A memfd is what has seals (F_GET_SEALS, fcntl(2)): reading one waits for no disk and for nobody.
+    A memfd is recognised by its seals (F_GET_SEALS, fcntl(2)): reading one never waits.
     """
     try:
         first = os.fstat(descriptors[0])
         if not stat.S_ISSOCK(first.st_mode):
-            raise ChannelError("an offer of what is no socket")
+            raise ChannelError("an offer of something that is not a socket")
         with socket.socket(fileno=os.dup(descriptors[0])) as found:
             stream = found.type == socket.SOCK_STREAM and found.family in _FAMILIES
             if not stream or found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                raise ChannelError("an offer of a socket that is no connection")
+                raise ChannelError("an offer of a socket that is not a connection")
         if len(descriptors) > 1:
             fcntl.fcntl(descriptors[1], fcntl.F_GET_SEALS)
             if os.fstat(descriptors[1]).st_size > MOST_LEFTOVER:
                 raise ChannelError("an offer with more leftover than any connection has")
     except OSError as error:
-        raise ChannelError(f"an offer of what is no connection: {error}") from None
+        raise ChannelError(f"an offer of something that is not a connection: {error}") from None
 
 
 _FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
 
 
 def _from_memory(descriptor: int) -> bytes:
-    """The content of a memfd, which is closed."""
+    """The content of a memfd, which is then closed."""
     with open(descriptor, "rb") as memory:
         memory.seek(0)
         return memory.read(MOST_LEFTOVER)

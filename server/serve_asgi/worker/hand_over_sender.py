@@ -1,14 +1,14 @@
-"""Hand-over, the sender's side: passing idle client connections to workers that serve, with offer, take and commit.
+"""The sender's side of the hand-over: passes idle client connections to serving workers, with offer, take and commit.
 
-Both sides (the other is `serve_asgi.worker.hand_over_receiver`) run in the worker's loop over SEQPACKET pairs that the
-listener made; connections travel by SCM_RIGHTS. The rules (DESIGN.md, "Hand-over is offer, take, commit"): the sender
+Both sides (the other is `serve_asgi.worker.hand_over_receiver`) run in the worker's loop over SEQPACKET pairs created
+by the listener; connections travel by SCM_RIGHTS. The rules (docs/how-it-works/design.md, "The hand-over"): the sender
 has stopped reading; the receiver reads nothing before commit; the sender keeps its copy until commit is sent. Before
 that it may withdraw: it tells the listener first, then closes the pair, and only then reads again. A receiver that
-finds a pair closed with offers that were not committed asks the listener, who knows whether the sender withdrew or
-died. So a connection never has two readers.
+finds a pair closed with uncommitted offers asks the listener, which knows whether the sender withdrew or died. So a
+connection never has two readers.
 
-The other worker is not trusted: what it says comes through `serve_asgi.ipc.packets`, what it sends must be a
-connection, and one that breaks these rules loses the pair, not its peer more than that.
+The other worker is not trusted: its packets are decoded by `serve_asgi.ipc.packets`, and if it breaks these rules the
+pair is closed, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from serve_asgi.logs.server_log import about
 from serve_asgi.worker.hand_over_pair import PairEnd
 
 MAX_IN_FLIGHT: Final = 64
-"""Offers without an answer at one time: an unprivileged user with RLIMIT_NOFILE 1024 gets ETOOMANYREFS after 1,040."""
+"""Unanswered offers at one time: an unprivileged user with RLIMIT_NOFILE 1024 gets ETOOMANYREFS after 1,040."""
 TAKE_TIMEOUT: Final = 0.5
-"""Seconds for a receiver to take or refuse what was offered; then the pair is withdrawn and others are asked."""
+"""Seconds for a receiver to take or refuse an offer; then the pair is withdrawn and others are tried."""
 LONG_LEFTOVER: Final = 64 * 1024
-"""Leftover bytes that travel in a memfd, since one SEQPACKET message holds at most 212,960 bytes."""
+"""Bytes of leftover from which on a memfd is used, since one SEQPACKET message holds at most 212,960 bytes."""
 STALE_HEARTBEAT: Final = 2.5
 """Seconds after which a receiver that has not ticked (once a second) is offered nothing: its loop is blocked."""
 AGAIN: Final = 0.5
 """Seconds until connections that nobody could take are tried again; they are served here meanwhile."""
 RETRY: Final = 0.05
-"""Seconds until an offer that the kernel had no room for is made again, if no answer comes before."""
+"""Seconds until an offer that the kernel had no room for is retried, if no reply comes before."""
 
 log = logging.getLogger("serve")
 
@@ -57,7 +57,7 @@ class MovableConnection(Protocol):
 
 
 class ReceivingWorker:
-    """A worker that takes connections, as the sender sees it."""
+    """The sender's view of a worker that takes connections."""
 
     __slots__ = ("cells", "full", "offers", "pair", "taken")
 
@@ -65,8 +65,8 @@ class ReceivingWorker:
         self.pair = pair
         self.cells = cells
         self.offers: dict[int, tuple[MovableConnection, float]] = {}
-        self.taken: set[int] = set()  # of these: the commit is on its way
-        self.full = False  # it refused; it is asked again only when nobody else is there
+        self.taken: set[int] = set()  # of these: the commit is being sent
+        self.full = False  # it has refused; it is tried again only if there is nobody else
 
     def load(self) -> int:
         return self.cells[Cell.CONNECTIONS] + len(self.offers)
@@ -76,7 +76,8 @@ class ReceivingWorker:
 
 
 class HandOverSender:
-    """The sender's side. `depart` takes an idle connection; one that nobody can take now remains and is served here."""
+    """The sender's side. `hand_over` takes an idle connection; one that nobody can take now stays and is served
+    here."""
 
     def __init__(
         self,
@@ -85,9 +86,9 @@ class HandOverSender:
         withdraw: Callable[[int], bool],
         again: Callable[[], None],
     ) -> None:
-        """`withdraw(pair)` has told the listener if it returns True; False: the listener cannot be told now.
+        """`withdraw(pair)` tells the listener, and returns False if that is not possible now.
 
-        `again` has all idle connections depart once more, after some had to remain.
+        `again` has all idle connections handed over once more, after some had to stay.
         """
         self._loop = loop
         self._cells = cells
@@ -102,36 +103,36 @@ class HandOverSender:
         self.idle.set()
 
     def add_receiver(self, number: int, descriptor: int, cells: memoryview) -> None:
-        """A receiver has been introduced over the pair `number`."""
+        """The listener has connected a receiver over the pair `number`."""
         self._receivers.append(
             ReceivingWorker(PairEnd(self._loop, number, descriptor, packets.FROM_RECEIVER, 0, self._answered), cells)
         )
         self._pump()
 
     def has_receivers(self) -> bool:
-        """Whether anybody may take connections."""
+        """Whether there are receivers."""
         return bool(self._receivers)
 
     def can_go(self) -> bool:
-        """Whether somebody would take a connection now."""
+        """Whether a receiver would take a connection now."""
         return self._choose() is not None
 
     def hand_over(self, connection: MovableConnection) -> None:
-        """Hand an idle connection over as soon as possible."""
+        """Hand over an idle connection as soon as possible."""
         self._queue.append(connection)
         self._pump()
 
     def give_up(self) -> None:
         """Withdraw from all receivers, because they leave as well; every connection comes back.
 
-        Where the listener cannot be told now, nothing may be read: that receiver is withdrawn from when it can.
+        If the listener cannot be told now, the connections may not be read: the withdrawal follows when it can.
         """
         for receiver in list(self._receivers):
             if not receiver.offers or self._withdraw(receiver.pair.number):
                 self._drop(receiver)
 
     def close(self) -> None:
-        """Close all pairs; nothing is in flight any more, or it is given up by this process's end."""
+        """Close all pairs; nothing is in flight any more, or the process is exiting."""
         for receiver in self._receivers:
             receiver.pair.close()
         self._receivers = []
@@ -139,18 +140,18 @@ class HandOverSender:
             self._timer.cancel()
 
     def descriptors(self) -> list[int]:
-        """What is open here."""
+        """The open descriptors."""
         return [receiver.pair.channel.fileno() for receiver in self._receivers]
 
     def _in_flight(self) -> int:
         return sum(len(receiver.offers) for receiver in self._receivers)
 
     def _pump(self) -> None:
-        """Offer what waits, as far as the kernel and the receivers allow."""
+        """Make offers, as far as the kernel and the receivers allow."""
         while self._queue and self._in_flight() < MAX_IN_FLIGHT:
             connection = self._queue.popleft()
             if not connection.can_leave():
-                continue  # a request came or the client left before its turn; it will call again
+                continue  # a request arrived or the client left before its turn; it will call again
             receiver = self._choose()
             if receiver is None:
                 self._keep(connection)
@@ -164,7 +165,7 @@ class HandOverSender:
             self.idle.set()
 
     def _choose(self) -> ReceivingWorker | None:
-        """The least loaded receiver that has not refused and whose loop turns."""
+        """The least loaded receiver that has not refused and whose loop runs."""
         now = time.monotonic()
         return min(
             (each for each in self._receivers if each.pair.open and not each.full and each.ticking(now)),
@@ -173,7 +174,7 @@ class HandOverSender:
         )
 
     def _keep(self, connection: MovableConnection) -> None:
-        """Nobody can take it now: serve it here, and try again a little later if there is anybody to ask."""
+        """Nobody can take it now: serve it here, and try again a little later if there are receivers."""
         connection.remain()
         if self._receivers and self._again_at == math.inf:
             self._again_at = self._loop.time() + AGAIN
@@ -182,7 +183,7 @@ class HandOverSender:
     def _offer(self, receiver: ReceivingWorker, connection: MovableConnection) -> bool:
         try:
             descriptor, record = connection.leave()
-        except OSError:  # no descriptor left to duplicate into: again later
+        except OSError:  # no descriptor left for the duplicate: try later
             return False
         descriptors = [descriptor]
         values = record.to_json()
@@ -193,7 +194,7 @@ class HandOverSender:
                 values["leftover"] = ""
                 descriptors.append(_in_memory(record.leftover))
             sent = receiver.pair.offer({"type": "offer", "offer": offer, "record": values}, descriptors)
-        except OSError:  # the same for the memfd
+        except OSError:  # likewise for the memfd
             sent = False
         finally:
             for each in descriptors:
@@ -221,18 +222,18 @@ class HandOverSender:
                 receiver.full = True
                 self._come_back(receiver.offers.pop(offer)[0])
             case packets.Take(offer) | packets.Refuse(offer):
-                raise ChannelError(f"an answer to offer {offer}, which it has not, or has answered")
+                raise ChannelError(f"a reply to offer {offer}, which it has not got, or has replied to")
         self._pump()
 
     def _committed(self, receiver: ReceivingWorker, offer: int) -> None:
-        """The commit is with the kernel: the receiver reads it even if we die now, so that our copy can go."""
+        """The kernel has the commit: the receiver will read it even if we die now, so close our copy."""
         connection, _ = receiver.offers.pop(offer)
         receiver.taken.discard(offer)
         connection.gone()
         self._cells[Cell.HANDED_OVER] += 1
 
     def _drop(self, receiver: ReceivingWorker) -> None:
-        """The receiver's end is closed or withdrawn from: what it had not taken stays ours and is offered elsewhere."""
+        """The receiver is gone or withdrawn from: what it had not taken stays ours and is offered elsewhere."""
         self._receivers.remove(receiver)
         receiver.pair.close()
         offers = list(receiver.offers.values())
@@ -243,7 +244,7 @@ class HandOverSender:
         self._pump()
 
     def _come_back(self, connection: MovableConnection) -> None:
-        """An offer came to nothing: offer the connection to somebody else, or keep it if there is nobody."""
+        """An offer failed: offer the connection to another receiver, or keep it if there is none."""
         connection.stay()
         self._queue.append(connection)
 

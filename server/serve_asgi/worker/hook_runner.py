@@ -1,7 +1,7 @@
-"""Runs a hook that is a callable: `python -m serve_asgi.worker.hook_runner`, the event as JSON on standard input.
+"""Runs a hook that is a callable: `python -m serve_asgi.worker.hook_runner`, with the event as JSON on standard input.
 
-A fresh process, as the workers' user, in the directory and with the interpreter of the release. The callable gets the
-event as a dict; it may be async. An exception (its traceback is shown) or `return False` is exit status 1.
+It is a fresh process, as the workers' user, in the directory and with the interpreter of the release. The callable gets
+the event as a dict; it may be async. An exception (its traceback is printed) or `return False` is exit status 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from serve_asgi.worker.bytecode import keep_fresh
 
 
 def main() -> int:
-    """Run it, or with --check only find out whether it is there; return the exit status."""
+    """Run it, or with --check only check that it exists; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="serve_asgi.worker.hook_runner", description="Started by the listener; not by hand."
     )
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     take_account(Config(user=arguments.user, group=arguments.group))
-    for stream in (sys.stdout, sys.stderr):  # in order, and not lost if this is ended at its deadline
+    for stream in (sys.stdout, sys.stderr):  # in order, and not lost if this is killed at its deadline
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     sys.path.insert(0, arguments.app_dir)
@@ -50,7 +50,7 @@ def main() -> int:
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return 1
-    except BaseException as error:  # SystemExit: a module that exits when it is imported has run nothing
+    except BaseException as error:  # also SystemExit: a module that exits at import has run nothing
         print(application_traceback(error), file=sys.stderr, end="")
         return 1
     if arguments.check:
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def _is_success(error: BaseException) -> bool:
-    """Whether `sys.exit` was called as by a program with which all is well."""
+    """Whether `sys.exit` was called to report success."""
     code = error.args[0] if error.args else None
     return code is None or (type(code) is int and code == 0)
 
@@ -80,7 +80,7 @@ async def _wait_for(result: Any) -> Any:
 
 
 def load(text: str) -> Callable[[dict[str, Any]], Any]:
-    """Import `module:callable`. Raises LookupError with a sentence if it is not there, and what the import raises."""
+    """Import `module:callable`. Raises LookupError, a sentence, if it does not exist, and what the import raises."""
     name, path = parse(text)
     try:
         found: Any = importlib.import_module(name)
@@ -97,12 +97,12 @@ def load(text: str) -> Callable[[dict[str, Any]], Any]:
     if not callable(found):
         raise LookupError(f"{text} cannot be called")
     if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
-        raise LookupError(f"{text} is a generator: calling it runs nothing; let it not yield")
+        raise LookupError(f"{text} is a generator: calling it runs nothing; remove the yield")
     try:
         inspect.signature(found).bind({})
     except TypeError as error:
         raise LookupError(f"{text} cannot be called with the event alone: {error}") from None
-    except ValueError:  # a callable written in C that does not say
+    except ValueError:  # a callable written in C without a signature
         pass
     called: Callable[[dict[str, Any]], Any] = found
     return called

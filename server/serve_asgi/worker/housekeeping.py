@@ -1,8 +1,8 @@
-"""The worker's second hand: everything that is done once per second for all connections, so that none needs a timer.
+"""Everything that a worker does once per second for all connections, so that none needs a timer.
 
-It has the date header made anew (`serve_asgi.http.response_head.default_headers`), writes the row's gauges and flushes
-the access log, has the deadlines of connections looked at (`serve_asgi.worker.deadline_sweep`) and asks whether the
-worker is due for replacement (`serve_asgi.worker.recycling`).
+It renews the Date header (`serve_asgi.http.response_head.default_headers`), writes the row's gauges, flushes the access
+log, has the deadlines of connections checked (`serve_asgi.worker.deadline_sweep`) and checks whether the worker is due
+for replacement (`serve_asgi.worker.recycling`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from serve_asgi.worker.recycling import Recycling
 from serve_asgi.worker.scoreboard_rows import RowWriter
 
 PERIOD: Final = 1.0
-"""Seconds between ticks: the resolution of every timeout of a connection."""
+"""Seconds between ticks: the resolution of all connection timeouts."""
 
 
 class Housekeeping:
@@ -59,7 +59,7 @@ class Housekeeping:
             self.tick()
 
     def tick(self) -> None:
-        """Do all that is due."""
+        """Do what is due."""
         context, now = self._context, asyncio.get_running_loop().time()
         config = self._config
         context.default_headers = default_headers(time.time(), config.date_header, config.server_header)

@@ -1,12 +1,12 @@
-"""The link of a process that the listener has started: frames over a SOCK_SEQPACKET pair.
+"""The hub link of a process that the listener has started: frames over a SOCK_SEQPACKET pair.
 
-It owns this process's end. What cannot be sent at once waits in order; who sends much bounds it himself (each part of
-`serve_asgi.app` has a window).
+It owns this process's end. What cannot be sent at once is queued in order; each sender in `serve_asgi.app` bounds its
+own frames by a window.
 
-Before a request, what the shared state has had and this process has not, because its loop was blocked, is applied
-(`SharedStateSync`). The listener sends each change before it says in the scoreboard that there is one, so what is
-missing usually waits in this process's socket already. It is called in the middle of reading a request, so it waits for
-nothing but that socket, and not for long.
+Before a request, changes of the shared state that this process has missed because its loop was blocked are applied
+(`SharedStateSync`). The listener sends each change before it publishes its number in the scoreboard, so missing changes
+are usually in this process's socket already. It is called while a request is being read, so it waits for nothing but
+that socket, and not for long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serve_asgi.app import presence as presence  # who is there is told from the beginning, also to who asks late
+from serve_asgi.app import presence as presence  # imported so that members are tracked from the beginning
 from serve_asgi.app.hub_link import Identity, Link
 from serve_asgi.app.shared import shared
 from serve_asgi.ipc.frame_socket import FrameSocket
@@ -28,14 +28,14 @@ from serve_asgi.logs.server_log import about
 log = logging.getLogger("serve")
 
 AT_A_TIME: Final = 64
-"""Frames that are read before the loop gets on with other things."""
+"""Frames that are read before the loop continues with other things."""
 
 
 class HubSocket:
     """The transport of `link`."""
 
     def __init__(self, end: socket.socket, identity: Identity, loop: asyncio.AbstractEventLoop) -> None:
-        """Take over the socket `end`; frames are read from now on."""
+        """Take over the socket `end` and start to read frames."""
         self._end = FrameSocket(end)
         self._loop = loop
         self._empty = asyncio.Event()
@@ -44,9 +44,9 @@ class HubSocket:
         loop.add_reader(end, self._read)
 
     def catch_up(self, done: Callable[[], bool], timeout: float) -> bool:
-        """Read until `done()`, at most `timeout` s, without giving the loop a turn; return whether it is.
+        """Read until `done()`, at most `timeout` s, without running the loop; return whether it is done.
 
-        For what must be known before anything else happens; the listener answers within moments.
+        For what must be known before anything else happens; the listener replies within moments.
         """
         end, deadline = self._end, time.monotonic() + timeout
         poll = select.poll()
@@ -66,7 +66,7 @@ class HubSocket:
         await self._empty.wait()
 
     def close(self) -> None:
-        """Nothing is read or sent any more."""
+        """Stop reading and sending."""
         if not self._end.closed:
             self._loop.remove_reader(self._end.socket)
             self._loop.remove_writer(self._end.socket)
@@ -80,7 +80,7 @@ class HubSocket:
                 return
 
     def _read_one(self) -> bool:
-        """Take one frame; False if there is none, or never will be one."""
+        """Handle one frame; return False if there is none, or never will be."""
         data = self._end.receive()
         if data:
             self.link.receive(data)
@@ -100,16 +100,16 @@ class HubSocket:
 
 
 PATIENCE: Final = 1.0
-"""Seconds to wait for what is not in the socket yet; then the request goes on with what is known."""
+"""Seconds to wait for changes that are not in the socket yet; then the request proceeds without them."""
 
 
 class SharedStateSync:
-    """Call it when `published[0]` is more than `shared.applied`."""
+    """Applies missed changes; to be called when `published[0]` is greater than `shared.applied`."""
 
     def __init__(self, hub: HubSocket, published: memoryview) -> None:
         self._hub = hub
         self._published = published
-        self._in_vain = -1  # what was applied when waiting led to nothing: the next request does not wait again
+        self._in_vain = -1  # what was applied when a wait was in vain: the next request does not wait again
 
     def __call__(self) -> None:
         wanted = self._published[0]

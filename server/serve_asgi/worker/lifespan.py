@@ -1,10 +1,10 @@
-"""The ASGI lifespan of one worker (ASGI specification, "Lifespan Protocol").
+"""Runs the ASGI lifespan of one worker (ASGI specification, "Lifespan Protocol").
 
-An application that raises before it asks for the first event does not know the protocol; with `auto` it is served
-without. So is one that takes the event for a request: it asks for its `body`, or answers it as HTTP. Any other that
-raises after it has received `lifespan.startup` has failed to start: a reload must not put it in service, so here we are
-stricter than the specification, which would have a server continue. It may raise what it likes: CancelledError and
-SystemExit out of a lifespan are errors as any other. One that returns without an answer is served, and the log says so.
+An application that raises before it receives the first event does not support the protocol; with `auto` it is served
+without. So is one that takes the event for a request: it reads its `body`, or responds as to HTTP. Any other that
+raises after it has received `lifespan.startup` has failed to start: a reload must not put it in service, so we are
+stricter than the specification, which has the server continue. Whatever it raises counts: CancelledError and SystemExit
+out of a lifespan are errors like any other. One that returns without sending anything is served, and the log says so.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ log = logging.getLogger("serve")
 
 
 class LifespanState(enum.Enum):
-    """How far the application has come."""
+    """The state of the application's lifespan."""
 
-    CALLED = "called"  # it has not asked for an event yet
+    CALLED = "called"  # it has not received an event yet
     STARTING = "starting"  # lifespan.startup delivered
     STARTED = "started"
     ENDING = "ending"  # lifespan.shutdown delivered
@@ -39,7 +39,7 @@ class LifespanState(enum.Enum):
 
 
 class _Startup(dict[str, Any]):
-    """The event `lifespan.startup`, which notices when it is taken for another."""
+    """The event `lifespan.startup`, which notices when it is taken for a request."""
 
     mistaken = False
 
@@ -62,9 +62,9 @@ class Lifespan:
         self._startup = _Startup(type="lifespan.startup")
         self._task: asyncio.Task[None] | None = None
         self._given_up = False
-        """Nobody waits for its end any more: what it says of being cancelled is nobody's concern."""
+        """Nobody waits for its end any more, so an error from its cancellation is ignored."""
         self._told = False
-        """The application has said itself why its shutdown failed."""
+        """The application itself has reported why its shutdown failed."""
         self._changed = anyio.Event()
         self._shutdown_asked = anyio.Event()
 
@@ -92,7 +92,7 @@ class Lifespan:
             return
         self._shutdown_asked.set()
         try:
-            await asyncio.wait({self._task})  # which raises nothing of the task's
+            await asyncio.wait({self._task})  # does not raise the task's exception
         finally:
             self._given_up = True
             self._task.cancel()
@@ -103,7 +103,7 @@ class Lifespan:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:
             forks.leave(error)
-            if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it
+            if is_from_outside(error, self._task):  # the loop is being closed, and this coroutine with it
                 raise
             self._raised(error)
         else:
@@ -114,11 +114,11 @@ class Lifespan:
         if self._given_up or (state is LifespanState.STARTED and self._task is not None and self._task.cancelling()):
             self._become(LifespanState.ENDED)  # the process ends
             return
-        if state is not LifespanState.FAILED:  # then the application's own message says why
+        if state is not LifespanState.FAILED:  # otherwise the application's own message says why
             self._detail = application_traceback(error)
         starting = state is LifespanState.CALLED or state is LifespanState.STARTING
         ignorant = state is LifespanState.CALLED or self._startup.mistaken
-        # Who does not know the protocol says so by an error; being cancelled, or exiting, says nothing of the kind.
+        # Only an ordinary error means that the protocol is not supported; a cancellation or an exit does not.
         if starting and ignorant and is_a(error, Exception):
             self._become(LifespanState.UNSUPPORTED)
         elif starting:
@@ -136,7 +136,7 @@ class Lifespan:
         if state is LifespanState.CALLED:
             self._become(LifespanState.UNSUPPORTED)
         elif state is LifespanState.STARTING:
-            if not self._startup.mistaken and self._mode != "on":  # then it is refused
+            if not self._startup.mistaken and self._mode != "on":  # otherwise it is refused
                 self._tell_unanswered("lifespan.startup", "it is served without a lifespan")
             self._become(LifespanState.UNSUPPORTED)
         elif state is not LifespanState.FAILED:

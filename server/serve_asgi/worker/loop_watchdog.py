@@ -1,19 +1,19 @@
-"""The watchdog: a thread that notices when the worker's event loop does not turn, and tells what the worker is doing.
+"""The watchdog: a thread that notices when the worker's event loop is blocked, and reports what the worker is doing.
 
-It serves two who cannot ask the loop: the operator's log (`--block-warning`: which code blocks the loop, and how long
-it did), and the listener (`serve stacks`, over a socket of its own).
+It serves two purposes for which the loop cannot be asked: the log (`--block-warning`: which code blocks the loop, and
+for how long), and the listener (`serve stacks`, over a socket of its own).
 
-How it knows, for next to nothing. The loop ticks once a second. A tick before which the loop had done nothing else
-leaves a timer behind (timerfd_create(2)) that wakes the thread if the next tick does not come; while nothing happens
-the thread never wakes. After a tick before which the loop had work, the thread looks twice per `--block-warning`
-whether the loop's thread waits for events, which its innermost frame tells; only if it does not, the loop is asked to
-answer. A loop that has not answered for `--block-warning` is blocked. So a blocking that lasts longer than one and a
-half times that is told of (if it begins in a second of silence: that and one second more); a shorter one by chance.
+How it detects that at almost no cost: the loop ticks once a second. If the loop had nothing else to do before a tick,
+the tick sets a timer (timerfd_create(2)) that wakes the thread if the next tick does not come; while nothing happens
+the thread never wakes. If the loop had work, the thread checks twice per `--block-warning` whether the loop's thread
+waits for events, by its innermost frame; only if it does not, the loop is pinged. A loop that has not responded for
+`--block-warning` is blocked. So a block that lasts longer than one and a half times that is reported (if it begins in a
+quiet second: that and one second more); a shorter one by chance.
 
-Code that keeps the interpreter lock (a C library's) stops this thread too. When it runs again, it comes late, and
-says so: what it then shows of the loop's thread is the line that the C code was called from, since the loop's thread
-gives the lock up right behind it. Who used the processor meanwhile tells that from a process that stood still.
-While the lock is kept the listener can have the stacks nevertheless: faulthandler writes them in a signal's handler.
+Code that holds the interpreter lock (in a C library) stops this thread too. When it runs again, it is late, and says
+so: the loop's thread is then still at the line that called the C code, since it releases the lock right after it. CPU
+times distinguish this from a process that did not run at all. While the lock is held the listener can still get the
+stacks: faulthandler writes them in a signal handler.
 """
 
 from __future__ import annotations
@@ -42,59 +42,59 @@ from serve_asgi.worker import stack_dump as stacks
 from serve_asgi.worker.blocked_loop_detection import TICK, Finding, LoopWatch, WakeTimer, WatchPhase
 
 DUMP_SIGNAL: Final = signal.SIGRTMIN + 9
-"""Has faulthandler write the stacks. The listener sends it only to a process that catches it (/proc/PID/status)."""
+"""Makes faulthandler write the stacks. The listener sends it only to a process that catches it (/proc/PID/status)."""
 LONGEST_PATIENCE: Final = 3600.0
-"""Seconds between two looks at most; poll(2) takes no more than some weeks."""
+"""Most seconds between two checks; poll(2) takes no more than a few weeks."""
 BUSY_SHARE: Final = 0.6
-"""The loop's thread filled a time if it ran or waited for a processor for this share of it."""
+"""The loop's thread was busy if it ran, or waited for a processor, for this share of the time."""
 OTHERS_SHARE: Final = 0.05
-"""Other threads filled it if they ran for this share of it; a busy machine may have given them no more."""
+"""Other threads were busy if they ran for this share of the time; a busy machine may have given them no more."""
 STOOD_STILL: Final = 1.0
-"""Seconds that nothing of this process must have run to be worth telling: a busy machine may take some tenths."""
+"""Seconds in which nothing of this process ran that are reported: on a busy machine some tenths are normal."""
 REPEAT_AFTER: Final = 60.0
-"""Seconds after which the stack of a place that blocks again and again is shown again."""
+"""Seconds after which the stack of a place that blocks repeatedly is logged again."""
 MOST_SHOWN: Final = 8
 """Threads whose stacks are logged."""
 ANSWER_LIMIT: Final = MAX_PACKET - 1000
-"""Bytes of the answer to the listener."""
+"""Bytes of the reply to the listener."""
 
 log = logging.getLogger("serve")
 
 
 class Culprit(enum.Enum):
-    """Who kept the interpreter lock while this thread could not run."""
+    """What held the interpreter lock while this thread could not run."""
 
     LOOP = "loop"
     ANOTHER = "another"  # thread
     NOBODY = "nobody"  # used the processor
-    UNSEEN = "unseen"  # the loop, which has gone on since
+    UNSEEN = "unseen"  # the loop, which has continued since
 
 
 SENTENCES: Final = {
     None: "the event loop has been blocked for {0} by {1}",
-    Culprit.LOOP: "the event loop has been blocked for {0} by {1}, in code that kept the interpreter lock all the time "
+    Culprit.LOOP: "the event loop has been blocked for {0} by {1}, in code that held the interpreter lock all the time "
     "(a C library's, a regular expression), called from here",
-    Culprit.ANOTHER: "the event loop has been blocked for {0}: another thread ran code that kept the interpreter lock "
+    Culprit.ANOTHER: "the event loop has been blocked for {0}: another thread ran code that held the interpreter lock "
     "(a C library's, a regular expression); the threads now",
     Culprit.NOBODY: "nothing has run in this process for {0}: it was stopped, got no processor time, or waited in code "
-    "that kept the interpreter lock; its loop now",
-    Culprit.UNSEEN: "the event loop was blocked for {0}; that was over before it could be seen by what",
+    "that held the interpreter lock; its loop now",
+    Culprit.UNSEEN: "the event loop was blocked for {0}; it was over before the cause could be seen",
 }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LateLook:
-    """By how much (s) a look was late, if that means anything, and why."""
+    """By how much (s) a check was late, if that is significant, and why."""
 
     late: float
     culprit: Culprit
 
 
 class Watchdog:
-    """The thread. `start` it first; `watch` a loop when serving begins, and have `tick` called once a second."""
+    """The watchdog. First `start` it; `watch` a loop when serving begins, and call `tick` once a second."""
 
     def __init__(self, channel: Channel | None, dump: int | None) -> None:
-        """`channel` is the one that the listener asks over, `dump` the file for faulthandler; both ours from now on."""
+        """`channel` is for the listener's requests, `dump` the file for faulthandler; both are taken over."""
         self._channel = channel
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = threading.get_ident()
@@ -102,14 +102,14 @@ class Watchdog:
         self._watch: LoopWatch | None = None
         self._turned = 0.0
         self._quiet = False
-        self._overslept = 0.0  # by how much the last tick was late, if that is worth telling
+        self._overslept = 0.0  # by how much the last tick was late, if significant
         self._sleeps = 0
-        self._due = math.inf  # of the next look
-        self._used = (0.0, 0.0, 0.0)  # processor time of the process and of the loop's thread at the last look
-        self._shown_at: dict[str, float] = {}  # when the stacks of which places were shown
+        self._due = math.inf  # when the next check is due
+        self._used = (0.0, 0.0, 0.0)  # CPU times of the process and of the loop's thread at the last check
+        self._shown_at: dict[str, float] = {}  # when each place's stack was logged
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._timer = WakeTimer()
-        try:  # kept: there may be none left later
+        try:  # kept open: there may be no descriptor left later
             self._schedstat = os.open(
                 f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC
             )
@@ -117,38 +117,38 @@ class Watchdog:
             self._schedstat = -1
         if dump is not None:
             # It gives the calling thread an alternate stack (sigaltstack(2)) of 16 KiB, on which Python's handlers of
-            # all other signals run as well: a few that come together overflow it. So a thread that ends calls it.
+            # all other signals run as well: a few at once overflow it. So it is called in a short-lived thread.
             register = functools.partial(faulthandler.register, DUMP_SIGNAL, all_threads=True, chain=False)
             caller = threading.Thread(target=register, args=(dump,))
             caller.start()
             caller.join()
         self._dumps = dump is not None
         self.abilities: dict[str, Any] = {"signal": int(DUMP_SIGNAL), "loop_thread": self._loop_thread}
-        """For the listener: how it can have the stacks, and which thread the loop runs in."""
+        """For the listener: the signal for the stacks, and the thread that the loop runs in."""
 
     def start(self) -> None:
-        """Start the thread. The calling thread is the one that the loop will run in."""
+        """Start the thread. Called in the thread that the loop will run in."""
         threading.Thread(target=self._run, name="serve-watchdog", daemon=True).start()
 
     def know(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The loop whose tasks are told of."""
+        """Set the loop whose tasks are reported."""
         self._loop = loop
 
     def let_go(self) -> None:
-        """In a forked child: there is no such thread, and nobody asks."""
+        """In a forked child, where this thread does not exist: close everything."""
         self._watch = None
         if self._dumps:
             faulthandler.unregister(DUMP_SIGNAL)
 
     def detach(self) -> None:
-        """The process ends."""
+        """The process is exiting."""
         if self._channel is not None:
             self._channel.detach()
 
     # In the loop's thread
 
     def watch(self, cells: memoryview, block_warning: float) -> None:
-        """Watch the loop from now on, unless `block_warning` is 0; called in it. `cells` is this process's row."""
+        """Watch the current loop from now on, unless `block_warning` is 0. `cells` is this process's row."""
         if block_warning > 0:
             self._cells = cells
             self._turned = time.monotonic()
@@ -156,11 +156,11 @@ class Watchdog:
             os.eventfd_write(self._wake, 1)
 
     def unwatch(self) -> None:
-        """The loop ends in order: whatever keeps it from turning now is not blocking."""
+        """The loop ends normally: it no longer counts as blocked."""
         self._watch = None
 
     def tick(self) -> None:
-        """Called by the loop once a second: it turns."""
+        """Called by the loop once a second."""
         watch = self._watch
         if watch is None:
             return
@@ -197,25 +197,25 @@ class Watchdog:
                     elif not self._serve_request():
                         poll.unregister(fd)
                 self._look(time.monotonic(), bool(events))
-            except Exception:  # a bug here must cost the worker nothing more
-                log.exception("the watchdog could not look at the event loop and stops doing so; please report this")
+            except Exception:  # a bug here must not affect the rest of the worker
+                log.exception("the watchdog could not check the event loop and stops doing so; please report this")
                 self._watch = None
 
     def _patience(self) -> float | None:
-        """Milliseconds until the next look; None where the timer or another event wakes the thread."""
+        """Milliseconds until the next check; None if the timer or another event wakes the thread."""
         watch = self._watch
         if watch is None or (watch.phase is WatchPhase.PARKED and self._timer.fd is not None):
             return None
         return math.ceil(min(max(0.0, self._due - time.monotonic()), LONGEST_PATIENCE) * 1000)
 
     def _look(self, now: float, woken: bool) -> None:
-        """Look at the loop, if that is due or the loop asked for it, and tell what has changed."""
+        """Check the loop, if that is due or the loop asked for it, and report what has changed."""
         watch, loop = self._watch, self._loop
         if watch is None or loop is None:
             self._due = math.inf
             return
         parked = watch.phase is WatchPhase.PARKED
-        # All that belongs together is read at once: any call of the system lets the loop go on.
+        # Related values are read without a system call in between, since any lets the loop continue.
         frame, turned, overslept = sys._current_frames().get(self._loop_thread), self._turned, self._overslept
         due = watch.next_look(0.0, turned) if parked else self._due
         if woken and now < due and not parked:
@@ -247,7 +247,7 @@ class Watchdog:
     def _say_over(
         self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: LateLook
     ) -> None:
-        """Tell of what is over already, because the loop came to its late tick before this thread could run."""
+        """Report a block that is over: the loop reached its late tick before this thread could run."""
         culprit = Culprit.UNSEEN if delay.culprit is Culprit.LOOP else delay.culprit
         self._say_blocked(loop, seconds, frames, LateLook(seconds, culprit))
 
@@ -258,7 +258,7 @@ class Watchdog:
             self._watch = None
 
     def _delay(self, late: float) -> LateLook:
-        """What a look that comes so late (s) means, from who has used the processor since the last one."""
+        """What a check that is so late (s) means, from the CPU times since the last one."""
         since = late + (0.0 if self._watch is None else self._watch.limit / 2)
         before, self._used = self._used, self._time_used()
         process, running, waiting = (now - then for now, then in zip(self._used, before, strict=True))
@@ -269,7 +269,7 @@ class Watchdog:
         return LateLook(late if late >= STOOD_STILL else 0.0, Culprit.NOBODY)
 
     def _time_used(self) -> tuple[float, float, float]:
-        """Seconds that all threads ran, that the loop's did, and for which that one waited for a processor."""
+        """Seconds that all threads ran, that the loop's thread ran, and that it waited for a processor."""
         try:
             running, waiting, _ = os.pread(self._schedstat, 100, 0).split()
         except (OSError, ValueError):  # a kernel without CONFIG_SCHED_INFO
@@ -279,7 +279,7 @@ class Watchdog:
     def _say_blocked(
         self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: LateLook
     ) -> None:
-        """Log it, and with it what the loop's thread is doing."""
+        """Log the block, and what the loop's thread is doing."""
         watch, cells = self._watch, self._cells
         if watch is None or cells is None:
             return
@@ -299,7 +299,7 @@ class Watchdog:
         )
 
     def _shown(self, culprit: Culprit | None, place: str, frames: stacks.Frames) -> str:
-        """The stack, unless it was shown a short while ago."""
+        """The stack, unless it was logged a short while ago."""
         if culprit is Culprit.UNSEEN:
             return ""
         if culprit is Culprit.ANOTHER:
@@ -313,10 +313,10 @@ class Watchdog:
         self._shown_at = {each: at for each, at in self._shown_at.items() if now - at < REPEAT_AFTER} | {place: now}
         return "\n" + "\n".join(stacks.lines_of(frames))
 
-    # What the listener asks for
+    # Requests of the listener
 
     def _serve_request(self) -> bool:
-        """Answer one request; False if none will come any more. What the listener does not take is dropped."""
+        """Reply to one request; return False if there will be no more. What the listener does not read is dropped."""
         assert self._channel is not None
         try:
             received = self._channel.try_receive()

@@ -1,9 +1,9 @@
-"""The worker's end when its listener is dead and its own loop does not turn.
+"""Ends a worker whose listener is dead and whose own loop is blocked.
 
-A worker whose listener dies retires by itself, if its loop turns; one that an import or a handler of the
-application blocks would live for ever and keep the port from the next server, since nobody is left to kill it. A
-thread waits for the end of the channel in its place (law 5: every wait has an end). It needs the interpreter lock:
-code of an extension that never gives it up cannot be ended this way.
+A worker whose listener dies retires by itself if its loop runs; one that is blocked by an import or a handler of the
+application would live for ever and keep the port from the next server, since nobody is left to kill it. So a thread
+waits for the end of the channel (law 5: every wait has an end). It needs the interpreter lock: an extension that never
+releases it cannot be ended this way.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Final
 
 from serve_asgi.logs import stdio_guard
 
-PERIOD: Final = 0.1  # seconds between two looks at how long there is left
+PERIOD: Final = 0.1  # seconds between two checks of the remaining time
 
 
 def watch(channel: int, allowed: Callable[[], float], last: Callable[[], None] = lambda: None) -> None:
-    """Once the other end of the socket `channel` has closed, end the process if it still lives after `allowed()` s.
+    """Once the other end of the socket `channel` has closed, exit if the process is still alive after `allowed()` s.
 
-    `allowed` is asked again and again, since the worker may begin to serve meanwhile; `last` is called before the end.
+    `allowed` is called repeatedly, since the worker may begin to serve meanwhile; `last` is called before the exit.
     """
-    own = os.dup(channel)  # stays valid whatever becomes of the original
+    own = os.dup(channel)  # stays valid whatever happens to the original
     threading.Thread(target=_wait, args=(own, allowed, last), name="serve-orphan-exit", daemon=True).start()
 
 

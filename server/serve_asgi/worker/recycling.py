@@ -1,7 +1,7 @@
-"""When a worker is to be recycled: after so many requests, so long a life or so much memory.
+"""When a worker is due for recycling: by its requests, its lifetime or its memory.
 
-It knows the limits of this one worker, some of them a little different in each, so that not all workers are replaced at
-a time. The replacement is the supervisor's (`serve_asgi.supervisor.slots`): ready before this worker retires.
+It owns the limits of one worker, some of them varied a little so that not all workers are replaced at once. The
+supervisor replaces it (`serve_asgi.supervisor.slots`): the replacement is ready before this worker retires.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MIB: Final = 1024 * 1024
 
 
 class Recycling:
-    """Of one worker: `--max-requests`, `--max-lifetime`, `--max-rss`."""
+    """The limits of one worker: `--max-requests`, `--max-lifetime`, `--max-rss`."""
 
     def __init__(self, config: Config, cells: memoryview) -> None:
         self._config = config
@@ -26,7 +26,7 @@ class Recycling:
         self._end_of_life = time.monotonic() + config.max_lifetime * random.uniform(0.9, 1.0)
 
     def reason(self) -> str:
-        """Why this worker should be replaced, or nothing."""
+        """Why this worker should be replaced, or ""."""
         config, cells = self._config, self._cells
         if self._max_requests and cells[Cell.REQUESTS] >= self._max_requests:
             return f"it has served {cells[Cell.REQUESTS]} requests (--max-requests)"

@@ -1,4 +1,4 @@
-"""How a worker leaves: it stops accepting, hands connections over, finishes its requests, and cuts what is left.
+"""How a worker retires: it stops accepting, hands connections over, finishes its requests, and cuts what is left.
 
 One mechanism for reload, recycling, scaling down and stopping. Every wait has an end: the graceful timeout, or an order
 to quit.
@@ -31,11 +31,11 @@ CLOSING_SHARE: Final = 0.2
 CLOSE_TIME: Final = 2.0
 """Seconds that connections have to flush and close after the graceful timeout, and held offers to be settled."""
 PARENT_TIME: Final = 1.0
-"""Seconds in which a listener whose end of the channel has closed must have ended, or else it lives."""
+"""Seconds to wait for the death of a listener whose end of the channel has closed; after that it is alive."""
 TOGETHER_TIME: Final = 1.0
-"""Seconds that a retiring worker waits for the others of its generation to stop accepting before it tells anybody."""
+"""Seconds to wait for the rest of the generation to stop accepting before the application is told to retire."""
 TOGETHER_LOOK: Final = 0.002
-"""Seconds between two looks at whether they have."""
+"""Seconds between two checks of that."""
 
 log = logging.getLogger("serve")
 
@@ -45,11 +45,11 @@ class LeaveOrder(enum.Enum):
 
     RETIRE = "retire"  # finish what is in progress, within the graceful timeout
     QUIT = "quit"  # at once
-    LISTENER_DIED = "listener died"  # as RETIRE, and nobody else accepts what is in the port's queue
+    LISTENER_DIED = "listener died"  # as RETIRE, but nobody else accepts the clients in the queue
 
 
 class Retirement:
-    """The leaving of one worker."""
+    """The retirement of one worker."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         self._worker = worker
@@ -57,17 +57,17 @@ class Retirement:
         self.order: LeaveOrder | None = None
         self.ordered = anyio.Event()
         self.quit = anyio.Event()
-        """At once."""
+        """Set by an order to quit."""
         self.reason = ""
         self.accept_queued = False
-        """What is in the kernel's queue is accepted first, for nobody else will."""
+        """Whether to accept the clients in the kernel's queue first, since nobody else will."""
         self.cut = 0
-        """Requests that had not ended."""
+        """Requests that were cut."""
         self.awaited = 0
-        """Receivers whose end of the pair got lost and comes again."""
+        """Receivers whose pair got lost and is being replaced."""
 
     def leave(self, order: LeaveOrder, reason: str) -> None:
-        """Begin to leave; a later order to stop ends hand-overs, and the listener's death changes nothing more."""
+        """Begin to leave; a later order to stop ends hand-overs, and the death of the listener changes nothing more."""
         if self.order is None:
             self.order, self.reason = order, reason
             self.ordered.set()
@@ -76,7 +76,7 @@ class Retirement:
             self.give_up()
 
     async def retire(self) -> None:
-        """Leave without losing anything: stop accepting, let connections go, finish requests, cut what is left."""
+        """Leave without losing anything: stop accepting, hand connections over, finish requests, cut what is left."""
         config, context = self._worker.config, self._worker.context
         context.retire_deadline = context.loop.time() + config.graceful_timeout
         self._worker.receiver.refuse()
@@ -88,7 +88,7 @@ class Retirement:
         self.retire_connections()
         with anyio.move_on_after(config.graceful_timeout):
             if self._worker.hub is not None and self.order is not LeaveOrder.LISTENER_DIED:
-                await work.wait_retired()  # of which the hub has been told before this worker was told to retire
+                await work.wait_retired()  # the hub knew that before this process was told to leave
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hidden, self._leave_at_once, tasks.cancel_scope)
                 tasks.start_soon(hidden, self._close_remaining)
@@ -99,14 +99,14 @@ class Retirement:
             await self._empty()
 
     async def _generation_stopped(self) -> None:
-        """Wait until no worker of this generation accepts any more, or until `TOGETHER_TIME` has passed.
+        """Wait until no worker of this generation accepts any more, at most `TOGETHER_TIME`.
 
-        What is told to come again from here on (a WebSocket, a stream) then comes to the new generation: at an old
-        worker it would be sent away a second time.
+        Clients that are made to reconnect from here on (WebSockets, streams) then reach the new generation: an old
+        worker would make them reconnect again.
         """
         with anyio.move_on_after(TOGETHER_TIME):
             while self._worker.others.accepting(self._worker.welcome["generation"]):
-                await anyio.sleep(TOGETHER_LOOK)  # shared memory knows no event
+                await anyio.sleep(TOGETHER_LOOK)  # shared memory has no events
 
     async def _empty(self) -> None:
         """Wait until no connection, no hand-over and no application task is left; the caller sets the deadline."""
@@ -124,32 +124,32 @@ class Retirement:
                 return
 
     async def _close_remaining(self) -> None:
-        """If nobody can take connections, close them before the graceful timeout would cut them."""
+        """Close connections that nobody can take before the graceful timeout would cut them."""
         await anyio.sleep(self._worker.config.graceful_timeout * (1 - CLOSING_SHARE))
         if not self._worker.sender.can_go():
             self.give_up()
 
     def give_up(self) -> None:
-        """Nobody takes the connections that are left: they are told of the end."""
+        """Nobody takes the remaining connections: close them as soon as possible."""
         self.awaited = 0
         self._worker.sender.give_up()
         self.set_phase()
         self.retire_connections()
 
     async def _leave_at_once(self, waiting: anyio.CancelScope) -> None:
-        """An order to quit ends the wait for what is in progress."""
+        """End the wait for requests in progress at an order to quit."""
         await self.quit.wait()
         waiting.cancel()
 
     def set_phase(self) -> None:
-        """Connections travel if there is anybody to travel to; otherwise they are told of the end."""
+        """Connections are handed over if there are receivers, and closed otherwise."""
         travels = self._worker.sender.has_receivers() or self.awaited
         phase = WorkerPhase.HANDING_OVER if travels else WorkerPhase.CLOSING
         self._worker.context.phase = phase
         self._worker.context.announce_close = phase is WorkerPhase.CLOSING
 
     def retire_connections(self) -> None:
-        """Have every connection leave in the way that the present phase says, as soon as that loses nothing."""
+        """Have every connection leave as the current phase says, as soon as that loses nothing."""
         for connection in list(self._worker.context.connections):
             connection.retire()
 
@@ -163,15 +163,15 @@ class Retirement:
             with anyio.move_on_after(self._worker.config.graceful_timeout * (1 - CLOSING_SHARE)):
                 while not self._worker.acceptor.accept_queued() and not self.quit.is_set():
                     retiring.begin(self.reason)
-                    self.retire_connections()  # the end of each makes room for one who waits
+                    self.retire_connections()  # each that ends makes room for a waiting one
                     await anyio.sleep(descriptors.PAUSE)
         self._worker.acceptor.stop()
         await self._worker.acceptor.settled()
 
     async def _listener_has_ended(self) -> bool:
-        """Or the application has closed our channel: then what waits in the queue is for the others."""
+        """Return False if the application has closed our channel: then others accept the clients in the queue."""
         with anyio.move_on_after(PARENT_TIME):
-            while os.getppid() == self._parent:  # a process that ends closes its files a moment earlier
+            while os.getppid() == self._parent:  # a dying process closes its files a moment before it is gone
                 await anyio.sleep(descriptors.PAUSE)
             return True
         return False
@@ -186,7 +186,7 @@ class Retirement:
         for task in behind:
             task.cancel()
         if behind:
-            text = "cut %d application calls that went on after their responses"
+            text = "cut %d application calls that continued after their responses"
             log.warning(text, len(behind), extra=about("calls_cut", calls=len(behind)))
         if left := work.cancel():
             text = "cut %d message handlers and schedule runs that had not ended"
@@ -195,7 +195,7 @@ class Retirement:
             log.warning("cut %d requests that had not ended", self.cut, extra=about("requests_cut", requests=self.cut))
 
     async def settle_handovers(self) -> None:
-        """Take no more; wait for what has been taken, and for what we offered to be answered."""
+        """Refuse further offers; wait for those that have been taken, and for replies to ours."""
         self._worker.receiver.refuse()
         with anyio.move_on_after(CLOSE_TIME):
             await self._worker.sender.idle.wait()

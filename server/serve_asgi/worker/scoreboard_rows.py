@@ -1,8 +1,8 @@
-"""The rows of the scoreboard as a worker has them: its own, which it alone writes, and those of the others.
+"""A worker's access to the scoreboard: its own row, which only it writes, and those of the others.
 
-The listener makes the others known: to one that begins to serve all that do already, and it to those of its generation.
-What is not known here is done without, as where descriptors have run out: clients are spread less evenly then. Nothing
-that stands in another's row is believed: a worker may write there what it likes.
+The listener introduces the others: to a worker that begins to serve all that already do, and it to those of its
+generation. Missing rows, for example when descriptors have run out, only make the balance less even. The contents of
+another's row are not trusted: a worker may write anything there.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from serve_asgi.ipc.scoreboard import MOST_AT_ONCE, Cell, RowOwner, Scoreboard, 
 from serve_asgi.logs import nonblocking_sink
 
 LAGS: Final = 10
-"""Ticks of which the worst lag is told."""
+"""Ticks of which the worst lag is reported."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class RowWriter:
-    """Writes what a process tells of itself once per second, whatever else it does."""
+    """Writes what every process reports once per second."""
 
     def __init__(self, cells: memoryview) -> None:
         self._cells = cells
         self._lags: collections.deque[int] = collections.deque(maxlen=LAGS)
         try:
-            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept: there may be none left later
+            self._statm = os.open(
+                "/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC
+            )  # kept open: there may be no descriptor left later
         except OSError:
-            self._statm = -1  # /proc is not there
+            self._statm = -1  # there is no /proc
 
     def write(self) -> None:
-        """That it lives, and what it uses."""
+        """Write the heartbeat, CPU time and memory."""
         cells = self._cells
         cells[Cell.HEARTBEAT] = time.monotonic_ns()
         cells[Cell.DROPPED_OUTPUT] = nonblocking_sink.dropped()
@@ -43,13 +45,13 @@ class RowWriter:
         cells[Cell.CPU] = time.process_time_ns()
 
     def _resident(self) -> int:
-        """Bytes of memory that it takes; without /proc the most that it has ever taken (getrusage(2))."""
+        """Resident memory in bytes; without /proc the maximum so far (getrusage(2))."""
         if self._statm < 0:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
 
     def write_lag(self, seconds: float) -> None:
-        """How late the loop came to this tick: what everybody else has waited as well."""
+        """Write how late this tick was, which is how long everything else has waited, too."""
         cells, lag = self._cells, max(0, int(seconds * 1e9))
         self._lags.append(lag)
         cells[Cell.LAG], cells[Cell.LAG_WORST] = lag, max(self._lags)
@@ -68,13 +70,13 @@ class OtherWorkers:
         self._rows: dict[int, tuple[int, memoryview]] = {}
 
     def add(self, index: int, serial: int, row: int) -> None:
-        """The process `serial` has the place `index`; `row` is a descriptor of its row, and taken over."""
+        """Add the process `serial` at `index`; `row` is a descriptor of its row, and taken over."""
         self._forget_the_dead()
         with contextlib.suppress(OSError):  # EMFILE
             self._rows[index] = serial, mapped(row)
 
     def accepting(self, generation: int | None = None) -> list[int]:
-        """How many connections each neighbour (of this generation) holds that accepts clients."""
+        """The number of connections of each other worker (of this generation) that accepts clients."""
         return [
             min(row[Cell.CONNECTIONS], MOST_AT_ONCE)
             for place, row in self._living()
@@ -82,13 +84,13 @@ class OtherWorkers:
         ]
 
     def idle(self) -> Iterator[tuple[int, int, int]]:
-        """Of each neighbour its generation, its slot, and how many of its connections are idle."""
+        """The generation, slot and number of idle connections of each other worker."""
         for place, row in self._living():
             idle = row[Cell.CONNECTIONS] - row[Cell.WEBSOCKETS] - row[Cell.IN_FLIGHT]
             yield place[RowOwner.GENERATION], place[RowOwner.SLOT], min(max(0, idle), MOST_AT_ONCE)
 
     def _living(self) -> Iterator[tuple[memoryview, memoryview]]:
-        """Each neighbour's place and its row."""
+        """The entry and row of each other worker."""
         for index, (serial, row) in self._rows.items():
             if self._scoreboard.serial(index) == serial:
                 yield self._scoreboard.place(index), row

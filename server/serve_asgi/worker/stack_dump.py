@@ -1,9 +1,9 @@
-"""What this process is doing: the Python stacks of its threads and what its tasks wait for, as plain data.
+"""What this process is doing: the Python stacks of its threads, and what its tasks wait for, as plain data.
 
-Called from the watchdog's thread while the others go on, also while the event loop is blocked: it calls nothing of the
-application's (no `__repr__`, no property), waits for nothing but the interpreter lock, and its answer is bounded. It
-must not know who asks. A stack is a list of lines as in a traceback, the innermost call last; frames of this server
-and of the machinery below it are left out at the beginning, where that leaves anything.
+Called from the watchdog's thread while the others run, even while the event loop is blocked: it calls no code of the
+application (no `__repr__`, no property), waits for nothing but the interpreter lock, and its result is bounded. It must
+not know who asks. A stack is a list of lines as in a traceback, the innermost call last; leading frames of this server
+and of the machinery below it are omitted, unless nothing would be left.
 """
 
 from __future__ import annotations
@@ -33,40 +33,40 @@ from serve_asgi.worker.event_loop import complete
 from serve_asgi.worker.lifespan import Lifespan
 
 APPLICATIONS: Final = (os.path.join(PACKAGE, "demo") + os.sep, os.path.join(PACKAGE, "admin") + os.sep)
-"""Applications that this package brings: no machinery."""
+"""Applications that are part of this package: they are not machinery."""
 MACHINERY: Final = (
     *(os.path.dirname(module.__file__) + os.sep for module in (asyncio, anyio, importlib) if module.__file__),
     *(PACKAGE + os.sep, "<frozen ", threading.__file__, selectors.__file__),
 )
-"""Where the frames lie that call an application and are none of its own."""
+"""Paths of frames that call an application and are not its own."""
 
 STANDARD_LIBRARY: Final = os.path.dirname(os.__file__) + os.sep
 OWN_THREADS: Final = "serve-"
-"""What the names of this server's threads begin with; they are not told of."""
+"""Prefix of the names of this server's threads, which are not reported."""
 OUTER_FRAMES: Final = 5
 INNER_FRAMES: Final = 35
-"""Frames that are kept of each stack, at its two ends."""
+"""Frames that are kept at each end of a stack."""
 LINE_LIMIT: Final = 300
 """Characters of one line."""
 MOST_THREADS: Final = 64
 MOST_TASKS: Final = 200
 TRIES: Final = 20
-"""Looks at the set of tasks, which changes while it is being read."""
+"""Attempts to read the set of tasks, which may change meanwhile."""
 DEPTH: Final = 200
-"""Coroutines that wait for one another, as far as they are followed."""
+"""Most coroutines that are followed in a chain of awaits."""
 
 _RUNS_THE_LOOP: Final = (complete.__code__, asyncio.runners.Runner.run.__code__)
 _LIFESPAN_WAITS: Final = Lifespan._receive.__code__
-"""Every application that has a lifespan waits here for its end."""
+"""Where every application with a lifespan waits for its end."""
 
 Frames = list[tuple[FrameType, int]]
-"""Frames and the line that each is at, the innermost last."""
+"""Frames with their current lines, the innermost last."""
 
 
 def idle(frame: FrameType | None) -> bool:
-    """Whether a loop's thread whose innermost frame this is waits for events, or runs no Python code at all.
+    """Whether a loop's thread with this innermost frame waits for events, or runs no Python code at all.
 
-    uvloop has no frames of its own: what calls it is the innermost one then.
+    uvloop has no frames of its own: its caller is the innermost one then.
     """
     if frame is None:
         return True
@@ -99,7 +99,7 @@ def lines_of(frames: Frames) -> list[str]:
 
 
 def place_of(frames: Frames) -> str:
-    """The innermost line of the application's own code (no library's), as `file:line`; of anybody's, if it has none."""
+    """The innermost line of the application's own code (not a library's), as `file:line`; else the innermost of all."""
     if not frames:
         return ""
     frame, line = next((each for each in reversed(frames) if not _is_library(each[0])), frames[-1])
@@ -107,7 +107,7 @@ def place_of(frames: Frames) -> str:
 
 
 def request_of(frames: Frames) -> str:
-    """The request that the application was called with in this stack, as `GET /path`, or nothing."""
+    """The request that the application handles in this stack, as `GET /path`, or ""."""
     for frame, _ in reversed(frames):
         code = frame.f_code
         if code is run_cycle.__code__:
@@ -116,13 +116,13 @@ def request_of(frames: Frames) -> str:
             head = frame.f_locals["self"].request.head
         else:
             continue
-        if isinstance(head, Head):  # the path as sent, in which nobody can hide a line of the log
+        if isinstance(head, Head):  # the path as sent, which cannot forge a log line
             return f"{head.method} {head.path.decode('latin-1')}"[:LINE_LIMIT]
     return ""
 
 
 def running_task(loop: asyncio.AbstractEventLoop) -> str:
-    """The name of the task that `loop` is running, or nothing. May be asked from any thread."""
+    """The name of the task that `loop` is running, or "". May be called from any thread."""
     try:
         task = asyncio.current_task(loop)
     except RuntimeError:
@@ -131,7 +131,7 @@ def running_task(loop: asyncio.AbstractEventLoop) -> str:
 
 
 def threads(loop_thread: int | None) -> tuple[list[dict[str, Any]], int]:
-    """The threads that are not this server's own, the loop's first, and how many there are in all."""
+    """The threads that are not this server's own, the loop's first, and their total number."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     current = sys._current_frames()
     idents = [i for i in current if not names.get(i, "").startswith(OWN_THREADS)]
@@ -140,7 +140,7 @@ def threads(loop_thread: int | None) -> tuple[list[dict[str, Any]], int]:
 
 
 def tasks(loop: asyncio.AbstractEventLoop | None) -> tuple[list[dict[str, Any]], int]:
-    """The application's tasks, and how many there are in all; those that wait where others do come last."""
+    """The application's tasks, and their total number; those that wait at the same place as others come last."""
     found = [_task(task, loop) for task in _all_tasks(loop)[: MOST_TASKS * 5]]
     told = [task for task in found if task is not None]
     return told[:MOST_TASKS], len(told)
@@ -149,7 +149,7 @@ def tasks(loop: asyncio.AbstractEventLoop | None) -> tuple[list[dict[str, Any]],
 def snapshot(
     loop: asyncio.AbstractEventLoop | None, loop_thread: int | None, limit: int, blocked: float = 0.0
 ) -> dict[str, Any]:
-    """All of it, in at most `limit` bytes of JSON; `blocked` is for how long (s) the loop has not turned."""
+    """All of it, in at most `limit` bytes of JSON; `blocked` is how long (s) the loop has been blocked."""
     told_threads, threads_total = threads(loop_thread)
     told_tasks, tasks_total = tasks(loop)
     while True:
@@ -186,19 +186,19 @@ def _all_tasks(loop: asyncio.AbstractEventLoop | None) -> list[asyncio.Task[Any]
     for _ in range(TRIES if loop is not None else 0):
         try:
             return sorted(asyncio.all_tasks(loop), key=_task_order)
-        except RuntimeError:  # the set has changed meanwhile
+        except RuntimeError:  # the set changed meanwhile
             continue
     return []
 
 
 def _task_order(task: asyncio.Task[Any]) -> tuple[int, str]:
-    """In the order of their making, as far as their names tell."""
+    """The order of creation, as far as names tell."""
     name = task.get_name()
     return (len(name), name)
 
 
 def _task(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop | None) -> dict[str, Any] | None:
-    """What one task does; None if it is the server's own."""
+    """What one task is doing; None if it is the server's own."""
     coroutine = task.get_coro()
     frames = _suspended(coroutine)
     request = request_of(frames)
@@ -214,7 +214,7 @@ def _task(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop | None) -> di
     if request:
         told["request"] = request
     if getattr(coroutine, "cr_running", False):
-        told["running"], told["stack"] = True, []  # its frames are the loop's thread's
+        told["running"], told["stack"] = True, []  # its frames are in the loop's thread
     elif (awaited := getattr(task, "_fut_waiter", None)) is not None:
         what = f"task {awaited.get_name()}" if isinstance(awaited, asyncio.Task) else type(awaited).__name__
         told["awaits"] = _short(what)
@@ -226,7 +226,7 @@ def _short(text: str | None) -> str:
 
 
 def _suspended(waiting: object) -> Frames:
-    """The frames of a coroutine and of all that it waits for, as far as they are Python's."""
+    """The frames of a coroutine and of everything that it awaits, as far as they are Python code."""
     found: Frames = []
     for _ in range(DEPTH):
         frame: FrameType | None
@@ -248,7 +248,7 @@ def _suspended(waiting: object) -> Frames:
 
 
 def _behind(waiting: object) -> object | None:
-    """What a wrapper of the interpreter's (`async for`, `__await__`) really waits for; only the collector knows."""
+    """What an interpreter-level wrapper (`async for`, `__await__`) really awaits; only the garbage collector knows."""
     if type(waiting).__module__ != "builtins" or waiting is None:
         return None
     kinds = (CoroutineType, AsyncGeneratorType, GeneratorType)
@@ -256,7 +256,7 @@ def _behind(waiting: object) -> object | None:
 
 
 def _without_inside(frames: Frames) -> Frames:
-    """The stack of what waits, without how the machinery waits: one frame of that says enough."""
+    """A waiting stack, with only one frame of the machinery that it waits in."""
     innermost = max((index for index, (frame, _) in enumerate(frames) if not _is_machinery(frame)), default=len(frames))
     return frames[: innermost + 2]
 
@@ -272,6 +272,6 @@ def _is_machinery(frame: FrameType) -> bool:
 
 
 def _formatted(frames: Sequence[tuple[FrameType, int]]) -> list[str]:
-    """As a traceback shows them; the source is what lies on the disk now."""
+    """Formatted as in a traceback; the source is read from the disk now."""
     entries = traceback.StackSummary.extract(iter(frames)).format()
     return [_short(line.removeprefix("  ")) for entry in entries for line in entry.rstrip("\n").split("\n")]

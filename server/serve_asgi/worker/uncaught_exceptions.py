@@ -1,8 +1,8 @@
-"""What nobody catches in a process that runs the application's code: an event in the log, not bare lines on stderr.
+"""Logs uncaught exceptions in a process that runs the application's code as events, not as bare lines on stderr.
 
-The interpreter and the event loop have a hook each for what comes out of a thread, a callback, a task that nobody
-awaits, or a `__del__`. An application that sets its own has the say. Some are called by the garbage collector, in the
-middle of anything: nothing here may raise or wait.
+The interpreter and the event loop have hooks for exceptions from a thread, a callback, a task that nobody awaits, or a
+`__del__`. Hooks that an application sets take precedence. Some are called by the garbage collector, in the middle of
+anything: nothing here may raise or wait.
 """
 
 from __future__ import annotations
@@ -20,47 +20,51 @@ from serve_asgi.logs.exceptions import exc_info, is_a, mark_told, name_of, short
 from serve_asgi.logs.server_log import about
 
 OBJECT_LIMIT: Final = 500
-"""Characters that an object may say of itself."""
+"""Most characters of an object's repr."""
 
 log = logging.getLogger("serve.error")
 
 
 def install() -> None:
-    """Have the interpreter tell the log."""
+    """Set the interpreter's hooks."""
     sys.excepthook = _main_thread
     threading.excepthook = _thread
     sys.unraisablehook = _unraisable
 
 
 def watch(loop: asyncio.AbstractEventLoop) -> None:
-    """Have the loop tell the log."""
+    """Set the loop's exception handler."""
     loop.set_exception_handler(_loop)
 
 
 def told_of_exit(error: BaseException) -> None:
-    """A task or callback of the application's has raised what ends a loop; it does not end this one."""
+    """Log that a task or callback raised an exception that would have ended the loop."""
     if not was_told(error):
-        _tell(f"{name_of(type(error))} was raised in a task or callback of the application; the process goes on", error)
+        _tell(
+            f"{name_of(type(error))} was raised in a task or callback of the application; the process continues", error
+        )
         mark_told(error)
 
 
 def told_of_stop() -> None:
-    """The application has called `loop.stop()`."""
-    _tell("the application stopped the event loop, which goes on", None)
+    """Log that the application has called `loop.stop()`."""
+    _tell("the application stopped the event loop, which continues", None)
 
 
 def _main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    _tell("the process ends by an exception", error)
+    _tell("the process ends with an exception", error)
 
 
 def _thread(args: threading.ExceptHookArgs) -> None:
-    if args.exc_value is not None and not is_a(args.exc_value, SystemExit):  # which ends a thread, and is no error
+    if args.exc_value is not None and not is_a(
+        args.exc_value, SystemExit
+    ):  # SystemExit ends a thread, and is not an error
         name = "" if args.thread is None else args.thread.name
-        _tell(f"the thread {shortened(str(name), OBJECT_LIMIT)} ended by an exception", args.exc_value)
+        _tell(f"the thread {shortened(str(name), OBJECT_LIMIT)} ended with an exception", args.exc_value)
 
 
 def _unraisable(args: Any) -> None:
-    what = args.err_msg or "an exception that could be raised nowhere"
+    what = args.err_msg or "an exception that could not be raised"
     of = "" if args.object is None else f": {_said(args.object)}"
     _tell(f"{what}{of}", args.exc_value)
 
@@ -76,11 +80,11 @@ def _loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             break
     _tell(text, error)
     if error is not None and not is_a(error, Exception):
-        mark_told(error)  # uvloop throws a task away before it tells of what has ended the loop
+        mark_told(error)  # uvloop drops a task before it reports what has ended the loop
 
 
 def _task(future: asyncio.Future[Any]) -> str:
-    """Which one: what it says of itself holds the whole exception."""
+    """Which task it is: its repr would contain the whole exception."""
     if not isinstance(future, asyncio.Task):
         return "a future"
     coroutine = future.get_coro()
@@ -89,7 +93,7 @@ def _task(future: asyncio.Future[Any]) -> str:
 
 
 def _said(thing: Any) -> str:
-    """What an object says of itself, if it does."""
+    """An object's repr, if it has one."""
     try:
         return shortened(str.__getitem__(repr(thing), slice(None)), OBJECT_LIMIT)
     except BaseException:

@@ -1,6 +1,6 @@
-"""The worker: what it does between its channel's first packet and its exit.
+"""The worker: everything between its channel's first packet and its exit.
 
-Its life is `run`: start the application, say ready, serve when told, retire when told, end. Everything that waits names
+`run` is its whole life: start the application, report ready, serve when told, retire when told, exit. Every wait names
 its deadline. It owns the application, the connections and its row of the scoreboard.
 """
 
@@ -56,14 +56,14 @@ if TYPE_CHECKING:
     from serve_asgi.tls.material import TlsMaterial
 
 EXIT_TIME: Final = 2.0
-"""Seconds for threads that the application left behind and for its exit handlers; then the process ends anyway."""
+"""Seconds for threads that the application left behind and for its exit handlers; then the process exits anyway."""
 UNREADY_TIME: Final = 1.0
-"""Seconds that a worker which never was ready has to end when its listener is dead: it holds nothing but the port."""
+"""Seconds to exit for a worker that was never ready, when its listener is dead: it holds nothing but the port."""
 log = logging.getLogger("serve")
 
 
 class WorkerProcess:
-    """One worker process's work."""
+    """One worker."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class WorkerProcess:
         tls_material: TlsMaterial | None = None,
         secure: Sequence[bool] = (),
     ) -> None:
-        """`cells` is this process's row; `loops` makes the loop that `run` will run in.
+        """`cells` is this process's row; `loops` creates the loop that `run` will run in.
 
-        `watchdog` has been started; `link` goes to the hub; `secure` says which of the sockets speak TLS.
+        `watchdog` has been started; `link` is the link to the hub; `secure` says which of the sockets speak TLS.
         """
         self.config = config
         self.channel = channel
@@ -109,7 +109,7 @@ class WorkerProcess:
         self.receiver: HandOverReceiver
 
     async def run(self) -> int:
-        """Live; return the exit status."""
+        """Run the worker; return the exit status."""
         orphan_exit.watch(self.channel.fileno(), self._time_to_leave, self.flush_access_log)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
@@ -129,7 +129,7 @@ class WorkerProcess:
                         self.hub.link.send("up")
                     self.send_queue.put({"type": "ready"})
                     await self._serve_and_retire()
-                elif not starting.cancelled_caught:  # told to leave at the very moment at which it had started
+                elif not starting.cancelled_caught:  # it was told to leave at the very moment that it had started
                     await self._finish_lifespan()
             except (StartError, UsageError) as error:
                 status = 1
@@ -141,18 +141,18 @@ class WorkerProcess:
                 await self.send_queue.flushed()
             tasks.cancel_scope.cancel()
         leave_within(EXIT_TIME, status)
-        self.flush_access_log()  # what the application has left behind may use up that time
+        self.flush_access_log()  # threads that the application left behind may use up that time
         return status
 
     def flush_access_log(self) -> None:
-        """Write the lines that have come together."""
+        """Write the buffered lines."""
         if self.access_log is not None:
             self.access_log.flush()
 
     # Start
 
     def _join_hub(self) -> None:
-        """Take part in what the processes of the server tell each other, before the application is imported."""
+        """Connect to the hub, before the application is imported."""
         if self._link_end is None:
             return
         identity = Identity(Role.WORKER, self.welcome["slot"], self.welcome["generation"], self.welcome["member"])
@@ -163,13 +163,13 @@ class WorkerProcess:
         forks.in_child(self.hub.link.let_go)
 
     def _let_go(self) -> list[int]:
-        """In a forked child: what was opened after the application's first code had run."""
+        """In a forked child: the descriptors that were opened after the application's first code had run."""
         parts = (self.order, self.acceptor, self.sender, self.receiver) if hasattr(self, "receiver") else ()
         clients = self.context.let_go(forks.Ended()) if hasattr(self, "context") else []
         return [*clients, *(each for part in parts for each in part.descriptors())]
 
     async def _cancel_when_ordered(self, starting: anyio.CancelScope) -> None:
-        """An order to leave ends a start that has not come to its end (it does nothing after that)."""
+        """Cancel a start that has not completed at an order to leave."""
         await self.retirement.ordered.wait()
         starting.cancel()
 
@@ -178,13 +178,13 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         self.tls.begin()
         if self.hub is not None:
-            await shared.ready()  # so that the application may read it while it is imported
+            await shared.ready()  # so that the application can read it while it is imported
         try:
             config = self.config
             app = loading.load(config.app, config.factory, config.interface, config.wsgi_threads)
         except UsageError:
             raise
-        except BaseException as error:  # no wait is in there that could be cancelled
+        except BaseException as error:  # there is no wait that could be cancelled
             forks.leave(error)
             detail = application_traceback(error)
             raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
@@ -210,12 +210,14 @@ class WorkerProcess:
         self.lifespan = Lifespan(app, self.config.lifespan, context.state)
         await self.lifespan.startup()
         if self.hub is not None:
-            await self.hub.flushed()  # so that the listener knows all of it before it hears that this worker is ready
+            await (
+                self.hub.flushed()
+            )  # so that the hub knows all of it before the listener hears that this worker is ready
 
     # Serving and leaving
 
     def _time_to_leave(self) -> float:
-        """Seconds that this worker has to end by itself once the listener is dead."""
+        """Seconds that this worker has to exit once the listener is dead."""
         if not self._ready:
             return UNREADY_TIME
         return self.config.graceful_timeout + self.config.shutdown_timeout + CLOSE_TIME * 2 + EXIT_TIME
@@ -254,7 +256,7 @@ class WorkerProcess:
                 extra=about("shutdown_timed_out", seconds=timeout),
             )
 
-    # Connections that come and go
+    # Connections
 
     def _accepted(self, client: Address, server: Address) -> asyncio.Protocol:
         connection = self._opening(None)
@@ -262,7 +264,7 @@ class WorkerProcess:
         return connection
 
     def _attached(self, protocol: asyncio.Protocol) -> None:
-        """A connection stands; if the worker began to retire meanwhile, it is treated as the others were."""
+        """A connection is attached; if the worker has begun to retire meanwhile, treat it as the others."""
         if self.context.phase is not WorkerPhase.SERVING and isinstance(protocol, Http1Connection):
             protocol.retire()
 
@@ -273,7 +275,7 @@ class WorkerProcess:
         try:
             return self.send_queue.try_send_now({"type": "withdrawn", "pair": pair})
         except OSError:
-            return True  # the listener is dead, and so nobody asks it
+            return True  # the listener is dead, so nobody will ask it
 
     def _orphaned(self, pair: int) -> None:
         self.send_queue.put({"type": "orphaned", "pair": pair})
@@ -289,12 +291,12 @@ class WorkerProcess:
     # The channel
 
     async def _obey(self) -> None:
-        """Do what the listener says, until its end of the channel closes."""
+        """Follow the listener's orders, until its end of the channel closes."""
         try:
             while True:
                 try:
                     packet, received = await self.channel.receive()
-                except TruncatedDescriptors as error:  # EMFILE, whoever has used up what is kept
+                except TruncatedDescriptors as error:  # EMFILE: something has used up the reserved descriptors
                     log.warning("%s", error, extra=about("descriptors_lost"))
                     packet, received = error.packet, []
                 self._take(packet, received)
@@ -307,9 +309,9 @@ class WorkerProcess:
                 self.receiver.expect_no_verdict()
 
     def _ask_for_another(self, packet: Packet) -> None:
-        """Our end of this pair got lost, or could not be made: ask for another pair, when its end can be taken."""
+        """Our end of this pair got lost, or could not be created: request another pair, once we can take its end."""
         if packet["type"] == "receiver":
-            self.retirement.awaited += 1  # connections are kept until it comes
+            self.retirement.awaited += 1  # connections are kept until it arrives
         self.context.loop.call_later(descriptors.PAUSE, self._ask_again, packet["pair"])
 
     def _ask_again(self, pair: int) -> None:
@@ -327,7 +329,7 @@ class WorkerProcess:
                 self.retirement.accept_queued = packet["accept_queued"]
                 self.retirement.leave(LeaveOrder.RETIRE, packet["reason"])
             case "neighbours":
-                for (index, serial), row in zip(packet["rows"], received, strict=False):  # lost ones are done without
+                for (index, serial), row in zip(packet["rows"], received, strict=False):  # lost ones are skipped
                     self.others.add(index, serial, row)
                 received = []
                 self.connection_limit.look()
