@@ -196,7 +196,7 @@ def test_a_child_that_comes_back(tmp_path: Path, loop: str) -> None:
             assert request(client, f"/back?{how}") == (200, status), how
             if how.endswith("exit"):
                 continue
-            server.logged("a process that the application forked came back", count - BACK[:count].count("exit"))
+            server.logged("a process that the application forked returned", count - BACK[:count].count("exit"))
         assert request(client, "/back-in-thread") == (200, b"1")
         assert len(server.logged("ValueError: in the child", 2)) == 2
         # Each request is answered and logged once, by the worker; and the hub hears nothing.

@@ -163,7 +163,7 @@ def test_low_ports_and_directories_of_others(tmp_path: Path) -> None:
     )
     # Imported as root first: the checkout may be one that others cannot read.
     code = "import serve_asgi.listener.binding, serve_asgi.config.options, encodings.idna\n" + code
-    for address, sentence in (("127.0.0.1:1", "use a port from 1024 up"), (f"unix:{tmp_path}/a", "may not make")):
+    for address, sentence in (("127.0.0.1:1", "use a port from 1024 up"), (f"unix:{tmp_path}/a", "may not create")):
         done = subprocess.run(
             [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=60, check=True
         )

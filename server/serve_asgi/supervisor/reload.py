@@ -89,9 +89,9 @@ class ReloadTransaction:
     # Steps
 
     def advance(self) -> bool:
-        """Take the candidate's next step if what it waits for has happened; return True if all is to be reconciled again:
+        """Take the candidate's next step if what it waits for has happened; return whether to reconcile all again.
 
-        the agents, when the lease is to pass, and everything else once another generation is current.
+        That is the agents, when the lease is to pass, and all else once another generation is current.
         """
         generation = self._processes.candidate
         if generation is None:
