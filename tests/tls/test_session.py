@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import ssl
+from collections.abc import Iterator
 
 import pytest
 
 from serve_asgi.tls.alerts import Alert
 from serve_asgi.tls.moved_session import MovedSession
 from serve_asgi.tls.session import MOVED, TRANSITIONS, TlsSession, TlsState
+from tests.tls.histories import limited_to
 from tests.tls.memory import Client, Contexts, authority, client_context, open_session, shake_hands
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -370,6 +372,38 @@ class TestKeyUpdates:
         assert client.open(session.close_notify()) == [(21, b"\1\0")]
         assert session.receive(client.sealer.seal_key_update(True) + client.record(b"content")) == b"content"
         assert not session.has_outgoing
+
+
+class TestTheUseOfKeysIsLimited:
+    """RFC 8446 5.5, with a limit of three records."""
+
+    @pytest.fixture(autouse=True)
+    def _limit(self) -> Iterator[None]:
+        with limited_to(3):
+            yield
+
+    def test_ours_are_changed(self, contexts: Contexts) -> None:
+        session, client = open_session(contexts)
+        kinds = [kind for _ in range(9) for kind, _ in client.open(session.send(b"content"))]
+        assert kinds == [23, 22, 23, 23, 23, 22, 23, 23, 23, 22, 23, 23]  # two tickets were sent before
+        assert session.failure is None
+
+    @pytest.mark.parametrize("content", [b"content", b"c"])
+    def test_the_client_is_asked_once_to_change_its_own(self, contexts: Contexts, content: bytes) -> None:
+        session, client = open_session(contexts)
+        for _ in range(2):
+            said = []
+            for _ in range(10):
+                assert session.receive(client.record(content)) == content
+                said += client.open(session.take_outgoing())
+            assert said == [(22, b"\x18\0\0\1\1")]
+            assert session.receive(client.sealer.seal_key_update(False)) == b""
+
+    def test_a_request_is_the_answer_to_another_one(self, contexts: Contexts) -> None:
+        session, client = open_session(contexts)
+        data = client.record(b"content") * 1 + client.record(b"more") + client.sealer.seal_key_update(True)
+        assert session.receive(data) == b"contentmore"
+        assert client.open(session.take_outgoing()) == [(22, b"\x18\0\0\1\0")]
 
 
 class TestMoves:

@@ -13,7 +13,8 @@ from typing import Final
 
 from serve_asgi.tls.alerts import Alert, TlsFailure, received
 
-READ_SIZE: Final = 1 << 16
+READ_SIZE: Final = 1 << 14
+"""A record: OpenSSL never gives more at once."""
 
 REASONS: Final = {
     "NO_SHARED_CIPHER": "the client and this server have no cipher suite in common",
@@ -77,10 +78,14 @@ class OpenSslConnection:
         """The content that can be read now, and why the connection has ended, if it has."""
         pieces = []
         failure = None
+        ssl_object, incoming = self.ssl_object, self._incoming
         try:
-            while piece := self.ssl_object.read(READ_SIZE):
+            while piece := ssl_object.read(READ_SIZE):
                 pieces.append(piece)
-            self.peer_closed = True
+                if not incoming.pending and not ssl_object.pending():
+                    break  # as the exception that would say so takes as long as a short record
+            else:
+                self.peer_closed = True
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:

@@ -12,6 +12,7 @@ more records than RFC 8446 5.5 allows; what is wrong with a record is said as a 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hmac
 from typing import Final, Protocol
 
@@ -33,7 +34,6 @@ MAX_CIPHERTEXT: Final = MAX_FRAGMENT + 256
 """The greatest length that a record may announce (5.2)."""
 MAX_INNER: Final = MAX_FRAGMENT + 1
 """The most that a record may hold with its type and its padding (5.4)."""
-MAX_RECORD: Final = HEADER_SIZE + MAX_CIPHERTEXT
 OVERHEAD: Final = 1 + TAG_SIZE
 """What the type and the tag add to the content of a record."""
 
@@ -94,9 +94,14 @@ class RecordError(Exception):
 
 def expand_label(secret: bytes, label: bytes, length: int, hash_name: str) -> bytes:
     """HKDF-Expand-Label with an empty context (7.1); one block is enough, as `length` is at most that of the hash."""
+    return hmac.digest(secret, expansion(label, length), hash_name)[:length]
+
+
+@functools.cache
+def expansion(label: bytes, length: int) -> bytes:
+    """What is hashed for a label: the HkdfLabel of 7.1, and the number of the block (RFC 5869 2.3)."""
     label = b"tls13 " + label
-    info = length.to_bytes(2) + bytes((len(label),)) + label + b"\0"
-    return hmac.digest(secret, info + b"\x01", hash_name)[:length]
+    return length.to_bytes(2) + bytes((len(label),)) + label + b"\0\x01"
 
 
 class RecordProtection:
@@ -106,14 +111,14 @@ class RecordProtection:
 
     def __init__(self, suite: CipherSuite, secret: bytes, sequence: int = 0) -> None:
         self.suite = suite
-        self.limit = suite.record_limit
-        """The sequence number from which on this key should be replaced."""
         self._use(secret)
         self.sequence = sequence
 
     def _use(self, secret: bytes) -> None:
         self.secret = secret
         self.sequence = 0
+        self.limit = self.suite.record_limit
+        """The sequence number from which on this key should be replaced."""
         self._iv = int.from_bytes(expand_label(secret, b"iv", 12, self.suite.hash))
         self._key(self.suite.aead(expand_label(secret, b"key", self.suite.key_size, self.suite.hash)))
 
@@ -209,7 +214,7 @@ class RecordOpener(RecordProtection):
                 return b""
         else:
             header = data[:5]
-            if header[:3] != b"\x17\x03\x03" or int.from_bytes(header[3:]) != size - 5 or size > MAX_RECORD:
+            if header[:3] != b"\x17\x03\x03" or int.from_bytes(header[3:]) != size - 5:
                 return b""
         try:
             content = self._decrypt((self._iv ^ sequence).to_bytes(12), data[5:], header)
