@@ -1,7 +1,7 @@
-"""`agent`: who and where the server's one agent is, for the application's code in any of its processes.
+"""`agent`: whether and where the server's one agent runs, for the application's code in any process.
 
-Where no server of ours runs the application (another server, a test) the process is alone and its own agent: `here` and
-`present` are true, and `running` runs an agent as the server would (docs/guides/agent.md).
+Under another server, or in a test, the process is alone and is its own agent: `here` and `present` are true, and
+`running` runs an agent as the server would (docs/guides/agent.md).
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from serve_asgi.ipc.membership_frames import Role
 
 
 class AgentAccess:
-    """What an application may ask about its agent, and of it."""
+    """The agent, as the application sees it."""
 
     def __init__(self) -> None:
         self.sync = AgentSync(self)
-        """The calls that wait, for code that is not asynchronous."""
+        """Blocking versions of the calls that wait, for threads."""
 
     @property
     def here(self) -> bool:
-        """Whether this process is the agent; always the same from the import of the application on."""
+        """Whether this process is the agent; constant from the import of the application on."""
         link = link_present()
         return link is None or link.identity.local or link.identity.role is Role.AGENT
 
     @property
     def present(self) -> bool:
-        """Whether an agent is active at the moment, as far as this process has been told."""
+        """Whether an agent is active at the moment, as far as this process knows."""
         link = link_present()
         return link is None or link.identity.local or presence.agent() is not None
 
     async def wait(self, *, timeout: float | None = None) -> None:
-        """Wait until an agent is active; without `--agent` none ever is.
+        """Wait until an agent is active; without `--agent` there never is one.
 
         Args:
             timeout: Seconds; None waits as long as it takes.
 
         Raises:
-            TimeoutError: There was none by then.
+            TimeoutError: No agent was active by then.
 
         Example:
             ```python
@@ -70,7 +70,7 @@ class AgentAccess:
             timeout: Seconds.
 
         Raises:
-            NoReceiver: There is no agent, or it does not handle the topic; and the others of `messenger.broadcast`.
+            NoReceiver: There is no agent, or it does not handle the topic. Also the errors of `messenger.broadcast`.
 
         Example:
             ```python
@@ -85,13 +85,13 @@ class AgentAccess:
         Args:
             topic: What it is about.
             payload: What the agent's handler gets.
-            timeout: Seconds until the reply is there.
+            timeout: Seconds until the reply has to arrive.
 
         Returns:
             What the handler returned.
 
         Raises:
-            CallFailed: The handler raised, or the agent died; and the others of `messenger.call`.
+            CallFailed: The handler raised, or the agent died. Also the errors of `messenger.call`.
 
         Example:
             ```python
@@ -102,16 +102,16 @@ class AgentAccess:
 
     @contextlib.asynccontextmanager
     async def running(self, agent: Any) -> AsyncIterator[None]:
-        """Run `agent` (what `--agent` would name, the thing itself) in this process while the block runs: for tests.
+        """Run an agent in this process during the block, for tests.
 
-        It is prepared and entered before the block, and finishes after it. What its code raises is raised: also after
-        the block, what it raised meanwhile.
+        It is prepared and entered before the block, and finished after it. What its code raises is raised here: before
+        the block, or after it.
 
         Args:
             agent: An async function, or a function that makes an async context manager.
 
         Raises:
-            RuntimeError: A server of ours runs this process, and runs its agent itself.
+            RuntimeError: `serve` runs this process, and runs the agent itself.
 
         Example:
             ```python

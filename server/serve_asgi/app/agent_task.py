@@ -1,11 +1,11 @@
 """The agent: what `--agent` may name, and the task in which it lives (docs/guides/agent.md).
 
-It is one of three: an async function (it is called, and runs until it is cancelled or returns), an async context
-manager (entered, and left at the end), or a function or class that makes one of these without arguments. Faults are
-told apart as for the application (`serve_asgi.app.loading`): what the command line names and is not there or cannot be
-such a thing is a UsageError; what the application's own code raises comes through as it is. From being entered to its
-end it has a task of its own: whoever enters a context manager leaves it. There what its code raises is a value, since
-SystemExit and KeyboardInterrupt would end the loop if a task raised them.
+It is one of three: an async function (it is called, and runs until it returns or is cancelled), an async context
+manager (entered, and left at the end), or a function or class that makes one of these without arguments. Errors are
+distinguished as for the application (`serve_asgi.app.loading`): if what the command line names is missing or cannot be
+an agent, that is a UsageError; exceptions of the application's own code are passed on. It has a task of its own from
+entering to the end, because a context manager must be left by the task that entered it. There an exception of its code
+is returned as a value: SystemExit and KeyboardInterrupt would end the loop if a task raised them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class AgentTask:
         self._subject = subject
         self._started = asyncio.Event()
         self._leave = asyncio.Event()
-        self._inside = False  # of a context manager, which is left rather than cancelled
+        self._inside = False  # a context manager has been entered: it is left rather than cancelled
         self._task: asyncio.Task[BaseException | None] | None = None
 
     async def enter(self) -> BaseException | None:
-        """Begin; return once it is active: a context manager is entered, a function has come to its first wait.
+        """Begin; return once it is active: a context manager is entered, a function has reached its first wait.
 
-        Returns what the application's code raised, or a UsageError if what it made is no agent. Cancelled, it is ended
-        before this returns.
+        Returns what the application's code raised, or a UsageError if what it made is not an agent. If this is
+        cancelled, the agent is ended first.
         """
         task = self._task = asyncio.get_running_loop().create_task(self._run(), name="agent")
         started = asyncio.ensure_future(self._started.wait())
@@ -62,7 +62,7 @@ class AgentTask:
         return await asyncio.shield(self._task)
 
     async def finish(self) -> BaseException | None:
-        """Have it leave its context manager, or cancel its function, and wait until it has; return what it raised."""
+        """Leave its context manager, or cancel its function, and wait for that; return what it raised."""
         assert self._task is not None
         self._leave.set()
         if not self._inside:
@@ -72,7 +72,7 @@ class AgentTask:
 
     def _raised(self) -> BaseException | None:
         assert self._task is not None
-        return None if self._task.cancelled() else self._task.result()  # cancelled: before its first step
+        return None if self._task.cancelled() else self._task.result()  # it was cancelled before its first step
 
     async def _run(self) -> BaseException | None:
         try:
@@ -86,7 +86,7 @@ class AgentTask:
             cancelled = self._task is not None and self._task.cancelling() > 0  # by `finish`, not by its own code
             return None if self._leave.is_set() and cancelled else error
         except NoReceiver as error:
-            # at a stop no worker takes what it hands out: it ends a little before it is cancelled
+            # at a stop no worker takes its work any more: it ends a little before it is cancelled
             return None if retiring() and not self._inside and not self._leave.is_set() else error
         except BaseException as error:
             forks.leave(error)
@@ -106,7 +106,7 @@ class AgentTarget:
     """The agent of an application, imported."""
 
     def __init__(self, found: Any, name: str, module: ModuleType | None) -> None:
-        """`name` is what people call it; a `prepare` of `module` counts if `found` has none itself.
+        """`name` is for messages; a `prepare` of `module` is used if `found` has none itself.
 
         Raises UsageError if it cannot be an agent. If `found` is a class, its instance is made here.
         """
@@ -120,12 +120,12 @@ class AgentTarget:
         self._prepare = _prepare_of(found, name, module)
 
     async def prepare(self) -> None:
-        """All that can be done before it is this agent's turn."""
+        """Do all that can be done before the agent becomes active."""
         if self._prepare is not None:
             await self._prepare()
 
     def make(self) -> Manager | Awaitable[object]:
-        """What is entered, or awaited; made anew each time if a function makes it. Raises UsageError for neither."""
+        """What is entered or awaited, made anew each time by a function. Raises UsageError for anything else."""
         made = self._found if is_manager(self._found) else self._found()
         if not is_manager(made) and not inspect.isawaitable(made):
             raise UsageError(f"what {self.name} returned is {kind(made)}, not an agent: make it {WHAT}")
@@ -140,12 +140,12 @@ def load(specification: str) -> AgentTarget:
 
 
 def is_manager(value: Any) -> bool:
-    """Whether it is an async context manager: special methods are looked up on the type (data model, 3.3.12)."""
+    """Whether it is an async context manager. Special methods are looked up on the type (data model, 3.3.12)."""
     return hasattr(type(value), "__aenter__") and hasattr(type(value), "__aexit__")
 
 
 def _check_callable(found: Any, name: str) -> None:
-    """Refuse what surely cannot be an agent; what cannot be told has the benefit of the doubt."""
+    """Refuse what certainly cannot be an agent; in case of doubt, accept it."""
     if is_manager(found):
         return
     if inspect.isasyncgenfunction(found):
@@ -159,11 +159,11 @@ def _check_callable(found: Any, name: str) -> None:
     except TypeError:
         raise UsageError(f"{name} needs arguments, and an agent gets none: name {WHAT}") from None
     except ValueError:
-        pass  # a builtin without a signature: calling it will show
+        pass  # a builtin without a signature
 
 
 def _prepare_of(found: Any, name: str, module: ModuleType | None) -> Callable[[], Awaitable[object]] | None:
-    """Its own `prepare`, or else its module's, if that is an async function of the module's own."""
+    """Its own `prepare`, or that of its module, if it is an async function defined there."""
     own = getattr(found, "prepare", None)
     if callable(own):
         if not inspect.iscoroutinefunction(own):
@@ -176,7 +176,7 @@ def _prepare_of(found: Any, name: str, module: ModuleType | None) -> Callable[[]
 
 
 def _looks_like_agent(value: Any, module: str) -> bool:
-    """An async function of the module's own that needs no arguments, or an async context manager."""
+    """Whether it is an async function defined in the module that needs no arguments, or an async context manager."""
     if is_manager(value):
         return True
     if getattr(value, "__module__", None) != module or not callable(value):

@@ -1,4 +1,4 @@
-"""Calling functions of the application's: a schedule's within its time limit, what is not async in a thread."""
+"""Calls of the application's functions: within a time limit, and in a thread if they are not async."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any, Final
 from serve_asgi.ipc import forked_children as forks
 
 TIDYING: Final = 1.0
-"""Seconds that a coroutine whose time is over has for its `finally`; then it is told of as one that goes on."""
+"""Seconds that a cancelled coroutine has for its `finally`; then it is reported as one that goes on."""
 
 
 async def call_within(function: Callable[[], Any], name: str, limit: float | None, overdue: Callable[[], None]) -> bool:
     """Call the function; return whether it took longer than `limit` (s; None: no limit). Raises what it raises.
 
-    A thread cannot be ended: of one that takes too long `overdue` is called, and it is waited for all the same, since
-    it still runs. The same goes for a coroutine that does not end within a while of being cancelled.
+    A thread cannot be cancelled: if it takes too long, `overdue` is called, and it is still waited for. The same goes
+    for a coroutine that does not end soon after it has been cancelled.
     """
     if not is_asynchronous(function):
         thread = call_in_thread(function, name)
@@ -49,7 +49,7 @@ async def call_within(function: Callable[[], Any], name: str, limit: float | Non
 
 
 def call_in_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
-    """Call a function in a thread of its own, which does not keep the process from ending."""
+    """Call a function in a daemon thread of its own."""
     loop = asyncio.get_running_loop()
     found: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
@@ -59,7 +59,7 @@ def call_in_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any
             return
         if error is None:
             found.set_result(result)
-        elif issubclass(type(error), StopIteration):  # which a future does not take
+        elif issubclass(type(error), StopIteration):  # a future does not accept it
             found.set_exception(RuntimeError("the function raised StopIteration"))
         else:
             found.set_exception(error)
@@ -68,7 +68,7 @@ def call_in_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any
         result, raised = None, None
         try:
             result = context.run(function)
-        except BaseException as error:  # the loop's thread deals with it
+        except BaseException as error:  # handled in the loop's thread
             forks.leave(error)
             raised = error
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -79,12 +79,12 @@ def call_in_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any
 
 
 def is_cancelled() -> bool:
-    """Whether somebody has cancelled this task, and not its own code raised CancelledError."""
+    """Whether this task has been cancelled, as opposed to its own code raising CancelledError."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def is_asynchronous(function: Callable[..., Any]) -> bool:
-    """Whether calling it makes a coroutine, as far as can be told before."""
-    call_within = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked at, not asked for
+    """Whether calling it makes a coroutine, as far as can be known beforehand."""
+    call_within = getattr(type(function), "__call__", None)  # noqa: B004 - it is inspected, not called
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call_within)

@@ -1,6 +1,6 @@
-"""What this process does for others at the moment: handlers of messages and runs of schedules, each a task.
+"""Background work of this process: handlers of messages and runs of schedules, each a task.
 
-A worker that retires waits for them as it does for requests; at the graceful timeout what has not ended is cancelled.
+A retiring worker waits for them as for requests; at the graceful timeout those that have not ended are cancelled.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ class BackgroundWork:
         self.tasks: set[asyncio.Task[Any]] = set()
         self._uncounted: set[asyncio.Task[Any]] = set()
         self.retiring = False
-        """No new work comes any more: what was delivered and not started has been returned."""
+        """No new work comes; what was delivered and not started has been returned."""
         self.cut = False
-        """The graceful timeout has passed: what is cancelled now has not ended, and nothing is reported of it."""
+        """The graceful timeout has passed: tasks are cancelled, and nothing is reported of them."""
         self._retire_event = asyncio.Event()
         self._on_retire: list[Callable[[], None]] = []
 
     def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run `coroutine`, which must deal with its own errors, as a task that is waited for."""
+        """Run `coroutine`, which must handle its own errors, as a task that is waited for."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
 
     def start_uncounted(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """As `start`, for what only waits for more work: it does not count when it is cut."""
+        """As `start`, for a task that only waits for more work: it is not counted if it is cut."""
         task = self.start(coroutine, name)
         self._uncounted.add(task)
         task.add_done_callback(self._uncounted.discard)
         return task
 
     def on_retire(self, do: Callable[[], None]) -> None:
-        """Have `do` called when this process gets no new work any more."""
+        """Call `do` when this process gets no more work."""
         self._on_retire.append(do)
 
     def retire(self) -> None:
-        """The hub has said so; it is the last thing that it says before which work may come."""
+        """The hub has sent `retire`, after which no more work comes."""
         if not self.retiring:
             self.retiring = True
             for do in self._on_retire:
@@ -54,7 +54,7 @@ class BackgroundWork:
         await self._retire_event.wait()
 
     def cancel(self) -> int:
-        """At the graceful timeout: cancel all that has not ended; return how many handlers and runs that are."""
+        """At the graceful timeout, cancel all that has not ended; return how many handlers and runs that are."""
         self.cut = True
         for task in list(self.tasks):
             task.cancel()

@@ -1,9 +1,8 @@
-"""This process's end of the link to the hub: frames go out in order, and each kind that comes in has one handler.
+"""This process's end of the link to the hub: frames are sent in order, and each kind of incoming frame has one handler.
 
-One link per process and event loop. In a worker and in the agent it stands before the application is imported, over a
-socket to the listener (`serve_asgi.worker.hub_socket`); elsewhere the first use makes one to a hub of this process's
-own (`serve_asgi.app.local_mode`). What an application imports (`messenger`, `shared`, `schedule`, `agent`) is bound to
-it.
+There is one link per process and event loop. In a worker and in the agent it is made before the application is
+imported, over a socket to the listener (`serve_asgi.worker.hub_socket`); elsewhere the first use makes one to a hub in
+this process (`serve_asgi.app.local_mode`). `messenger`, `shared`, `schedule` and `agent` are bound to it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ T = TypeVar("T")
 
 
 class LinkClosed(ServeError):
-    """The server's listener is gone: nothing can be sent to other processes any more."""
+    """The server's listener is gone: other processes cannot be reached any more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,37 +37,37 @@ class Identity:
     role: Role
     slot: int  # -1 for the agent
     generation: int
-    member: int  # its number in the life of the server
+    member: int  # unique in the life of the server
     local: bool = False  # it runs alone, as its own hub
 
 
 class Link:
-    """The end itself. Its transport gives it `transmit` and calls `receive` and `close`."""
+    """One end. Its transport provides `transmit`, and calls `receive` and `close`."""
 
     stand_in = False
-    """Its loop was begun for threads, where none ran (`serve_asgi.app.thread_loop`): any other loop takes its place."""
+    """Its loop was started for threads (`serve_asgi.app.thread_loop`): any other loop replaces it."""
 
     def __init__(self, identity: Identity, loop: asyncio.AbstractEventLoop, transmit: Callable[[bytes], None]) -> None:
-        """`transmit` takes an encoded frame and returns at once."""
+        """`transmit` sends an encoded frame and returns at once."""
         self.identity = identity
         self.loop = loop
         self.closed = False
         self.process = os.getpid()
-        """A child that the application forks has a copy of this, and is no process of the server."""
+        """A child that the application forks inherits this, but is not a process of the server."""
         self._transmit = transmit
         self._handlers: dict[str, Callable[[Frame], None]] = {}
         self._on_close: list[Callable[[], None]] = []
 
     def on_frame(self, kind: str, handler: Callable[[Frame], None]) -> None:
-        """Have the frames of this kind handled by `handler`, which must not run code of the application itself."""
+        """Call `handler` with the frames of this kind; it must not run code of the application itself."""
         self._handlers[kind] = handler
 
     def on_close(self, do: Callable[[], None]) -> None:
-        """Have `do` called when the link closes: who waits for an answer has to be told."""
+        """Call `do` when the link closes, so that nobody waits for a reply any longer."""
         self._on_close.append(do)
 
     def send(self, kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> None:
-        """Send a frame, after all that was sent before. Raises LinkClosed."""
+        """Send a frame, in order. Raises LinkClosed."""
         if self.closed:
             raise LinkClosed("the listener of this server is gone: other processes cannot be reached any more")
         self._transmit(encode(kind, head, body))
@@ -86,11 +85,11 @@ class Link:
             log.error("a frame from the listener could not be decoded: %r", error, extra=about("frame_refused"))
 
     def let_go(self) -> None:
-        """In a forked child: nothing comes or goes."""
+        """In a forked child: send and receive nothing any more."""
         self.closed = True
 
     def close(self) -> None:
-        """For the transport: nothing comes any more, and nothing can be sent."""
+        """For the transport: nothing can be received or sent any more."""
         if not self.closed:
             self.closed = True
             for do in self._on_close:
@@ -98,31 +97,31 @@ class Link:
 
 
 class LinkUser(Protocol):
-    """Something of an application's that works over the link."""
+    """Something that works over the link, such as `messenger`."""
 
     def bind(self, link: Link) -> None:
-        """Use this link from here on; tell it what was registered before. Called again for another loop's link."""
+        """Use this link from now on, and send what was registered before. Called again for the link of another loop."""
 
 
 _users: Final[list[LinkUser]] = []
 _link: Link | None = None
 _lock: Final = threading.RLock()
-"""Held by who makes a link for this process, or takes a stand-in away: the first uses of several threads are one."""
+"""Held while a link is made or a stand-in replaced, so that the first uses in several threads make one link."""
 _imported_in: asyncio.AbstractEventLoop | None = None
-"""The loop that ran when this was imported: under many servers the one that will run the application."""
+"""The loop that ran when this was imported: under many servers, the one that will run the application."""
 with contextlib.suppress(RuntimeError):
     _imported_in = asyncio.get_running_loop()
 
 
 def register(part: LinkUser) -> None:
-    """Have `part` bound to the link, now if there is one, and to each that comes."""
+    """Bind `part` to the link, if there is one, and to every later one."""
     _users.append(part)
     if _link is not None:
         part.bind(_link)
 
 
 def set_current(link: Link) -> None:
-    """This process's link is `link` from here on."""
+    """Make `link` the link of this process."""
     global _link
     _link = link
     for part in _users:
@@ -130,9 +129,9 @@ def set_current(link: Link) -> None:
 
 
 def current() -> Link:
-    """The link of this process; where no server made one, to a hub of its own, in the running event loop.
+    """The link of this process; if no server made one, one to a hub of its own in the running event loop.
 
-    A loop that runs in another thread keeps its link. Raises RuntimeError where there is neither a link nor a running
+    A loop that runs in another thread keeps its link. Raises RuntimeError if there is neither a link nor a running
     asyncio event loop, LinkClosed in a process that was forked from one of the server's.
     """
     if _link is not None:
@@ -163,8 +162,8 @@ def current() -> Link:
 def link_for_thread() -> Link:
     """The link for a thread that has no event loop of its own and may wait for that of the link.
 
-    Where no server made one, it is that of the loop which the thread works for, as far as that can be known; or else of
-    a loop that is begun for it. Raises LinkClosed in a process that was forked from one of the server's.
+    If no server made one, it is that of the loop for which the thread works, as far as known, or else of a loop that is
+    started for it. Raises LinkClosed in a process that was forked from one of the server's.
     """
     if _link is not None and not _link.identity.local:
         return current()
@@ -192,7 +191,7 @@ async def run_on_link_loop(link: Link, coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def _runs_one_call(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether the loop was begun for one call of ours (`asyncio.run(shared.incr("n"))`), and ends with it."""
+    """Whether the loop runs one call of ours only (`asyncio.run(shared.incr("n"))`), and ends with it."""
     tasks = asyncio.all_tasks(loop)
     code = getattr(tasks.pop().get_coro(), "cr_code", None) if len(tasks) == 1 else None
     return code is not None and os.path.dirname(code.co_filename) == os.path.dirname(current.__code__.co_filename)
@@ -203,15 +202,15 @@ async def _current() -> Link:
 
 
 def _open_stand_in() -> Link | None:
-    """The link that stands in, also in a process forked from that in which it does: what it knows is taken over."""
+    """The stand-in link, also in a process forked from the one that made it: its state is taken over."""
     return _link if _link is not None and _link.stand_in and not _link.closed else None
 
 
 def _is_running(link: Link) -> bool:
-    """Of a link of this process alone: whether its loop runs, and not in the process that this one was forked from."""
+    """Whether the loop of a local link runs, in this process and not in the one from which this was forked."""
     return link.loop.is_running() and link.process == os.getpid()
 
 
 def current_or_none() -> Link | None:
-    """The link of this process if one stands, without making one."""
+    """The link of this process, or None if none has been made."""
     return _link

@@ -1,9 +1,8 @@
-"""The application: from `module:attribute` to a callable, and from its errors to what a person can use.
+"""Loads the application: from `module:attribute` to a callable, with errors that help.
 
-Runs in a worker alone, after its directory and import path are set. Faults are told apart: what the command line
-names and is not there is a UsageError, one sentence; what goes wrong inside the application's own code is its own
-exception, let through, and `serve_asgi.logs.tracebacks` shows it without this server's frames. It must not know of
-processes or protocols.
+Runs only in a worker, after its directory and import path are set. If what the command line names is missing, that is a
+UsageError, one sentence. Exceptions from the application's own code are passed on, and `serve_asgi.logs.tracebacks`
+shows them without this server's frames. It must not know about processes or protocols.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ def parse(specification: str, what: str = "an application", example: str = "app:
 def load(specification: str, factory: bool, interface: str = "auto", threads: int = 10) -> ASGIApplication:
     """Import the application that `specification` names; with `factory`, call it to get the application.
 
-    `interface` says how the application is to be called (`--interface`; auto: as ASGI 3), `threads` in how many
-    threads, if it is WSGI. Raises UsageError if module or attribute are not there or cannot be such an application;
-    what the application's own code raises comes through as it is.
+    `interface` says how the application is called (`--interface`; auto: as ASGI 3), `threads` in how many threads, if
+    it is WSGI. Raises UsageError if module or attribute is missing or cannot be such an application; exceptions of the
+    application's own code are passed on.
     """
     name, path = parse(specification)
     found, _ = find(name, path, _looks_like_application, "an application")
@@ -56,10 +55,10 @@ def load(specification: str, factory: bool, interface: str = "auto", threads: in
 
 
 def find(name: str, path: list[str], likely: Callable[[Any, str], bool], what: str) -> tuple[Any, ModuleType]:
-    """Import the module `name` and follow `path` from there; what is found, and the module.
+    """Import the module `name` and follow `path` from there; return what is found, and the module.
 
-    `likely` says whether a value of that module looks like what is wanted (`what`), to be named if nothing is there.
-    Raises UsageError if it is not there; what the application's own code raises comes through as it is.
+    `likely` says whether a value of that module looks like what is wanted (`what`), for suggestions in the error.
+    Raises UsageError if it is missing; exceptions of the application's own code are passed on.
     """
     module = _import(name)
     found: Any = module
@@ -74,12 +73,12 @@ def find(name: str, path: list[str], likely: Callable[[Any, str], bool], what: s
 
 
 def _import(name: str) -> ModuleType:
-    """Import the module. Only its own absence is the command line's fault."""
+    """Import the module. Raises UsageError only if this module itself is missing."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-            raise  # an import of the application's own that fails
+            raise  # an import within the application fails
         if "is not a package" in str(error):
             raise UsageError(f"there is no module {name}: what is before its last dot is a single file") from None
         raise UsageError(_not_there(error.name, name)) from None
@@ -104,7 +103,7 @@ def _modules_in(directory: str) -> list[str]:
 
 
 def _instead(found: Any, missing: str, likely: Callable[[Any], bool], what: str) -> str:
-    """What could have been meant: names that look alike, or else what looks like it."""
+    """Suggestions: names that look alike, or else values that look like what is wanted."""
     names = [n for n in dir(found) if not n.startswith("_")]
     near = difflib.get_close_matches(missing, names, 1)
     if near:
@@ -116,7 +115,7 @@ def _instead(found: Any, missing: str, likely: Callable[[Any], bool], what: str)
 
 
 def _looks_like_application(value: Any, module: str) -> bool:
-    """An async callable of (scope, receive, send); for objects, one of their class's own `__call__`."""
+    """Whether it is an async callable of (scope, receive, send), or an object whose class defines such a `__call__`."""
     if inspect.isclass(value) or not callable(value):
         return False
     if inspect.isfunction(value) and value.__module__ != module:
@@ -143,12 +142,12 @@ def _call_factory(factory: Any, specification: str) -> Any:
             f"{specification} needs arguments, so it is not a factory: leave --factory out if it is the application"
         ) from None
     except ValueError:
-        pass  # a builtin without a signature: calling it will show
+        pass  # a builtin without a signature
     return factory()
 
 
 def _check_callable(found: Any, specification: str, factory: bool, interface: str) -> None:
-    """Refuse what surely cannot be called as its interface has it; what cannot be told has the benefit of the doubt."""
+    """Refuse what certainly cannot be called by its interface; in case of doubt, accept it."""
     what = f"what {specification} returned" if factory else specification
     if not callable(found):
         raise UsageError(f"{what} is {kind(found)}, which cannot be called: name the application itself")
@@ -182,7 +181,7 @@ def _why_not(signature: inspect.Signature, what: str, factory: bool, interface: 
 
 
 def kind(value: Any) -> str:
-    """What a value is, for people."""
+    """What kind of value it is, for people to read."""
     if value is None:
         return "None"
     return "a module" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"

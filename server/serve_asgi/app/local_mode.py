@@ -1,8 +1,8 @@
-"""Local mode: where no listener of ours runs the application (another server, a test), this process is its own hub.
+"""Local mode: under another server, or in a test, this process runs the hub for itself.
 
-The same cores as in the listener, with one member that is worker 0 and plays the agent as well. Everything travels as
-bytes here too, so that what cannot be sent between processes fails in a test already. Frames are delivered in a later
-turn of the event loop, as they would be.
+It uses the same cores as the listener, with one member that is worker 0 and the agent as well. Everything is encoded
+here too, so that what cannot be sent between processes fails in a test. Frames are delivered in a later turn of the
+event loop, as they are between processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEMBER = 1
 
 
 class LocalLink(Link):
-    """The link of a process on its own, and its hub."""
+    """The link of a process to the hub in itself."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: LocalHubPort) -> None:
         super().__init__(Identity(Role.WORKER, 0, 0, MEMBER, local=True), loop, port.transmit)
@@ -33,19 +33,19 @@ class LocalLink(Link):
         self._port = port
 
     def begin(self) -> None:
-        """It is this process's link: take what it was sent at the beginning, so that there is something to read."""
+        """Handle the first frames of the hub: with them the shared state can be read."""
         self._port.begin()
 
 
 class LocalHubPort:
-    """Sends to the one member by way of its event loop, and keeps the hub's deadlines."""
+    """Sends to the one member through its event loop, and keeps the hub's deadlines."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.hub: Hub
         self.link: LocalLink
         self._timer: asyncio.TimerHandle | None = None
-        self._first: list[bytes] | None = []  # what is sent before anybody takes it
+        self._first: list[bytes] | None = []  # frames that are sent before `begin`
 
     def begin(self) -> None:
         first, self._first = self._first or [], None
@@ -62,24 +62,24 @@ class LocalHubPort:
         return True
 
     def send_to_store(self, data: bytes) -> None:
-        pass  # there is none
+        pass  # there is no store
 
     def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         log.log(level, "%s", text, extra=particulars(event, detail=detail, **about))
 
     def publish(self, applied: int) -> None:
-        pass  # what is applied is applied before anything else runs
+        pass  # changes are applied before anything else runs
 
     def transmit(self, data: bytes) -> None:
-        """The member's own frames."""
+        """Send a frame of the member to the hub."""
         self.loop.call_soon(self._take, data)
 
     def _take(self, data: bytes) -> None:
         self.hub.take(MEMBER, data)
-        self.look()
+        self.keep_deadline()
 
-    def look(self) -> None:
-        """Have the hub's deadlines kept."""
+    def keep_deadline(self) -> None:
+        """Set the timer for the hub's next deadline."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -89,11 +89,11 @@ class LocalHubPort:
 
     def _tick(self) -> None:
         self.hub.tick()
-        self.look()
+        self.keep_deadline()
 
 
 def create_local_link(loop: asyncio.AbstractEventLoop, before: Link | None = None) -> LocalLink:
-    """A link to a new hub, both of this process and loop; with the shared state that the hub of `before` had."""
+    """Make a link to a new hub in this process and loop, with the shared state of the hub of `before`."""
     port = LocalHubPort(loop)
     port.hub = hub = create_hub(port, HubSettings(agent=True))
     if isinstance(before, LocalLink):
@@ -103,7 +103,7 @@ def create_local_link(loop: asyncio.AbstractEventLoop, before: Link | None = Non
     hub.order(MEMBER, MemberOrder.SERVE)
     hub.linked(MEMBER)
     hub.server_ready()
-    # what is registered when the link is entered is told before this
+    # after what is registered when the link is bound
     loop.call_soon(lambda: made.send("up"))
-    port.look()
+    port.keep_deadline()
     return made

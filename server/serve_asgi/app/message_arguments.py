@@ -1,7 +1,5 @@
 """What the methods of `messenger` accept: topics, payloads, timeouts, handlers and receivers, checked before anything
-is sent or registered.
-
-Every error here is the caller's own and is raised where the call stands.
+is sent or registered. Every error here is the caller's.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from serve_asgi.ipc.membership_frames import Role
 TOPIC_BYTES: Final = 200
 RESERVED: Final = "serve:"
 CONCURRENCY: Final = 10_000
-"""Messages of one topic that a process handles at a time, at most."""
+"""Most messages of one topic that a process handles at a time."""
 SLOTS: Final = 1_000_000
 """No server has this many workers."""
 MAX_DELIVERIES: Final = 999
@@ -34,7 +32,7 @@ class MessageTooLarge(ValueError):
 
 
 def check_topic(topic: str) -> None:
-    """Raises TypeError or ValueError for what is not a topic."""
+    """Check a topic. Raises TypeError or ValueError."""
     if not isinstance(topic, str):
         raise TypeError(f"a topic is a string, not {topic!r}")
     with contextlib.suppress(UnicodeEncodeError):
@@ -44,25 +42,25 @@ def check_topic(topic: str) -> None:
 
 
 def check_timeout(timeout: float) -> None:
-    """Raises ValueError for what is not a number of seconds."""
+    """Check a timeout (s). Raises ValueError."""
     if not 0 < timeout < math.inf:
         raise ValueError(f"timeout is a number of seconds above 0, not {timeout!r}")
 
 
 def check_deliveries(max_deliveries: int) -> None:
-    """Raises ValueError for what is not a number of attempts."""
+    """Check a number of deliveries. Raises ValueError."""
     if not isinstance(max_deliveries, int) or not 0 < max_deliveries <= MAX_DELIVERIES:
         raise ValueError(f"max_deliveries is between 1 and {MAX_DELIVERIES}, not {max_deliveries!r}")
 
 
 def check_concurrency(concurrency: int) -> None:
-    """Raises ValueError for what is not a number of messages."""
+    """Check a concurrency. Raises ValueError."""
     if not isinstance(concurrency, int) or not 1 <= concurrency <= CONCURRENCY:
         raise ValueError(f"concurrency is a number from 1 to {CONCURRENCY}, not {concurrency!r}")
 
 
 def check_handler(handler: Callable[..., Any], thread: bool) -> None:
-    """Raises TypeError for what cannot handle a message, or not in a thread."""
+    """Check a handler. Raises TypeError for what cannot handle a message, or not in a thread."""
     if not callable(handler):
         raise TypeError(f"a handler is a function that takes a message, not {handler!r}")
     if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
@@ -72,7 +70,7 @@ def check_handler(handler: Callable[..., Any], thread: bool) -> None:
 
 
 def check_loop(instead: str) -> None:
-    """Raises RuntimeError if the server's event loop is not the one that runs here."""
+    """Check that this runs on the server's event loop; otherwise raise RuntimeError, which names `instead`."""
     link = current()
     try:
         running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -85,7 +83,7 @@ def check_loop(instead: str) -> None:
 
 
 def encode_payload(topic: str, payload: Any) -> bytes:
-    """The payload as it is sent. Raises NotSendable or MessageTooLarge."""
+    """Encode a payload. Raises NotSendable or MessageTooLarge."""
     body = pack_sendable(payload, f"the payload of a message of topic {topic!r}")
     if len(body) > MAX_PAYLOAD:
         raise MessageTooLarge(
@@ -96,9 +94,9 @@ def encode_payload(topic: str, payload: Any) -> bytes:
 
 
 def slot_of(receiver: int | Peer | Literal["agent"]) -> int:
-    """The slot of a receiver; -1 for the agent. Raises ValueError for what names none, NoReceiver for none there is."""
+    """The slot of a receiver; -1 for the agent. Raises ValueError, or NoReceiver if there cannot be such a worker."""
     if receiver == "agent" or (isinstance(receiver, Peer) and receiver.role is Role.AGENT):
-        return 0 if current().identity.local else -1  # a process on its own is the agent as well
+        return 0 if current().identity.local else -1  # in local mode the process is the agent as well
     slot = receiver.slot if isinstance(receiver, Peer) else receiver
     if not isinstance(slot, int) or isinstance(slot, bool) or slot < 0:
         raise ValueError(f"a worker is named by its slot, a number from 0 on, not by {receiver!r}")

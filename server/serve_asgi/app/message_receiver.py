@@ -1,7 +1,7 @@
-"""The receiving side of the messenger in one process: who handles which topic, and the tasks that do.
+"""The receiving side of the messenger in one process: delivered messages, and the tasks that handle them.
 
-It owns what the hub has delivered and whose handler has not ended. Messages of a topic are started in the order they
-came, as many at a time as its handlers want (`concurrency`). A process that retires returns what it has not started.
+It owns the messages that the hub has delivered until their handlers have ended. Messages of a topic are started in
+order, as many at a time as its handlers allow (`concurrency`). A retiring process returns what it has not started.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import error_text
 
 MAX_TOPICS: Final = 1_000
-"""Topics that one process handles, at most."""
+"""Most topics that one process handles."""
 MAX_RETURNED: Final = 5_000
-"""Messages that are returned in one frame, so that they keep their order; a process hardly ever has more."""
+"""Messages that are returned in one frame, which keeps their order; a process hardly ever has more."""
 ERROR_TEXT: Final = 4_000
-"""Characters of an exception that the caller is told."""
+"""Characters of an exception that the caller gets."""
 
 log = logging.getLogger("serve.error")
 
@@ -53,12 +53,12 @@ class Message:
     topic: str
     payload: Any
     id: str
-    """The same for every copy and every delivery of a message, and no other's."""
+    """Unique to a message, and the same for all its copies and deliveries."""
     attempt: int
-    """1 for the first delivery; more if the process that had it before died, or its handler raised."""
+    """1 for the first delivery; more if a process that had it died, or its handler raised."""
     sender: Origin
     reason: str = ""
-    """Of a dead letter: why it was given up; `attempt` is then how often it was delivered."""
+    """For a dead letter: why it was given up; `attempt` is then the number of deliveries."""
 
 
 Handler = Callable[[Message], Any]
@@ -76,16 +76,16 @@ class HandlerRegistration:
 
 
 class TopicHandlers:
-    """Who handles a topic, and what follows from that: worked out at each change, not for each message."""
+    """The handlers of a topic, and what follows from them, computed at each change rather than for each message."""
 
     __slots__ = ("all", "concurrency", "once")
 
     def __init__(self, registrations: Iterable[HandlerRegistration] = ()) -> None:
         self.all = tuple(registrations)
         self.concurrency = max((each.concurrency for each in self.all), default=0)
-        """How many messages are handled at a time; 0 if nobody handles any."""
+        """How many messages are handled at a time; 0 if there is no handler."""
         self.once = any(each.once for each in self.all)
-        """Some of them want one message and no more."""
+        """Some of them handle only one message."""
 
 
 NO_HANDLERS: Final = TopicHandlers()
@@ -104,10 +104,10 @@ class ReceivedMessage:
     subject: list[Any] | None
     body: bytes
     late: bool = False
-    """It was sent while this process retires, which does not wait for it."""
+    """It was sent while this process was retiring, which does not wait for it."""
 
     def message(self, topic: str) -> Message:
-        """What the handler gets. Raises ChannelError for a payload that is none."""
+        """The message for the handlers. Raises ChannelError for an invalid payload."""
         id, attempt, reason = self.id, self.attempt, ""
         if self.subject is not None:
             topic, id, attempt, reason = self.subject
@@ -115,7 +115,7 @@ class ReceivedMessage:
 
 
 class TopicState:
-    """One topic at one link: what has come and has not begun, and how many run."""
+    """One topic at one link: what has been delivered and not started, and how many are running."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -125,7 +125,7 @@ class TopicState:
 
 
 class MessageReceiver:
-    """What this process handles. Registrations outlive the link."""
+    """The handlers of this process. Registrations outlive the link."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, TopicHandlers] = {}
@@ -133,7 +133,7 @@ class MessageReceiver:
         work.on_retire(self._return_unstarted)
 
     def bind(self, link: Link) -> None:
-        """Take messages from this link; what comes over an earlier one stays between that one and its handlers."""
+        """Receive messages from this link; those of an earlier link are still handled and confirmed over that one."""
         self._link_receiver = LinkReceiver(self, link)
         names = list(self._handlers)
         for start in range(0, len(names), 100):
@@ -141,28 +141,28 @@ class MessageReceiver:
             link.send("msg.topics", {"topics": some})
 
     def handlers(self, topic: str) -> TopicHandlers:
-        """Who handles a topic."""
+        """The handlers of a topic."""
         return self._handlers.get(topic, NO_HANDLERS)
 
     def on(self, topic: str, registration: HandlerRegistration) -> None:
-        """Have the messages of a topic handled. Raises ValueError for too many topics."""
+        """Register a handler of a topic. Raises ValueError for too many topics."""
         if topic not in self._handlers and len(self._handlers) >= MAX_TOPICS:
             raise ValueError(f"one process handles {MAX_TOPICS} topics at most: put what differs into the payload")
         self._change(topic, [*self.handlers(topic).all, registration])
 
     def off(self, topic: str, handler: Handler | None) -> None:
-        """Remove a handler, or all of a topic; what has begun ends."""
+        """Remove a handler, or all of a topic; those that are running finish."""
         if topic in self._handlers:
             self._change(topic, [each for each in self.handlers(topic).all if handler not in (None, each.handler)])
             if self._link_receiver is not None:
                 self._link_receiver.topic_changed(topic)
 
     def message_started(self, topic: str) -> None:
-        """One message of a topic is handled: who wanted no more than one gets no other."""
+        """A message of a topic is handled: remove the handlers that wanted only one."""
         self._change(topic, [each for each in self.handlers(topic).all if not each.once])
 
     def _change(self, topic: str, registrations: list[HandlerRegistration]) -> None:
-        """These handle a topic from here on; the hub is told of a change that is one for it."""
+        """Set the handlers of a topic; the hub is notified if that is a change for it."""
         before, now = self.handlers(topic), TopicHandlers(registrations)
         if registrations:
             self._handlers[topic] = now
@@ -177,7 +177,7 @@ class MessageReceiver:
 
 
 class LinkReceiver:
-    """What came over one link and has not been handled."""
+    """The messages that came over one link and have not been handled."""
 
     def __init__(self, receiver: MessageReceiver, link: Link) -> None:
         self._receiver = receiver
@@ -185,28 +185,28 @@ class LinkReceiver:
         self._done, self._returned = FrameOutbox(link, "msg.done"), FrameOutbox(link, "msg.return", MAX_RETURNED)
         self._topics: dict[str, TopicState] = {}
         self._last = asyncio.Event()
-        """This process retires, and has been given all that it waits for."""
+        """This process is retiring, and has been delivered all that it waits for."""
         self._late: set[asyncio.Task[None]] = set()
         link.on_frame("msg.deliver", self._take)
         link.on_frame("msg.last", lambda _: self._last.set())
         link.on_close(self._last.set)
 
     def announce(self, topic: str, concurrency: int) -> None:
-        """Let the hub know who handles a topic; a thread may have changed it."""
+        """Notify the hub of the handlers of a topic; the change may come from a thread."""
         if self._in_another_thread():
             self._link.loop.call_soon_threadsafe(self.announce, topic, concurrency)
         elif not self._link.closed and not self._link.loop.is_closed():
             self._link.send("msg.topics", {"topics": {topic: concurrency}})
 
     def topic_changed(self, topic: str) -> None:
-        """Who handles a topic has changed: deal with what waits."""
+        """The handlers of a topic have changed: go through what waits."""
         if self._in_another_thread():
             self._link.loop.call_soon_threadsafe(self.topic_changed, topic)
         elif (there := self._topics.get(topic)) is not None:
             self._start_next(there)
 
     def _in_another_thread(self) -> bool:
-        """Whether the link's loop runs, and in another thread than this."""
+        """Whether the link's loop runs in another thread."""
         try:
             return asyncio.get_running_loop() is not self._link.loop and self._link.loop.is_running()
         except RuntimeError:
@@ -233,14 +233,14 @@ class LinkReceiver:
             self._start_next(topic)
 
     def _return_unhandled(self, delivery: ReceivedMessage) -> None:
-        """Nobody handles its topic here any more."""
+        """Its topic is not handled here any more: return it."""
         if delivery.kind is MessageKind.BROADCAST:
             self._done.add([delivery.number, True, 0])
         else:
             self._returned.add(delivery.number)
 
     def _start_next(self, topic: TopicState) -> None:
-        """Begin with what may begin."""
+        """Start as many messages as may run."""
         receiver, name = self._receiver, topic.name
         while topic.queue and topic.running < (handlers := receiver.handlers(name)).concurrency:
             topic.running += 1
@@ -264,7 +264,7 @@ class LinkReceiver:
     async def _handle(
         self, topic: TopicState, delivery: ReceivedMessage, handlers: Sequence[HandlerRegistration]
     ) -> None:
-        """Run the handlers, and report that they have ended; nothing if they are cut, since the process ends."""
+        """Run the handlers, and report that they have ended; report nothing if they are cut, as the process exits."""
         body, wrong = b"", ""
         task = asyncio.current_task()
         try:
@@ -276,13 +276,13 @@ class LinkReceiver:
         except asyncio.CancelledError as error:
             if work.cut:
                 raise
-            # whoever cancelled it: the hub has to know, or the topic gets nothing more here
+            # report it, whoever cancelled it: otherwise the topic gets nothing more here
             local = self._link.identity.local
-            wrong = error_text(error) if local else _log_failure(message, error)  # local: so its loop ends
+            wrong = error_text(error) if local else _log_failure(message, error)  # local: its loop ends
         except ChannelError as error:
             wrong = error_text(error)
             log.error("message %s of topic %r cannot be read: %s", delivery.id, topic.name, error)
-        except BaseException as error:  # an answer that raises when it is looked at, whatever it raises
+        except BaseException as error:  # a result that raises when it is encoded
             forks.leave(error)
             if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
                 raise
@@ -295,7 +295,7 @@ class LinkReceiver:
         self._start_next(topic)
 
     def return_unstarted(self) -> None:
-        """The process retires: what has not begun is for others, but for copies, which everyone has his own of."""
+        """The process retires: return what has not been started, except broadcasts, which others get anyway."""
         if self._link.closed:
             return
         for topic in self._topics.values():
@@ -307,19 +307,19 @@ class LinkReceiver:
                     self._returned.add(delivery.number)
             topic.queue = kept
         self._returned.flush()
-        self._link.send("msg.return", {"m": [], "all": True})  # what follows may go to others
+        self._link.send("msg.return", {"m": [], "all": True})  # later messages may go to others
         work.start_uncounted(self._wait_for_last(), "messages that wait")
 
     async def _wait_for_last(self) -> None:
-        """A process that retires waits for what was accepted for it before; its deadline is the graceful timeout."""
+        """A retiring process waits for what was accepted for it before; the deadline is the graceful timeout."""
         await self._last.wait()
 
 
 async def _run(registered: HandlerRegistration, message: Message, wrong: str) -> tuple[Any, str]:
-    """Run one handler; return its result, and what went wrong with it or with one before.
+    """Run one handler; return its result, and the error of it or of an earlier one.
 
-    Whatever it raises is its own failure, `sys.exit()` as well: the process has other things to do. Raises
-    CancelledError if this task was cancelled.
+    Whatever it raises is a failure of the handler alone, `sys.exit()` as well. Raises CancelledError if this task was
+    cancelled.
     """
     task = asyncio.current_task()
     try:
@@ -333,7 +333,7 @@ async def _run(registered: HandlerRegistration, message: Message, wrong: str) ->
     except asyncio.CancelledError as error:
         if task is not None and task.cancelling():
             raise
-        failed = _log_failure(message, error)  # something that it waited for was cancelled
+        failed = _log_failure(message, error)  # something that it awaited was cancelled
         return None, wrong or failed
     except BaseException as error:
         forks.leave(error)
@@ -355,7 +355,7 @@ def _log_failure(message: Message, error: BaseException) -> str:
 
 
 def _encoded_reply(result: Any, message: Message) -> tuple[bytes, str]:
-    """The answer to a call, or why it cannot be sent."""
+    """The reply to a call, or why it cannot be sent."""
     try:
         body = pack_sendable(result, "its answer")
     except NotSendable as error:
@@ -371,14 +371,14 @@ _ENDED: Final = "the iteration over the messages ended before it came to this on
 
 
 class MessageIteration:
-    """Messages for an iteration: each is handled when the iteration goes on."""
+    """Messages for an iteration; each counts as handled when the iteration goes on."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[tuple[Message, asyncio.Future[None]]] = asyncio.Queue()
         self._closed = False
 
     async def take(self, message: Message) -> None:
-        """The handler."""
+        """The handler of the messages."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._closed:
             raise EOFError(_ENDED)
@@ -386,12 +386,12 @@ class MessageIteration:
         await done
 
     async def next(self) -> tuple[Message, Callable[[], None]]:
-        """Wait for a message; also return what to call when it has been dealt with."""
+        """Wait for a message; also return what to call when it has been handled."""
         message, done = await self._queue.get()
         return message, lambda: None if done.done() else done.set_result(None)
 
     def close(self) -> None:
-        """What came and was not taken up has failed."""
+        """Fail the messages that have not been taken."""
         self._closed = True
         while not self._queue.empty():
             _, done = self._queue.get_nowait()

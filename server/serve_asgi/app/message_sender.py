@@ -1,8 +1,8 @@
-"""The sending side of the messenger in one process: a window, frames with many messages, and what the hub answers.
+"""The sending side of the messenger in one process: a window, frames of several messages, and the hub's confirmations.
 
-It owns every message of this process from the call until the sender is told. At most `WINDOW` messages wait for the
-hub's word that they are accepted, of one topic half of that at most; the calls beyond wait their turn, in order. Those
-that are sent in one turn of the event loop travel together.
+It owns every message of this process from the call until its last confirmation. At most `WINDOW` messages are sent and
+not accepted yet, at most half of them of one topic; further calls wait their turn, in order. Messages that are sent in
+one turn of the event loop share a frame.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.message_frames import FRAME_BYTES, FRAME_MESSAGES, AckMode, EntryBatch, MessageKind, split_entries
 
 WINDOW: Final = 256
-"""Messages of one process that are under way to the hub and not accepted yet."""
+"""Messages of one process that are sent and not accepted yet."""
 WINDOW_BYTES: Final = 1024 * 1024
-"""Bytes of their payloads, unless a single one is larger."""
+"""Bytes of their payloads, unless a single payload is larger."""
 ANSWER_TIME: Final = 5.0
-"""Seconds that the hub has to say what became of a message whose sender's time is over."""
+"""Seconds that the hub has to report on a message after its timeout."""
 
 
 class NoReceiver(ServeError):
-    """Nobody who is there handles the topic, or the one that was named is not there."""
+    """No process handles the topic, or the receiver that was named does not exist."""
 
 
 class NotDelivered(ServeError, TimeoutError):
-    """Not all destinations have taken it in time: the text names those that have not; those get it no more."""
+    """Not all destinations have accepted it in time: the text names those that have not, which will not get it."""
 
 
 class NotHandled(ServeError, TimeoutError):
-    """It was accepted, but its handler has not ended in time; an acknowledged message stands all the same."""
+    """It was accepted, but its handler has not ended in time; an acknowledged message may still be handled."""
 
 
 class CallFailed(ServeError):
-    """The handler of a call raised, its process died, or its answer cannot be sent; the text says which."""
+    """The handler of a call raised, its process died, or its reply cannot be sent; the text says which."""
 
 
 class DeadLettered(ServeError):
-    """It was delivered as often as it may be, and never handled."""
+    """It was delivered as often as allowed, and never handled."""
 
 
 _ERRORS: Final[dict[str, type[ServeError]]] = {
@@ -61,7 +61,7 @@ _ERRORS: Final[dict[str, type[ServeError]]] = {
 
 @dataclasses.dataclass(slots=True, eq=False)
 class UnconfirmedMessage:
-    """A message whose sender waits."""
+    """A message whose sender waits for a confirmation."""
 
     future: asyncio.Future[Any]
     size: int
@@ -72,11 +72,11 @@ class UnconfirmedMessage:
 
 
 class SendWindow:
-    """Who may send now: so many messages and bytes at a time.
+    """Limits the messages, and their bytes, that are in flight to the hub.
 
-    Of one topic there are no more under way than there is room for others: what receivers do not take of some topics
-    leaves a share to the next one. Those of a topic enter in the order in which they came; nobody passes a topic that
-    waits for room though it has none under way.
+    No topic may have more in flight than it leaves room for others, so that topics whose receivers are slow leave a
+    share to the next one. Messages of a topic enter in order; none overtakes a topic that waits for room though it has
+    none in flight.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -85,7 +85,7 @@ class SendWindow:
         self._bytes = 0
         self._in_flight: dict[str, tuple[int, int]] = {}  # messages and bytes, by topic
         self._waiters: dict[str, collections.deque[tuple[asyncio.Future[None], int]]] = {}
-        self._must_queue = False  # a topic with none under way waits
+        self._must_queue = False  # a topic with none in flight waits
 
     def _fits(self, topic: str, size: int) -> bool:
         free, free_bytes = WINDOW - self._count, WINDOW_BYTES - self._bytes
@@ -104,7 +104,7 @@ class SendWindow:
             del self._in_flight[topic]
 
     def try_enter(self, topic: str, size: int) -> bool:
-        """Enter at once, if there is room and nobody has to be let in before."""
+        """Enter at once, if there is room and no other has to enter first."""
         if self._must_queue or topic in self._waiters or not self._fits(topic, size):
             return False
         self._add(topic, 1, size)
@@ -119,19 +119,19 @@ class SendWindow:
             await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.leave(topic, size)  # its turn came in the same moment
+                self.leave(topic, size)  # it had just been admitted
             else:
-                self._admit_waiting()  # others may have waited for it to go before them
+                self._admit_waiting()  # others may have waited behind it
             raise
 
     def leave(self, topic: str, size: int) -> None:
-        """One has been accepted, or is not waited for any more."""
+        """A message has been accepted, or is not waited for any more."""
         self._add(topic, -1, -size)
         if self._waiters:
             self._admit_waiting()
 
     def _admit_waiting(self) -> None:
-        """Those for whom there is room; a topic that has got some comes after the others the next time."""
+        """Admit those for whom there is room; a topic that got some goes behind the others."""
         self._must_queue = False
         for topic in list(self._waiters):
             waiters = self._waiters[topic]
@@ -154,7 +154,7 @@ class SendWindow:
                 break
 
     def fail(self, error: Exception) -> None:
-        """Nobody will be let in any more."""
+        """Admit nobody any more: all who wait get this error."""
         waiting, self._waiters = self._waiters, {}
         for waiter in [waiter for waiters in waiting.values() for waiter, _ in waiters]:
             if not waiter.done():
@@ -162,7 +162,7 @@ class SendWindow:
 
 
 class FrameOutbox:
-    """Entries of one kind of frame: those of one turn of the loop travel together."""
+    """Entries of one kind of frame; those of one turn of the loop share a frame."""
 
     def __init__(self, link: Link, kind: str, limit: int = FRAME_MESSAGES) -> None:
         self._link = link
@@ -170,7 +170,7 @@ class FrameOutbox:
         self._batch = EntryBatch(kind)
 
     def add(self, entry: Any, body: bytes = b"") -> None:
-        """Have an entry sent, after those before it."""
+        """Send an entry, in order, at the end of this turn of the loop."""
         batch = self._batch
         if not batch.entries:
             self._link.loop.call_soon(self.flush)
@@ -183,7 +183,7 @@ class FrameOutbox:
             batch.size += len(body)
 
     def flush(self) -> None:
-        """Send what there is."""
+        """Send what has been collected."""
         if self._batch.entries:
             self._send()
 
@@ -194,12 +194,12 @@ class FrameOutbox:
 
 
 class MessageSender:
-    """What this process sends over one link."""
+    """The sender of messages over one link."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._loop = link.loop
-        self._token = f"{link.identity.member:x}.{secrets.token_hex(4)}"  # no other's of this server, nor of others
+        self._token = f"{link.identity.member:x}.{secrets.token_hex(4)}"  # unique, also among servers
         self._count = 0
         self._window = SendWindow(link.loop)
         self._unconfirmed: dict[str, UnconfirmedMessage] = {}
@@ -211,9 +211,9 @@ class MessageSender:
     async def send(
         self, kind: MessageKind, topic: str, body: bytes, ack_mode: AckMode, limit: int, slot: int, timeout: float
     ) -> Any:
-        """Send a message and return what its sender wants: a number of copies, an answer's bytes, who handled it.
+        """Send a message; return, by `ack_mode`, the number of receivers, the bytes of the reply, or who handled it.
 
-        On the link's loop.
+        Must run on the link's loop.
         """
         began = self._loop.time()
         size = len(body)
@@ -242,7 +242,7 @@ class MessageSender:
         finally:
             sent.timer.cancel()
             if sent.future.cancelled() and sent.in_window and not self._link.closed:
-                # it is under way all the same: who cancels has no more under way than others
+                # it is in flight all the same, and counts in the window
                 sent.timer = self._loop.call_later(ANSWER_TIME, self._forget, id)
             else:
                 self._forget(id)
@@ -271,12 +271,12 @@ class MessageSender:
             self._window.leave(sent.topic, sent.size)
 
     def _expire(self, id: str) -> None:
-        """Its time is over: have it withdrawn, and let the hub say what had become of it."""
+        """It has timed out: withdraw it, and wait for the hub to report on it."""
         self._withdraw(id)
         self._unconfirmed[id].timer = self._loop.call_later(ANSWER_TIME, self._give_up, id)
 
     def _withdraw(self, id: str) -> None:
-        self._messages.flush()  # it may be among them, and a full frame of withdrawals goes out at once
+        self._messages.flush()  # the message first: a full frame of withdrawals is sent at once
         self._withdrawn.add(id)
 
     def _give_up(self, id: str) -> None:

@@ -32,24 +32,24 @@ class MessageSubscriptions:
     def on(
         self, topic: str, handler: F | None = None, *, concurrency: int = 1, thread: bool = False
     ) -> F | Callable[[F], F]:
-        """Handle the messages of a topic with a function, async or sync; a decorator too.
+        """Handle the messages of a topic with a function, async or sync; can be used as a decorator.
 
-        Messages are handled in the order in which they came. Several handlers of one topic run one after another for
+        Messages are handled in the order in which they arrive. Several handlers of one topic run one after another for
         each message.
 
         Args:
-            topic: Which messages.
-            handler: What is called with each `Message`; what it returns is the reply to a `call`.
+            topic: The topic.
+            handler: Called with each `Message`; what it returns is the reply to a `call`.
             concurrency: How many messages are handled at a time.
-            thread: Run a sync handler in a thread, where it may wait; otherwise it runs in the event loop and has to
-                be short.
+            thread: Run a sync handler in a thread, where it may block; otherwise it runs in the event loop and must be
+                short.
 
         Returns:
             The handler.
 
         Raises:
             TypeError: The handler cannot be called, is a generator, or is async though `thread` is true.
-            ValueError: The topic or `concurrency` is not one.
+            ValueError: The topic or `concurrency` is invalid.
 
         Example:
             ```python
@@ -79,11 +79,11 @@ class MessageSubscriptions:
     def once(self, topic: str, handler: None = None) -> Callable[[F], F]: ...
 
     def once(self, topic: str, handler: F | None = None) -> F | Callable[[F], F]:
-        """As `on`, for the next message alone.
+        """As `on`, but only for the next message.
 
         Args:
-            topic: Which messages.
-            handler: What is called with the next one.
+            topic: The topic.
+            handler: Called with the next message.
 
         Returns:
             The handler.
@@ -100,11 +100,11 @@ class MessageSubscriptions:
         return self._on(topic, handler, once=True)
 
     def off(self, topic: str, handler: Handler | None = None) -> None:
-        """Handle a topic no more with this function, or with any; what has begun ends.
+        """Stop handling a topic, with one function or with all; handlers that are running finish.
 
         Args:
-            topic: Which messages.
-            handler: The function that `on` was given; None takes away all of this process.
+            topic: The topic.
+            handler: The function that was given to `on`; None removes all of this process.
 
         Example:
             ```python
@@ -119,11 +119,11 @@ class MessageSubscriptions:
         A message counts as handled when the next one is asked for, or the iteration ends.
 
         Args:
-            topic: Which messages.
+            topic: The topic.
             concurrency: How many may be handled at a time by iterations and handlers of this process.
 
         Raises:
-            RuntimeError: It is iterated outside of the server's event loop: `messenger.sync.messages` is for threads.
+            RuntimeError: It is iterated outside of the server's event loop; `messenger.sync.messages` is for threads.
 
         Example:
             ```python
@@ -147,13 +147,13 @@ class MessageSubscriptions:
             incoming.close()
 
     def on_dead_letter(self, handler: F) -> F:
-        """Handle messages that were given up, of any topic; one process that has such a handler gets each.
+        """Handle messages of any topic that were given up; each goes to one process that has such a handler.
 
-        Without one they are in the log alone (`message_dead_lettered`). A handler that raises gets it again, three
-        times in all.
+        Without a handler they are only logged (`message_dead_lettered`). A handler that raises gets the message again,
+        three times in all.
 
         Args:
-            handler: What is called with the message; its `reason` says why it was given up.
+            handler: Called with the message, whose `reason` says why it was given up.
 
         Returns:
             The handler.

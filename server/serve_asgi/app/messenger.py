@@ -1,7 +1,7 @@
 """Messages between the processes of one server: `from serve_asgi import messenger`.
 
-Every method that sends is awaited until each destination has a place for the message, or until the handler has ended
-(`ack`, `call`); what cannot be delivered raises. Payloads are None, bool, int, float, str, bytes, and lists and dicts
+Every method that sends returns when each destination has queued the message, or when its handler has ended (`ack`,
+`call`), and raises if it cannot be delivered. Payloads are None, bool, int, float, str, bytes, and lists and dicts
 of these, 128 KiB encoded at most. See docs/guides/messenger.md.
 """
 
@@ -32,12 +32,12 @@ from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.message_frames import AckMode, MessageKind
 
 TIMEOUT: Final = 10.0
-"""Seconds until a send that was not accepted, or a call without an answer, raises."""
+"""Seconds until a send that is not accepted, or a call without a reply, raises."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Receipt:
-    """An acknowledged message has been handled."""
+    """The confirmation that an acknowledged message has been handled."""
 
     id: str
     attempts: int
@@ -46,7 +46,7 @@ class Receipt:
 
 
 class Messenger(MessageSubscriptions):
-    """The messages of this process; one object, `messenger`.
+    """Sends and receives messages; one object per process, `messenger`.
 
     Payloads are None, bool, int, float, str, bytes, and lists and dicts of these. The errors are attributes, for
     `except messenger.NotDelivered`.
@@ -65,32 +65,32 @@ class Messenger(MessageSubscriptions):
         super().__init__()
         self._sender: MessageSender
         self.sync = MessengerSync(self)
-        """The calls that wait, for code that is not asynchronous."""
+        """Blocking versions of the calls that wait, for threads."""
 
     def bind(self, link: Any) -> None:
-        """For the link alone."""
+        """For `serve_asgi.app.hub_link`: use this link."""
         self._sender = MessageSender(link)
         self._receiver.bind(link)
 
     # Sending
 
     async def broadcast(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> int:
-        """Send to every process that handles the topic, this one and the agent among them.
+        """Send to every process that handles the topic, including this one and the agent.
 
-        Processes that start get it when they are up.
+        Processes that are starting get it when they are up.
 
         Args:
-            topic: What it is about, as in `on`.
+            topic: The topic, as in `on`.
             payload: What the handlers get as `message.payload`.
-            timeout: Seconds until it has to lie in the queue of each of them.
+            timeout: Seconds in which all of them have to queue it.
 
         Returns:
             How many processes get it.
 
         Raises:
             NotSendable: The payload has a type that cannot be sent.
-            TooLarge: It has more than 128 KiB when it is encoded.
-            NotDelivered: Somebody's queue was full until the timeout; the error says whose.
+            TooLarge: The payload has more than 128 KiB when encoded.
+            NotDelivered: The queue of a receiver was full until the timeout; the error names it.
             LinkClosed: The listener is gone.
 
         Example:
@@ -102,10 +102,10 @@ class Messenger(MessageSubscriptions):
         return copies
 
     async def send_to_workers(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> int:
-        """As `broadcast`, without the agent.
+        """As `broadcast`, but not to the agent.
 
         Args:
-            topic: What it is about.
+            topic: The topic.
             payload: What the handlers get.
             timeout: Seconds, as of `broadcast`.
 
@@ -113,7 +113,7 @@ class Messenger(MessageSubscriptions):
             How many workers get it.
 
         Raises:
-            NotDelivered: And the others of `broadcast`.
+            NotDelivered: Also the other errors of `broadcast`.
 
         Example:
             ```python
@@ -124,15 +124,15 @@ class Messenger(MessageSubscriptions):
         return copies
 
     async def send_to_agent(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
-        """Send to the agent; one that is being replaced gets it when it is there.
+        """Send to the agent; while it is being replaced, the message waits for the new one.
 
         Args:
-            topic: What it is about.
+            topic: The topic.
             payload: What its handlers get.
             timeout: Seconds, as of `broadcast`.
 
         Raises:
-            NoReceiver: There is no agent, or it does not handle the topic; and the errors of `broadcast`.
+            NoReceiver: There is no agent, or it does not handle the topic. Also the errors of `broadcast`.
 
         Example:
             ```python
@@ -142,16 +142,16 @@ class Messenger(MessageSubscriptions):
         await self._send(MessageKind.DIRECT, topic, payload, AckMode.ACCEPTED, slot_of("agent"), timeout)
 
     async def send_to(self, worker: int | Peer, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
-        """Send to the worker of a slot; if it is being replaced, its successor gets it.
+        """Send to the worker in a slot; while it is being replaced, the message waits for its successor.
 
         Args:
             worker: A slot, or one of `peers`.
-            topic: What it is about.
+            topic: The topic.
             payload: What its handlers get.
             timeout: Seconds, as of `broadcast`.
 
         Raises:
-            NoReceiver: There is no such worker, or it does not handle the topic; and the errors of `broadcast`.
+            NoReceiver: There is no such worker, or it does not handle the topic. Also the errors of `broadcast`.
 
         Example:
             ```python
@@ -191,27 +191,27 @@ class Messenger(MessageSubscriptions):
         max_deliveries: int = 3,
         timeout: float = TIMEOUT,
     ) -> Receipt | None:
-        """Send to one worker that handles the topic, the one with the least to do.
+        """Send to one worker that handles the topic, the least loaded.
 
         With `ack` it is delivered at least once: if the worker dies before its handler has ended, another one gets it.
-        While a server stops, its workers take no more: the agent then waits until it is told to finish, whatever
-        `timeout` is.
+        While the server stops, workers take no more messages: an agent that sends then waits until it is told to
+        finish, whatever `timeout` is.
 
         Args:
-            topic: What it is about.
+            topic: The topic.
             payload: What the handler gets.
-            ack: Wait until a handler has ended: True, also one that raised; "success", one that did not.
-            max_deliveries: Attempts, after which it goes to the handlers of dead letters.
-            timeout: Seconds until it is accepted, or with `ack` handled.
+            ack: Wait until a handler has ended: True, even if it raised; "success", only if it did not.
+            max_deliveries: Attempts after which it becomes a dead letter.
+            timeout: Seconds in which it has to be accepted, or handled (`ack`).
 
         Returns:
-            Without `ack` None; otherwise the receipt: its id, the attempts, and who handled it.
+            None without `ack`; otherwise a receipt with its id, the number of attempts, and who handled it.
 
         Raises:
             NoReceiver: No worker handles the topic.
-            NotHandled: The timeout is over; the message stands, and may still be handled.
+            NotHandled: Its handler has not ended in time; the message may still be handled.
             DeadLettered: `max_deliveries` attempts have failed.
-            NotDelivered: And the others of `broadcast`.
+            NotDelivered: Also the other errors of `broadcast`.
 
         Example:
             ```python
@@ -229,7 +229,7 @@ class Messenger(MessageSubscriptions):
         return Receipt(id, attempts, Origin(role, slot, generation))
 
     send_random = send_to_any
-    """An alias of `send_to_any`, under the name that people who come from egg look for."""
+    """An alias of `send_to_any`: the name that it has in egg."""
 
     async def call(
         self,
@@ -239,15 +239,15 @@ class Messenger(MessageSubscriptions):
         to: int | Peer | Literal["agent"] | None = None,
         timeout: float = TIMEOUT,
     ) -> Any:
-        """Send to one worker and return what its handler returns. It is delivered once at most.
+        """Send to one worker and return what its handler returns. It is delivered at most once.
 
-        What an agent asks of any worker at a stop waits as in `send_to_any`.
+        A call of an agent to any worker waits while the server stops, as in `send_to_any`.
 
         Args:
-            topic: What it is about.
+            topic: The topic.
             payload: What the handler gets.
-            to: A slot, one of `peers`, or "agent"; None is the worker with the least to do.
-            timeout: Seconds until the reply is there.
+            to: A slot, one of `peers`, or "agent"; None for the least loaded worker.
+            timeout: Seconds until the reply has to arrive.
 
         Returns:
             What the handler returned.
@@ -255,7 +255,7 @@ class Messenger(MessageSubscriptions):
         Raises:
             CallFailed: The handler raised, or its process died.
             NotHandled: There was no reply in time.
-            NoReceiver: Nobody handles the topic; and the errors of `broadcast`.
+            NoReceiver: No process handles the topic. Also the errors of `broadcast`.
 
         Example:
             ```python
@@ -265,11 +265,11 @@ class Messenger(MessageSubscriptions):
         kind, slot = (MessageKind.ANY_WORKER, 0) if to is None else (MessageKind.DIRECT, slot_of(to))
         return unpack_value(await self._send(kind, topic, payload, AckMode.REPLY, slot, timeout))
 
-    # Who is there
+    # Presence
 
     @property
     def me(self) -> Origin:
-        """Which process this is: as `sender` of what it sends. Asked for anywhere, in threads as well."""
+        """This process, as the receivers of its messages see it (`sender`). May be used in threads as well."""
         link = current_or_none()
         if link is None:
             return Origin(Role.WORKER.value, 0, 0)  # as in local mode, which begins with the first event loop
@@ -277,7 +277,7 @@ class Messenger(MessageSubscriptions):
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """The processes that take part, as far as this one has been told."""
+        """The processes of this server, as far as this one knows."""
         return presence.peers
 
     def presence(self) -> AsyncIterator[tuple[Peer, ...]]:
@@ -287,7 +287,7 @@ class Messenger(MessageSubscriptions):
             An asynchronous iterator of tuples.
 
         Raises:
-            RuntimeError: It is asked for outside of an event loop: `messenger.sync.presence` is for threads.
+            RuntimeError: It is called outside of the server's event loop; `messenger.sync.presence` is for threads.
 
         Example:
             ```python
@@ -320,7 +320,7 @@ class Messenger(MessageSubscriptions):
             while not presence.ready:
                 await presence.change()
 
-    # Within
+    # Internal
 
     async def _send(
         self, kind: MessageKind, topic: str, payload: Any, ack_mode: AckMode, slot: int, timeout: float, limit: int = 1
@@ -328,7 +328,7 @@ class Messenger(MessageSubscriptions):
         check_topic(topic)
         check_timeout(timeout)
         body = encode_payload(topic, payload)
-        link = current()  # binds this to the link of the running loop, where there was none
+        link = current()  # binds this to the link of the running loop, if it was not bound
         delivering = self._sender.deliver(kind, topic, body, ack_mode, limit, slot, timeout)
         if link.loop is not asyncio.get_running_loop():
             return await run_on_link_loop(link, delivering)
@@ -336,7 +336,7 @@ class Messenger(MessageSubscriptions):
 
 
 class MessengerSync:
-    """`messenger.sync`: the calls of `messenger` for threads that may wait, with the same results and errors.
+    """`messenger.sync`: the calls of `messenger` for threads that may block, with the same results and errors.
 
     Loops over `messages` and `presence` end when the process does.
     """

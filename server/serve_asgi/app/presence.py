@@ -1,4 +1,4 @@
-"""Who takes part in this server, as this process was told."""
+"""The processes of this server, as far as this one knows: `messenger.peers`, `messenger.presence`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serve_asgi.ipc.membership_frames import Role
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Peer:
-    """A process that takes part."""
+    """A process of this server."""
 
     id: int
     role: Role
@@ -24,12 +24,12 @@ class Peer:
 
 
 class Presence:
-    """The newest that is known; changes can be waited for."""
+    """The newest list of processes, and its changes."""
 
     def __init__(self) -> None:
         self.peers: tuple[Peer, ...] = ()
         self.ready = False
-        """The server has been ready: its first generation served."""
+        """The server has become ready: its first generation serves."""
         self._changed = asyncio.Event()
 
     def bind(self, link: Link) -> None:
@@ -45,7 +45,7 @@ class Presence:
         await self._changed.wait()
 
     async def changes(self) -> AsyncIterator[tuple[Peer, ...]]:
-        """Those who are there, now and after each change; changes that come together are one."""
+        """The processes, now and after each change; changes in quick succession may be one."""
         seen: tuple[Peer, ...] | None = None
         while True:
             if seen != self.peers:

@@ -1,8 +1,8 @@
-"""Knowing when this worker retires, so that a long answer (an event stream, a WebSocket) can end well.
+"""Tells the application that this worker retires, so that a long response (an event stream, a WebSocket) can end well.
 
-`retiring` is one object per process: call it to ask, await `retiring.wait()` to be told. Elsewhere (under another
-server, in a test) it is never set, so that code that uses it runs unchanged. The worker sets it, once, when it begins
-to retire.
+`retiring` is one object per process: `retiring()` says whether it does, `await retiring.wait()` waits for it. The
+worker sets it once, when it begins to retire. Under another server, or in a test, it is never set, so that code that
+uses it runs unchanged.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class RetiringFlag:
         self._waiters: set[asyncio.Future[str]] = set()
 
     def __call__(self) -> bool:
-        """True from the moment at which the worker began to retire.
+        """Whether the worker has begun to retire.
 
         Returns:
-            Whether it has.
+            True from then on.
 
         Example:
             ```python
@@ -70,7 +70,7 @@ class RetiringFlag:
             self._waiters.discard(waiter)
 
     def begin(self, reason: str) -> None:
-        """For the worker alone: say that it retires. Only the first call counts."""
+        """For the worker: set it. Only the first call counts."""
         if self._reason is not None:
             return
         self._reason = reason

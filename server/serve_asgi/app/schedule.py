@@ -1,4 +1,4 @@
-"""Schedules: functions that run when the time has come, once for all processes of the server.
+"""Schedules: functions that run at given times, once for all processes of the server.
 
     @schedule(cron="*/10 * * * *", tz="Europe/Berlin")
     async def report() -> None: ...
@@ -26,15 +26,15 @@ from serve_asgi.ipc.frames import Frame, unpack_value
 
 Function = TypeVar("Function", bound=Callable[[], Any])
 PATIENCE: Final = 10.0
-"""Seconds that the hub has to answer what it can answer at once."""
+"""Seconds that the hub has to reply to a request that takes no time."""
 
 
 class ScheduleRefused(ServeError):
-    """What was asked of a schedule was not done; the message says why."""
+    """A request about a schedule was not carried out; the message says why."""
 
 
 class Schedule:
-    """The decorator, and what can be done with the schedules there are; `schedule` is the only one."""
+    """The decorator, and control of the schedules; one object per process, `schedule`."""
 
     def __init__(self) -> None:
         self._registered: dict[str, RegisteredFunction] = {}
@@ -43,7 +43,7 @@ class Schedule:
         self._requests: dict[int, asyncio.Future[Frame]] = {}
         self._runs = ScheduleRuns(lambda name: self._registered.get(name))
         self.sync = ScheduleSync(self)
-        """The calls that wait, for code that is not asynchronous."""
+        """Blocking versions of the calls that wait, for threads."""
 
     def __call__(
         self,
@@ -61,29 +61,29 @@ class Schedule:
         enabled: bool = True,
         env: str | Iterable[str] | None = None,
     ) -> Callable[[Function], Function]:
-        """Have the decorated function, which takes no arguments, run at the instants of `cron` or `every`.
+        """Run the decorated function, which takes no arguments, at the times given by `cron` or `every`.
 
-        A function that is not async runs in a thread. docs/guides/schedules.md has each argument at length.
+        A function that is not async runs in a thread. docs/guides/schedules.md describes each argument in detail.
 
         Args:
-            cron: Minute, hour, day of month, month and day of week, or these with the seconds before them; `@daily`.
+            cron: Minute, hour, day of month, month and day of week, optionally with seconds before them; or `@daily`.
             every: Seconds, a timedelta, or a text such as "30s" or "1h30m".
             tz: Time zone of `cron`, such as "Europe/Berlin".
-            name: What it is called in logs and commands; that of the function, with its module.
+            name: Its name in logs and commands; by default the function's, with its module.
             on: "one" worker per tick, "all" workers, or the "agent".
-            immediate: Run once when the server has started, too.
-            overlap: What a tick does while the run before it goes on: "skip", "queue" or "allow".
-            timeout: After which a run is cancelled, as `every`.
-            jitter: Up to so much later, at random, as `every`.
-            retry: How often a run that was cut, or whose process died, is run again.
-            enabled: Whether it has ticks.
-            env: It has ticks only where `--environment` is one of these.
+            immediate: Also run once when the server has started.
+            overlap: What a tick does while an earlier run has not ended: "skip", "queue" or "allow".
+            timeout: Time after which a run is cancelled, in the forms of `every`.
+            jitter: Delay each tick at random by up to this time, in the forms of `every`.
+            retry: How often a run is repeated that was cut or whose process died.
+            enabled: Whether it runs at these times at all.
+            env: Run only where `--environment` is one of these.
 
         Returns:
-            The function as it is.
+            The function, unchanged.
 
         Raises:
-            ScheduleError: An argument is wrong; it names file and line, and the start or the reload fails.
+            ScheduleError: An argument is wrong. It names file and line, and the start or the reload fails.
 
         Example:
             ```python
@@ -124,15 +124,15 @@ class Schedule:
         elif link.loop is running:
             self._send_definition(link, definition)
         elif link.loop.is_closed():
-            pass  # of an earlier local mode: the next one is told
+            pass  # of an earlier local mode: the next one gets the definition
         elif not link.closed:
-            link.loop.call_soon_threadsafe(self._send_definition, link, definition)  # a thread imports it
+            link.loop.call_soon_threadsafe(self._send_definition, link, definition)  # it is imported in a thread
 
     def _serving(self) -> bool:
-        """Whether a server runs this process, which makes the application once; a test may do so again and again."""
+        """Whether a server runs this process, which makes the application once; tests may do so repeatedly."""
         return self._link is not None and not self._link.identity.local
 
-    # ---- what can be asked
+    # ---- requests
 
     def current_run(self) -> Run:
         """The run that this code is part of.
@@ -141,7 +141,7 @@ class Schedule:
             Its name, tick, kind, attempt and fencing token.
 
         Raises:
-            LookupError: This code is not part of one.
+            LookupError: This code is not part of a run.
 
         Example:
             ```python
@@ -154,14 +154,14 @@ class Schedule:
             raise LookupError("this code does not run as part of a schedule") from None
 
     async def pause(self, name: str) -> None:
-        """Let its ticks pass without a run, in all processes, from now on until `resume`. A run in progress goes on.
+        """Do not run it, in any process, until `resume`. A run in progress continues.
 
         Args:
-            name: Which schedule.
+            name: The schedule.
 
         Raises:
-            ScheduleRefused: There is none of this name, or the store cannot be written to.
-            TimeoutError: The listener has not answered.
+            ScheduleRefused: There is no such schedule, or the store cannot be written to.
+            TimeoutError: The listener has not replied.
             LinkClosed: The listener is gone.
 
         Example:
@@ -175,10 +175,10 @@ class Schedule:
         """End a pause.
 
         Args:
-            name: Which schedule.
+            name: The schedule.
 
         Raises:
-            ScheduleRefused: And the others of `pause`.
+            ScheduleRefused: Also the other errors of `pause`.
 
         Example:
             ```python
@@ -188,18 +188,18 @@ class Schedule:
         await self._request("resume", name)
 
     async def run(self, name: str, *, timeout: float | None = None) -> list[RunRecord]:
-        """Run it now, also if it is paused or disabled, and return when it has ended.
+        """Run it now, even if it is paused or disabled, and return when it has ended.
 
         Args:
-            name: Which schedule.
+            name: The schedule.
             timeout: Seconds; None waits as long as it takes.
 
         Returns:
-            What became of it, one record for each worker that ran it.
+            One record for each worker that ran it.
 
         Raises:
-            TimeoutError: It has not ended by then, and goes on.
-            ScheduleRefused: There is none of this name, or it cannot run.
+            TimeoutError: It has not ended by then, and continues.
+            ScheduleRefused: There is no such schedule, or it cannot run.
             LinkClosed: The listener is gone.
 
         Example:
@@ -212,16 +212,16 @@ class Schedule:
         return [RunRecord.of(name, told) for told in unpack_value(answer.body) or ()]
 
     async def history(self, name: str) -> list[RunRecord]:
-        """Its last runs, and ticks without one.
+        """Its last runs, and ticks without a run.
 
         Args:
-            name: Which schedule.
+            name: The schedule.
 
         Returns:
             Records, the newest first.
 
         Raises:
-            ScheduleRefused: And the others of `pause`.
+            ScheduleRefused: Also the other errors of `pause`.
 
         Example:
             ```python
@@ -235,10 +235,10 @@ class Schedule:
         """All schedules.
 
         Returns:
-            A dict of each, as `serve schedules --json` shows them.
+            A dict for each, as `serve schedules --json` shows them.
 
         Raises:
-            TimeoutError: The listener has not answered.
+            TimeoutError: The listener has not replied.
             LinkClosed: The listener is gone.
 
         Example:
@@ -254,7 +254,7 @@ class Schedule:
             found += piece
 
     async def start(self) -> None:
-        """For an application under another server: begin the local mode in this event loop, if it has not begun.
+        """For an application under another server: start the local mode in this event loop, if it has not started.
 
         Example:
             ```python
@@ -268,7 +268,7 @@ class Schedule:
 
     async def _request(self, do: str, name: str, timeout: float | None = PATIENCE) -> Frame:
         link = current()
-        if link.loop is not asyncio.get_running_loop():  # a thread asks
+        if link.loop is not asyncio.get_running_loop():  # called in another thread
             return await run_on_link_loop(link, self._request(do, name, timeout))
         self._number += 1
         number, reply = self._number, asyncio.get_running_loop().create_future()
@@ -288,7 +288,7 @@ class Schedule:
     # ---- the link
 
     def bind(self, link: Link) -> None:
-        """For `serve_asgi.app.hub_link`: the hub that these schedules are told to."""
+        """For `serve_asgi.app.hub_link`: use this link, and send the definitions over it."""
         self._close()
         self._link = link
         self._runs.bind(link)
@@ -299,7 +299,7 @@ class Schedule:
 
     def _send_definition(self, link: Link, definition: ScheduleDefinition) -> None:
         if link.identity.local and definition.on is RunsOn.AGENT:
-            definition = dataclasses.replace(definition, on=RunsOn.ONE)  # the one process is the agent as well
+            definition = dataclasses.replace(definition, on=RunsOn.ONE)  # in local mode there is one process
         with contextlib.suppress(LinkClosed):
             link.send("schedule.define", definition.to_head(), definition.rules)
 
@@ -315,7 +315,7 @@ class Schedule:
 
 
 class ScheduleSync:
-    """`schedule.sync`: what `schedule` is asked with `await`, for threads that may wait, with the same results."""
+    """`schedule.sync`: the calls of `schedule` for threads that may block, with the same results."""
 
     def __init__(self, schedule: Schedule) -> None:
         blocking = SyncCalls("schedule", _late)

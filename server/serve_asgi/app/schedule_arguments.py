@@ -1,6 +1,6 @@
-"""What the arguments of `@schedule(…)` and its function make: a definition for the hub, or a sentence why not.
+"""Turns the arguments of `@schedule(…)` and its function into a definition for the hub, or a sentence why not.
 
-Here, in the process that imports the application, expressions are checked and the rules of time zones are read.
+Expressions are checked and the rules of time zones are read here, in the process that imports the application.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Span = str | float | datetime.timedelta
 """A time span: "10m", "1h30m", seconds, or a timedelta."""
 
 ENVIRONMENT: Final = "SERVE_ENVIRONMENT"
-"""The variable that `env` is compared with; the option --environment sets it."""
+"""The variable with which `env` is compared; the option --environment sets it."""
 MAX_RETRIES: Final = 100
 MAX_CRON: Final = 1_000
 MAX_TEXT: Final = 1_000
-"""Characters of what is told for people to read: the end of a path, of the name of a function."""
+"""Characters of texts for people to read, cut at the front: paths, names of functions."""
 
 
 def definition_of(
@@ -107,30 +107,30 @@ def _name_of(function: Callable[[], Any]) -> str:
 
 
 def _qualified(function: Callable[[], Any]) -> str:
-    """Module and qualified name of a function, or of the class of what is called."""
+    """Module and qualified name of a function, or of the class of a callable object."""
     inner = _inner(function)
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     return f"{named.__module__}:{named.__qualname__}".encode(errors="backslashreplace").decode()[-MAX_TEXT:]
 
 
 def _where(function: Callable[[], Any]) -> str:
-    """File and line of a function, or of what calls it."""
+    """File and line of a function, or of the `__call__` of an object."""
     code = code_of(function)
     if code is None:
         return "somewhere"
-    file = code.co_filename.encode(errors="backslashreplace").decode()  # a path may hold what is no character
+    file = code.co_filename.encode(errors="backslashreplace").decode()  # a path may contain any bytes
     return f"{file}:{code.co_firstlineno}"[-MAX_TEXT:]
 
 
 def code_of(function: Callable[[], Any]) -> types.CodeType | None:
-    """The code of a function, or of what calls it; all that one `def` makes have the same."""
+    """The code of a function, or of the `__call__` of an object; all functions made by one `def` share it."""
     inner = _inner(function)
     found = getattr(inner, "__code__", None) or getattr(_call(inner), "__code__", None)
     return found if isinstance(found, types.CodeType) else None
 
 
 def _inner(function: Callable[[], Any]) -> Any:
-    """Without what was wrapped around it (functools.wraps, functools.partial)."""
+    """The function without wrappers (functools.wraps, functools.partial)."""
     inner: Any = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inspect.unwrap(inner.func)
@@ -138,8 +138,8 @@ def _inner(function: Callable[[], Any]) -> Any:
 
 
 def _call(function: object) -> object:
-    """What runs when an object that is no function is called."""
-    return getattr(type(function), "__call__", None)  # noqa: B004 - it is looked at, not asked for
+    """The `__call__` of an object that is not a function."""
+    return getattr(type(function), "__call__", None)  # noqa: B004 - it is inspected, not called
 
 
 def _check_function(function: Callable[[], Any]) -> None:
@@ -151,7 +151,7 @@ def _check_function(function: Callable[[], Any]) -> None:
     try:
         signature = inspect.signature(function)
     except ValueError:
-        return  # one that tells no signature is called and found out
+        return  # without a signature it is only known when it is called
     try:
         signature.bind()
     except TypeError:
@@ -176,7 +176,7 @@ def _one_of(kind: Any, given: Any, what: str) -> Any:
 
 
 def _disabled(enabled: bool, env: str | Iterable[str] | None) -> str:
-    """Why it has no ticks."""
+    """Why it is disabled; "" if it is not."""
     if not enabled:
         return "enabled is false"
     if env is None:

@@ -1,6 +1,6 @@
 """Runs of schedules in this process: it calls the functions that the hub tells it to run, and reports how each ended.
 
-It decides nothing: whether something is due, and who runs it, the hub says (`serve_asgi.hub.schedules.scheduler`).
+It decides nothing: what is due, and who runs it, the hub decides (`serve_asgi.hub.schedules.scheduler`).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ MAX_TRACEBACK: Final = 16_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-    """A run, as the function itself may see it (`schedule.current_run`)."""
+    """A run, as the function that runs can see it (`schedule.current_run`)."""
 
     name: str
-    instant: datetime.datetime  # the tick, in UTC; not when it began
+    instant: datetime.datetime  # of the tick, in UTC; not when the run began
     kind: str  # tick, immediate or asked
     attempt: int
     token: int | None  # fencing token: larger than that of every earlier run; None without --state, and for on="all"
@@ -48,19 +48,19 @@ class Run:
 
     @property
     def lease_lost(self) -> bool:
-        """Whether another server may run this schedule as well, since the store could not be reached for too long."""
+        """Whether another server may run this schedule as well, because the store could not be reached for too long."""
         return self._lost.is_set()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A line of the history: a run, or ticks in a row that had none."""
+    """An entry of the history: a run, or several ticks in a row without one."""
 
     name: str
-    instant: datetime.datetime  # the tick, in UTC
+    instant: datetime.datetime  # of the tick, in UTC
     outcome: str  # of `serve_asgi.ipc.schedule_frames.RunOutcome`
     text: str
-    worker: str  # in words; "" for ticks that had no run
+    worker: str  # for people to read; "" for ticks without a run
     began: datetime.datetime | None
     seconds: float | None
     attempt: int
@@ -69,7 +69,7 @@ class RunRecord:
 
     @classmethod
     def of(cls, name: str, told: dict[str, Any]) -> RunRecord:
-        """From what the hub tells."""
+        """From an entry as the hub sends it."""
         began = told["began"]
         return cls(
             name,
@@ -94,7 +94,7 @@ class RegisteredFunction:
 
 
 current_run: Final[contextvars.ContextVar[Run]] = contextvars.ContextVar("current_run")
-"""The run that the present code is part of."""
+"""The run of which the present code is part."""
 
 
 class ScheduleRuns:
@@ -104,10 +104,10 @@ class ScheduleRuns:
         """`registered` finds a function by the name of its schedule."""
         self._registered = registered
         self._runs: dict[int, Run] = {}
-        self._not_started: set[int] = set()  # runs that were received, in this turn of the loop
+        self._not_started: set[int] = set()  # runs that were received in this turn of the loop
 
     def bind(self, link: Link) -> None:
-        """Take the runs that this link brings."""
+        """Run what the hub sends over this link."""
         link.on_frame("schedule.run", lambda frame: self._start(link, frame))
         link.on_frame("schedule.withdraw", lambda frame: self._not_started.discard(frame.head["run"]))
         link.on_frame("schedule.lost", self._take_lost)
@@ -119,7 +119,7 @@ class ScheduleRuns:
     def _start(self, link: Link, frame: Frame) -> None:
         head = frame.head
         registered = self._registered(head["name"])
-        if registered is None:  # a test has forgotten it meanwhile
+        if registered is None:  # a test has removed it meanwhile
             told = {
                 "run": head["run"],
                 "outcome": RunOutcome.FAILED.value,
@@ -134,7 +134,7 @@ class ScheduleRuns:
         work.start(self._perform(link, head["run"], run, registered), f"schedule {run.name}")
 
     async def _perform(self, link: Link, id: int, run: Run, registered: RegisteredFunction) -> None:
-        """Run the function and tell what became of it."""
+        """Run the function, and report how it ended."""
         current_run.set(run)
         task = asyncio.current_task()
         began, limit = time.monotonic(), registered.definition.timeout / 1000 or None
@@ -158,7 +158,7 @@ class ScheduleRuns:
                 return
             tell(RunOutcome.CUT, "it had not ended when its process had to")
             raise
-        except BaseException as error:  # also SystemExit: a schedule ends no worker
+        except BaseException as error:  # also SystemExit: a schedule must not end a worker
             forks.leave(error)
             if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
                 raise

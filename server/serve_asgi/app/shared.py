@@ -24,18 +24,17 @@ from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.ipc.state_frames import Write, WriteOp
 
 TIMEOUT: Final = 5.0
-"""How long (s) a write waits until every live worker has it."""
+"""Seconds that a write waits until every live worker has applied it."""
 VALUE_LIMIT: Final = 64 * 1024
-"""Bytes, until the hub has told its own (--state-value-limit)."""
+"""Bytes, until the hub has sent its limit (--state-value-limit)."""
 
 
 class Shared(Mapping[str, Any]):
-    """The mapping. Values are what MessagePack has: None, bool, int, float, str, bytes, lists and dicts of these.
+    """The mapping. Values are None, bool, int, float, str, bytes, and lists and dicts of these.
 
-    What `get` returns is the caller's own: changing it changes nothing for others (use `update`). The errors are
-    attributes, for `except shared.Lagging`; whatever is raised says whether the write stands. Every method that waits
-    may raise LinkClosed (the listener is gone). Call them on the server's event loop; from another loop's coroutines
-    they work as well, and `sync` has them for threads.
+    What `get` returns belongs to the caller: changing it has no effect on others (use `update`). The errors are
+    attributes, for `except shared.Lagging`; each of them says whether the write stands. Every method that waits may
+    raise LinkClosed (the listener is gone). The methods can be called in any event loop; `sync` has them for threads.
     """
 
     SharedError: ClassVar = errors.SharedError
@@ -52,28 +51,28 @@ class Shared(Mapping[str, Any]):
 
     def __init__(self) -> None:
         self.applied = 0
-        """How many changes of the state this process has applied."""
+        """The number of changes of the state that this process has applied."""
         self._link: Link | None = None
         self._replica = StateReplica()
         self._limit = VALUE_LIMIT
-        self._ack_scheduled = False  # what is applied is acknowledged in a later turn of the loop
+        self._ack_scheduled = False  # an acknowledgement will be sent in a later turn of the loop
         self._whole = asyncio.Event()
         self._requests = StateRequests()
         self._watches = StateWatches()
         self._update_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.sync = SharedSync(self)
-        """The calls that wait, for code that is not asynchronous."""
+        """Blocking versions of the calls that wait, for threads."""
 
     # ---- reading, without waiting
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of `key` as this process knows it: all that was written by it or before its request began.
+        """The value of `key` in this process, which has every write of its own and every one before its request began.
 
-        It never waits. What it returns is the caller's own: changing it changes nothing for others.
+        It never waits. The value belongs to the caller: changing it has no effect on others.
 
         Args:
-            key: Which value.
-            default: What is returned if there is none.
+            key: The key.
+            default: Returned if the key is not there.
 
         Returns:
             The value.
@@ -101,15 +100,15 @@ class Shared(Mapping[str, Any]):
         return len(self._replica.entries)
 
     def __iter__(self) -> Iterator[str]:
-        """The keys there are now; what changes meanwhile does not disturb."""
+        """The keys at this moment; later changes do not affect the iteration."""
         self._bind_running_loop()
         return iter(list(self._replica.entries))
 
     def version(self, key: str) -> int:
-        """The number of the change that `key` has its value from, for `set(…, version=)`.
+        """The version of `key`, for `set(…, version=)`: the number of the change that wrote it.
 
         Args:
-            key: Which value.
+            key: The key.
 
         Returns:
             A number that grows with each change; 0 if the key is not there.
@@ -134,24 +133,24 @@ class Shared(Mapping[str, Any]):
     # ---- writing
 
     async def set(self, key: str, value: Any, *, version: int | None = None, timeout: float = TIMEOUT) -> int:
-        """Write, and return when every live worker has the value.
+        """Write a value, and return when every live worker has it.
 
         Args:
-            key: A text, up to 512 bytes in UTF-8.
+            key: A string of up to 512 bytes in UTF-8.
             value: None, bool, int, float, str, bytes, or lists and dicts of these.
-            version: Write only if the key still has this version; 0, if it is not there.
+            version: Write only if the key still has this version; 0 means that it is not there.
             timeout: Seconds.
 
         Returns:
             The version of the change.
 
         Raises:
-            Lagging: Not every worker has it by then; the write stands, and the error names their slots.
+            Lagging: Not every worker has it in time; the write stands, and the error names the slots of those.
             Conflict: The key has another version; nothing is written.
-            NotWritten: Nothing is written, and why: the store, the limit of the whole.
-            Unknown: Whether it is written is not known.
+            NotWritten: Nothing is written: the store is unavailable, or refuses writes.
+            Unknown: It is not known whether it is written.
             TooLarge: The value has more bytes than `--state-value-limit`.
-            BadKey: The key is none.
+            BadKey: The key is invalid.
             NotSendable: The value has a type that cannot be shared.
             LinkClosed: The listener is gone.
 
@@ -165,18 +164,18 @@ class Shared(Mapping[str, Any]):
         return int(found.head["version"])
 
     async def delete(self, key: str, *, version: int | None = None, timeout: float = TIMEOUT) -> bool:
-        """Delete, and return when every live worker has deleted it.
+        """Delete a key, and return when every live worker has deleted it.
 
         Args:
-            key: Which value.
+            key: The key.
             version: Delete only if the key still has this version.
             timeout: Seconds.
 
         Returns:
-            Whether there was something.
+            Whether it was there.
 
         Raises:
-            Lagging: And the others of `set`.
+            Lagging: Also the other errors of `set`.
 
         Example:
             ```python
@@ -190,16 +189,16 @@ class Shared(Mapping[str, Any]):
         """Add to an integer, and return when every live worker has the sum.
 
         Args:
-            key: Which value; one that is not there counts as 0.
-            by: What is added; it may be negative.
+            key: The key; a missing one counts as 0.
+            by: The number to add; it may be negative.
             timeout: Seconds.
 
         Returns:
             The sum.
 
         Raises:
-            NotAnInteger: The value is something else.
-            OutOfRange: The sum has more than 64 bits; and the errors of `set`.
+            NotAnInteger: The value is not an integer.
+            OutOfRange: The sum has more than 64 bits. Also the errors of `set`.
 
         Example:
             ```python
@@ -219,22 +218,22 @@ class Shared(Mapping[str, Any]):
         *,
         timeout: float = TIMEOUT,
     ) -> Any:
-        """Write what `function` makes of the present value.
+        """Write what `function` returns for the present value.
 
-        If somebody else has written meanwhile, it is called again with the new value. Updates of one key in one
-        process take turns.
+        If the key has been written meanwhile, it is called again with the new value. Updates of one key in one process
+        take turns.
 
         Args:
-            key: Which value.
+            key: The key.
             function: Called with the value, which it may change; it returns the new one, and may be async.
-            default: What it is called with if there is none.
+            default: Used in place of the value if the key is not there.
             timeout: Seconds.
 
         Returns:
             What was written.
 
         Raises:
-            Conflict: Others were faster until the timeout; nothing is written. And the errors of `set`.
+            Conflict: Others were faster until the timeout; nothing is written. Also the errors of `set`.
 
         Example:
             ```python
@@ -274,16 +273,16 @@ class Shared(Mapping[str, Any]):
             else:
                 return unpack_value(write.value)
 
-    # ---- what is new, and what is true
+    # ---- changes, and authoritative reads
 
     def watch(self, key: str | None = None) -> StateWatch:
-        """The changes of a key from now on. To have the present value as well, make the watch first and then `get`.
+        """The changes of a key from now on. To get the present value as well, make the watch first and then call `get`.
 
         Args:
-            key: Which value; None, all of them.
+            key: The key; None for all keys.
 
         Returns:
-            An asynchronous iterator of changes. Of each key the newest change waits, no more.
+            An asynchronous iterator of changes. If it is not read, only the newest change of each key is kept.
 
         Example:
             ```python
@@ -300,13 +299,13 @@ class Shared(Mapping[str, Any]):
         return watch
 
     async def get_authoritative(self, key: str, default: Any = None, *, timeout: float = TIMEOUT) -> Any:
-        """The value where it is decided: in the store (`--state`), or else in the listener.
+        """The value in the store (`--state`), or without one in the listener.
 
-        It differs from `get` only if other servers write (Redis), and then for a short time.
+        It differs from `get` only for a short time after a write of another server (Redis).
 
         Args:
-            key: Which value.
-            default: What is returned if there is none.
+            key: The key.
+            default: Returned if the key is not there.
             timeout: Seconds.
 
         Returns:
@@ -314,7 +313,7 @@ class Shared(Mapping[str, Any]):
 
         Raises:
             NotWritten: The store cannot be reached.
-            Unknown: There was no answer in time.
+            Unknown: There was no reply in time.
 
         Example:
             ```python
@@ -325,7 +324,7 @@ class Shared(Mapping[str, Any]):
         return unpack_value(found.body) if found.head["version"] else default
 
     async def ready(self) -> None:
-        """Wait until this process has its copy. An application's code never has to.
+        """Wait until this process has its replica. The application's code never has to.
 
         Example:
             ```python
@@ -336,14 +335,14 @@ class Shared(Mapping[str, Any]):
         await self._whole.wait()
 
     def acknowledge(self) -> None:
-        """For the worker: tell the hub at once what is applied, where the loop may not turn for a while."""
+        """For the worker: acknowledge at once what has been applied, if the loop may not turn for a while."""
         self._ack_scheduled = False
         if self._link is not None:
             with contextlib.suppress(LinkClosed):
                 self._link.send("state.seen", {"seq": self.applied})
 
     def leave(self) -> None:
-        """For the process's end: its event loop is about to turn no more, so nobody is to wait for it."""
+        """For the end of the process: its event loop is about to stop, so nobody must wait for it."""
         if self._link is not None:
             with contextlib.suppress(LinkClosed):
                 self._link.send("state.leave")
@@ -351,7 +350,7 @@ class Shared(Mapping[str, Any]):
     # ---- the link
 
     def bind(self, link: Link) -> None:
-        """For `serve_asgi.app.hub_link`: read from and write to this hub; what another one told is forgotten."""
+        """For `serve_asgi.app.hub_link`: use this hub, and forget the state of an earlier one."""
         if self._link is not None:
             self._close()
         self._link = link
@@ -365,9 +364,9 @@ class Shared(Mapping[str, Any]):
         link.on_close(lambda: self._close() if link is self._link else None)
 
     def _bind_running_loop(self) -> None:
-        """In local mode each event loop has a state of its own: that of the running one is meant."""
+        """In local mode each event loop has a state of its own: use that of the running one."""
         if self._link is None or self._link.identity.local:
-            with contextlib.suppress(RuntimeError):  # in a thread, or while nothing runs: what is there
+            with contextlib.suppress(RuntimeError):  # in a thread, or while no loop runs: use what there is
                 current()
 
     def _take(self, frame: Frame) -> None:
@@ -392,7 +391,7 @@ class Shared(Mapping[str, Any]):
         self._limit = int(frame.head["value"])
 
     def _close(self) -> None:
-        """Nothing comes any more."""
+        """The link is closed."""
         self._requests.fail_all()
         self._watches.end_all()
 
@@ -408,7 +407,7 @@ class Shared(Mapping[str, Any]):
 
 
 class SharedSync:
-    """`shared.sync`: what `shared` is asked with `await`, for threads that may wait, with the same results and errors.
+    """`shared.sync`: the calls of `shared` for threads that may block, with the same results and errors.
 
     The function of `update` is called in the thread that waits. A loop over `watch` ends when the process does.
     """

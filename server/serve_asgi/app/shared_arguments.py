@@ -11,7 +11,7 @@ from serve_asgi.ipc.state_frames import MAX_KEY, RESERVED
 
 
 def checked_key(key: str) -> str:
-    """A key, as it was given. Raises TypeError or BadKey."""
+    """Return the key, if it is valid. Raises TypeError or BadKey."""
     if not isinstance(key, str):
         raise TypeError(f"keys of the shared state are strings, not {type(key).__name__}")
     try:
@@ -26,7 +26,7 @@ def checked_key(key: str) -> str:
 
 
 def checked_integer(number: int, what: str) -> int:
-    """An integer, as it was given. Raises NotAnInteger or OutOfRange."""
+    """Return the integer, if it is one. Raises NotAnInteger or OutOfRange."""
     if isinstance(number, bool) or not isinstance(number, int):
         raise errors.NotAnInteger(f"{what} is an integer, not {number!r}")
     if not -(2**63) <= number < 2**63:
@@ -35,7 +35,7 @@ def checked_integer(number: int, what: str) -> int:
 
 
 def encoded_value(key: str, value: Any, limit: int) -> bytes:
-    """A value as it is sent, with at most `limit` bytes. Raises NotSendable or ValueTooLarge."""
+    """Encode a value, with at most `limit` bytes. Raises NotSendable or ValueTooLarge."""
     data = pack_value(value, f"the value of {key!r}")
     if isinstance(value, list | tuple | dict):
         try:

@@ -1,4 +1,4 @@
-"""What can go wrong with a write to the shared state, typed by what became of the write."""
+"""The errors of `shared`, by whether the write stands."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from serve_asgi.ipc.frames import NotSendable, unpack_value
 
 
 class SharedError(ServeError):
-    """Base of what `shared` raises; each says whether the write stands."""
+    """Base of the errors of `shared`; each says whether the write stands."""
 
 
 class Lagging(SharedError, TimeoutError):
-    """The write stands, but some processes had not applied it in time; each does before its next request."""
+    """The write stands, but some processes have not applied it in time; each will, before its next request."""
 
     def __init__(self, message: str, slots: tuple[int, ...], version: int, value: Any) -> None:
         super().__init__(message)
@@ -21,40 +21,40 @@ class Lagging(SharedError, TimeoutError):
         """The slots of the workers that lag, -1 for the agent."""
         self.version = version
         self.value = value
-        """What was written."""
+        """The value that was written."""
 
 
 class Conflict(SharedError):
-    """Nothing is written: the key has not the version that was asked for."""
+    """Nothing is written: the key does not have the version that was given."""
 
     def __init__(self, message: str, version: int, value: Any) -> None:
         super().__init__(message)
         self.version = version
-        """What the key has now; 0 if it is not there."""
+        """The present version; 0 if the key is not there."""
         self.value = value
 
 
 class NotWritten(SharedError):
-    """Nothing is written: the store (`--state`) cannot be reached, or takes no writes. Try again later."""
+    """Nothing is written: the store (`--state`) is unavailable, or refuses writes. Try again later."""
 
 
 class Unknown(SharedError):
-    """It is not known whether the write stands: the answer did not come, or Redis may lose it in a fail-over.
+    """It is not known whether the write stands: no reply came, or Redis may lose the write in a fail-over.
 
-    Read the key (`get_authoritative`) before writing again what must not be written twice.
+    Read the key (`get_authoritative`) before repeating a write that must not be done twice.
     """
 
 
 class ValueTooLarge(SharedError, ValueError):
-    """Nothing is written: the value, or the state as a whole, would be larger than allowed."""
+    """Nothing is written: the value or the whole state would be larger than allowed."""
 
 
 class BadKey(SharedError, ValueError):
-    """Nothing is written: such a key cannot be."""
+    """Nothing is written: the key is invalid."""
 
 
 class NotAnInteger(SharedError, TypeError):
-    """Nothing is written: `incr` of a value that is no integer."""
+    """Nothing is written: `incr` of a value that is not an integer."""
 
 
 class OutOfRange(SharedError, OverflowError):
@@ -62,7 +62,7 @@ class OutOfRange(SharedError, OverflowError):
 
 
 def error_of(head: dict[str, Any], body: bytes) -> SharedError:
-    """The error that a frame `state.failed` tells of."""
+    """The error that a frame `state.failed` reports."""
     code, text, version = head["code"], head["text"], head["version"]
     if code == "lagging":
         slots = tuple(sorted(slot for _, slot, _ in head["lagging"]))

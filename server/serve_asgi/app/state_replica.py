@@ -27,7 +27,7 @@ class ReplicaEntry:
 
     @property
     def value(self) -> Any:
-        """The value; a list or dict is the caller's own."""
+        """The value; a list or dict belongs to the caller."""
         if self._value is not _UNREAD:
             return self._value
         value = unpack_value(self.raw)
@@ -37,21 +37,21 @@ class ReplicaEntry:
 
 
 class StateReplica:
-    """The copy itself; only to be read, but for `take`."""
+    """The replica. Only `take` changes it."""
 
     def __init__(self) -> None:
         self.entries: dict[str, ReplicaEntry] = {}
         self.applied = 0
-        """How many changes of the state this copy has."""
+        """The number of changes that it has."""
         self.whole = False
-        """The first batch, which is the whole state, has been applied."""
+        """It has applied its first batch, which is the whole state."""
         self._batch: list[KeyChange] = []
         self._renews = False
 
     def take(self, frame: Frame) -> list[KeyChange]:
-        """A frame `state.changes` came: apply the batch if this is its end; return what has changed.
+        """Take a frame `state.changes`: at the end of a batch apply it, and return what has changed.
 
-        Raises LookupError, TypeError, ValueError or ChannelError for nonsense.
+        Raises LookupError, TypeError, ValueError or ChannelError for an invalid frame.
         """
         self._batch += [KeyChange(*each) for each in unpack_value(frame.body)]
         self._renews = self._renews or bool(frame.head.get("whole"))

@@ -1,6 +1,6 @@
 """Requests of this process to the hub about the shared state: writes and authoritative reads that have no reply yet.
 
-It owns the window (at most `WINDOW` requests are under way; further ones wait within their own timeouts) and the
+It owns the window (at most `WINDOW` requests are pending; further ones wait within their own timeouts) and the
 deadline of every request. What a write does is decided elsewhere (`serve_asgi.hub.state.write_evaluation`).
 """
 
@@ -18,11 +18,11 @@ MAX_TIMEOUT: Final = 86_400.0
 GRACE: Final = 2.0
 """Seconds beyond the timeout that the hub has to reply, which it does at the timeout itself."""
 WINDOW: Final = 256
-"""Requests of one process that are under way at once."""
+"""Requests of one process that may be pending at once."""
 
 
 class StateRequests:
-    """Those of this process."""
+    """The pending requests of this process."""
 
     def __init__(self) -> None:
         self._window = asyncio.Semaphore(WINDOW)

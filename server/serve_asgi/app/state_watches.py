@@ -1,7 +1,7 @@
 """Watches of the shared state: iterators over the changes of a key, or of all keys (`shared.watch`).
 
-A watch holds the newest change of each key and no more, however slow its reader is. A watch that nobody refers to any
-more is forgotten.
+A watch keeps only the newest change of each key, however slow its reader is. One that nobody refers to any more is
+forgotten.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from serve_asgi.ipc.frames import unpack_value
 from serve_asgi.ipc.state_frames import KeyChange
 
 MANY_WATCHED: Final = 64
-"""Above this number of watched keys, those without a watch left are looked for and dropped."""
+"""From this number of watched keys on, those without a watch are removed now and then."""
 
 
 class Change(NamedTuple):
@@ -30,9 +30,9 @@ class Change(NamedTuple):
 
 
 class StateWatch(AsyncIterator[Change]):
-    """The changes of a key (or of all) from the moment at which it was made; ends when no more can come.
+    """The changes of a key (or of all keys) since it was made; it ends when no more can come.
 
-    Who is slower than the writers gets of each key the newest.
+    A reader that is slower than the writers gets only the newest change of each key.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -52,25 +52,25 @@ class StateWatch(AsyncIterator[Change]):
                     "thread write `for change in shared.sync.watch(…)`"
                 )
             self._news.clear()
-            await self._news.wait()  # perhaps one of several
+            await self._news.wait()  # there may be several readers
         item = self._waiting.pop(next(iter(self._waiting)))
         value = None if item.value is None else unpack_value(item.value)
         return Change(item.key, value, item.version, item.value is None)
 
     async def aclose(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._waiting.clear()
         self.end()
 
     def notify(self, item: KeyChange) -> None:
-        """For `shared`: this has changed."""
+        """For `shared`: a key has changed."""
         if not self._ended:
             self._waiting.pop(item.key, None)
             self._waiting[item.key] = item
             self._news.set()
 
     def end(self) -> None:
-        """For `shared`: no more comes."""
+        """For `shared`: no more changes will come."""
         self._ended = True
         self._news.set()
 
@@ -83,11 +83,11 @@ class StateWatches:
         self._many_watched = MANY_WATCHED
 
     def __len__(self) -> int:
-        """How many keys are watched; some of these may have lost their watches."""
+        """The number of watched keys, including some whose watches are gone."""
         return len(self._by_key)
 
     def add(self, key: str | None, watch: StateWatch) -> None:
-        """Let a watch have the changes of a key from now on."""
+        """Add a watch of a key."""
         self._by_key[key].add(watch)
         if len(self._by_key) > self._many_watched:
             for each in [key for key, watches in self._by_key.items() if not watches]:
@@ -95,7 +95,7 @@ class StateWatches:
             self._many_watched = 2 * len(self._by_key) + MANY_WATCHED
 
     def notify(self, item: KeyChange) -> None:
-        """This has changed."""
+        """A key has changed: notify its watches."""
         for key in (item.key, None):
             if (watches := self._by_key.get(key)) is not None:
                 for watch in list(watches):

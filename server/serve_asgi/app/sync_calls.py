@@ -1,8 +1,8 @@
-"""Calls that wait, for code that is not asynchronous: `shared.sync`, `messenger.sync`, `schedule.sync`, `agent.sync`.
+"""Blocking calls for threads: `shared.sync`, `messenger.sync`, `schedule.sync`, `agent.sync`.
 
-Each is made of the asynchronous call, and has its arguments, its result and its errors: it runs on the event loop of
-the server while the thread that calls waits. On a thread that runs an event loop it raises RuntimeError, since what it
-waits for could not happen. Every wait has an end: the call's own timeout, or a little later, if the loop does not turn.
+Each has the arguments, the result and the errors of the asynchronous call, which runs on the event loop of the server
+while the calling thread waits. On a thread that runs an event loop it raises RuntimeError, because that loop could not
+turn. Every wait has an end: the timeout of the call, or a little later if the loop is blocked.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Late = Callable[[str, bool], Exception]
-"""Makes the error of a wait that has come to its end: from a sentence, and whether the call had begun."""
+"""Makes the error of a call that has timed out, from a sentence and whether the call had started."""
 
 PATIENCE: Final = 10.0
-"""Seconds that a call without a timeout of its own has to begin."""
+"""Seconds that a call without a timeout has to start."""
 GRACE: Final = 8.0
-"""So much longer (s) than its timeout a call that has begun may take; its own error comes long before that."""
+"""Seconds beyond its timeout that a call may take once it has started; its own error comes long before that."""
 TURN: Final = 1.0
-"""Seconds that the loop has for one turn in any case, however short the timeout."""
+"""Seconds that the loop has for one turn, however short the timeout."""
 _BLOCKED: Final = "{} has not been begun: the event loop of this process is blocked (docs/guides/watchdog.md)"
 _UNKNOWN: Final = (
     "it is not known what became of {}: the event loop of this process is blocked (docs/guides/watchdog.md)"
@@ -40,23 +40,23 @@ _OVER: Final = "the event loop of this process has ended, and the process ends: 
 
 
 class SyncCalls:
-    """Makes the calls of one `sync` object out of those that are asynchronous."""
+    """Makes the blocking calls of a `sync` object from asynchronous ones."""
 
     def __init__(self, part: str, late: Late) -> None:
-        """`part` is what people call the object whose calls these are."""
+        """`part` is the name of the object whose calls these are."""
         self._part = part
         self._late = late
 
     def __call__(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-        """`function` for threads."""
+        """The blocking version of `function`."""
         return self._wrap(function)
 
     def with_callback(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-        """The same of one whose argument `function` is called in the thread that waits."""
+        """The same, for a call whose argument `function` is to be called in the waiting thread."""
         return self._wrap(function, "function")
 
     def iterator(self, make: Callable[P, AsyncIterator[T]]) -> Callable[P, Generator[T, None, None]]:
-        """What an asynchronous iterator of `make` brings, for a loop in a thread; it ends when the process does."""
+        """A generator for threads over the asynchronous iterator that `make` returns; it ends when the process does."""
         name = f"{self._part}.{make.__name__}"
 
         @functools.wraps(make)
@@ -93,20 +93,20 @@ class SyncCalls:
 
 
 class ThreadCall(Generic[T]):
-    """One call of a thread's."""
+    """One call by a thread."""
 
     def __init__(self, link: Link, name: str, timeout: Any, late: Late) -> None:
         self._link = link
         self._name = name
         self._timeout = _seconds(timeout)
         self._late = late
-        # Each side says its own before it looks at the other's: a call that is given up never begins.
+        # Each side sets its own flag before it reads the other's: a call that is given up never starts.
         self._started = False
         self._given_up = False
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def wait(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The result of what `make` makes on the loop."""
+        """Run the coroutine that `make` makes on the loop, and return its result."""
         call_in_progress = self._submit(make)
         call_in_progress.add_done_callback(lambda _: self._jobs.put(None))
         now = time.monotonic()
@@ -133,7 +133,7 @@ class ThreadCall(Generic[T]):
             raise
 
     def _check_progress(self, end: float) -> float:
-        """Nothing has come for a while: until when to wait on. Raises what `late` makes, LinkClosed."""
+        """Nothing has happened for a while: return until when to wait. Raises what `late` makes, or LinkClosed."""
         if not self._started:
             self._given_up = True
             if not self._started:
@@ -146,7 +146,7 @@ class ThreadCall(Generic[T]):
         return min(end, now + PATIENCE)
 
     async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in the thread that waits; what it raises ends the wait."""
+        """Call a function in the waiting thread; what it raises ends the wait."""
         loop = asyncio.get_running_loop()
         found: asyncio.Future[Any] = loop.create_future()
 
@@ -179,7 +179,7 @@ class _NotStarted(Exception):
 
 
 def _link_of_a_thread(name: str) -> Link:
-    """The link, for a thread that may wait. Raises RuntimeError on one that runs an event loop; LinkClosed."""
+    """The link, for a thread that may block. Raises LinkClosed, and RuntimeError if the thread runs an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -192,7 +192,7 @@ def _link_of_a_thread(name: str) -> Link:
 
 
 def _seconds(timeout: Any) -> float:
-    """A timeout as it was given; what is none is refused by the call itself."""
+    """A timeout in seconds; an invalid one is refused by the call itself."""
     if timeout is None:
         return math.inf
     return max(0.0, float(timeout)) if isinstance(timeout, int | float) and timeout == timeout else PATIENCE
@@ -215,7 +215,7 @@ def _steps(link: Link, name: str, late: Late, source: AsyncIterator[T]) -> Gener
 
 
 def _end(link: Link, source: AsyncIterator[Any]) -> None:
-    """End an iterator without waiting, in whichever thread that comes to pass."""
+    """End an iterator without waiting, from any thread."""
 
     async def end() -> None:
         if (close := getattr(source, "aclose", None)) is not None:

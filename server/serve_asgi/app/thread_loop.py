@@ -1,8 +1,8 @@
-"""An event loop for threads, where none runs: under a WSGI server, in a script, in a test that is not asynchronous.
+"""An event loop for threads if none runs: under a WSGI server, in a script, in a test that is not asynchronous.
 
-One loop in a thread of its own, begun by the first call of a `sync` object and for local mode alone. It stands in for a
-loop of the application's: the first that uses `shared`, `messenger` or `schedule` takes its place, and its shared state
-(`serve_asgi.app.hub_link.current`). Handlers and schedules run in it meanwhile.
+It is one loop in a thread of its own, started by the first call of a `sync` object, and only for local mode. It stands
+in for a loop of the application: the first one that uses `shared`, `messenger` or `schedule` replaces it and takes over
+its shared state (`serve_asgi.app.hub_link.current`). Until then handlers and schedules run in it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from serve_asgi.app import local_mode as local
 from serve_asgi.app.hub_link import Link
 
 PATIENCE: Final = 10.0
-"""Seconds for a loop to begin, or to turn once."""
+"""Seconds for a loop to start, or to turn once."""
 END_TIME: Final = 1.0
-"""Seconds that its end may take; a handler that blocks it is not waited for any longer."""
+"""Seconds for it to end; a handler that blocks it is not waited for any longer."""
 
 _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
 
 
 def start(before: Link | None) -> None:
-    """Begin the loop, and enter a link of its own with the shared state of `before`. For `serve_asgi.app.hub_link`."""
+    """Start the loop, with a link of its own and the shared state of `before`. For `serve_asgi.app.hub_link`."""
     global _loop, _thread
     begun: concurrent.futures.Future[None] = concurrent.futures.Future()
     loop = _loop = asyncio.new_event_loop()
@@ -40,7 +40,7 @@ def start(before: Link | None) -> None:
 
 
 def stop() -> None:
-    """End it; who waits for something there is told that the link is closed. For `serve_asgi.app.hub_link`."""
+    """End the loop; calls that wait there raise LinkClosed. For `serve_asgi.app.hub_link`."""
     global _loop, _thread
     loop, thread, _loop, _thread = _loop, _thread, None, None
     if loop is not None and thread is not None and thread.is_alive():
@@ -52,10 +52,10 @@ atexit.register(stop)
 
 
 def loop_of_this_thread(imported_in: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
-    """The running event loop that this thread works for, if it can be known; or that which this was imported in.
+    """The running event loop for which this thread works, if that is known, or else the one in which this was imported.
 
-    anyio and asgiref leave word of it in the threads of theirs, in which Starlette, FastAPI and Django call what is not
-    async; only that word is read, since asking the loop would wait for it.
+    anyio and asgiref, in whose threads Starlette, FastAPI and Django call what is not async, leave a reference there;
+    only that is read, since asking the loop would wait for it.
     """
     token = getattr(getattr(anyio.from_thread, "threadlocals", None), "current_token", None)
     django = getattr(getattr(sys.modules.get("asgiref.sync"), "SyncToAsync", None), "threadlocal", None)

@@ -1,9 +1,9 @@
 """WSGI applications, run in threads by a2wsgi (PEP 3333); ASGI 2 applications, called as ASGI 3.
 
-It is a thin shell: a2wsgi carries messages between the loop and its threads, and what PEP 3333 asks beyond that is
-here: an input that reads as a file does and does not take half a request for the whole, a `start_response` whose head
-is held back until there is something to send, an environ that says what the wire said, and an iterable that ends when
-its client has gone. It must not know of workers or connections.
+It is a thin shell: a2wsgi passes messages between the loop and its threads. What PEP 3333 requires beyond that is here:
+an input that reads like a file and does not take half a request for all of it, a `start_response` whose head is held
+back until there is something to send, an environ with what the client sent, and an iterable that ends when the client
+has gone. It must not know about workers or connections.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Write = Callable[[bytes], object]
 NO_CONTENT: Final = ("204", "304")
 FRAMING: Final = frozenset(("content-length", "transfer-encoding"))
 CALL: Final = "serve.wsgi"
-"""Where the scope holds the `_Call` on its way through a2wsgi."""
+"""The key in the scope under which the `_Call` passes through a2wsgi."""
 NOT_FOR_WSGI: Final = b"proxy"
-"""A client's field of this name would become HTTP_PROXY, which programs take for their proxy (CVE-2016-5385)."""
+"""A request header of this name would become HTTP_PROXY, which programs use as their proxy (CVE-2016-5385)."""
 
 
 def asgi_from_wsgi(application: Callable[..., Iterable[bytes]], threads: int) -> ASGIApplication:
@@ -47,11 +47,11 @@ def asgi_from_wsgi(application: Callable[..., Iterable[bytes]], threads: int) ->
     bridge = middleware(_Wsgi(application), workers=threads)
 
     async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # a lifespan is gone through, a WebSocket is refused
+        if scope["type"] != "http":  # a2wsgi completes a lifespan and refuses a WebSocket
             await bridge(scope, receive, send)
             return
         call = _Call(receive, send)
-        # Of two names that become one in the environ, the one with a hyphen is meant, and the other an attempt.
+        # Two names may become one in the environ: the one with a hyphen is meant, the other is an attack.
         headers = [(n, v) for n, v in scope["headers"] if b"_" not in n and n != NOT_FOR_WSGI]
         await bridge({**scope, "headers": headers, CALL: call}, receive, call.send)
 
@@ -59,7 +59,7 @@ def asgi_from_wsgi(application: Callable[..., Iterable[bytes]], threads: int) ->
 
 
 def asgi_from_asgi2(application: Callable[[Scope], Any]) -> ASGIApplication:
-    """The application of two calls (ASGI, "Legacy Applications") as one of one."""
+    """An application of two calls (ASGI, "Legacy Applications") as one of a single call."""
 
     async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
         await application(scope)(receive, send)
@@ -68,7 +68,7 @@ def asgi_from_asgi2(application: Callable[[Scope], Any]) -> ASGIApplication:
 
 
 class _Call:
-    """One request on its way: what the loop's side and the thread's side know of each other."""
+    """One request: what the loop and the thread share."""
 
     __slots__ = ("_send", "gone", "loop", "receive")
 
@@ -80,7 +80,7 @@ class _Call:
         """The client has left: written by the loop, read by the thread."""
 
     async def send(self, message: Message) -> None:
-        """Never raises for a client that has left: a2wsgi's thread would wait for ever for its queue to move on."""
+        """Send a message. It never raises if the client has left: a2wsgi's thread would wait forever for its queue."""
         try:
             await self._send(message)
         except ClientDisconnected:
@@ -95,7 +95,7 @@ class _Call:
 
 
 class _Input(io.RawIOBase):
-    """The request's content as a file; read through a buffer."""
+    """The request body as a file; read through a buffer."""
 
     def __init__(self, call: _Call) -> None:
         self._call = call
@@ -106,7 +106,7 @@ class _Input(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Raises ConnectionError if the client left before all of it had come."""
+        """Raises ConnectionError if the client left before the whole body had arrived."""
         while not self._rest and self._more:
             message = self._call.wait_for_content()
             if message["type"] == "http.disconnect":
@@ -119,14 +119,14 @@ class _Input(io.RawIOBase):
 
 
 class _Response:
-    """`start_response` and `write` as PEP 3333 has them: the head may be replaced until the first byte is sent."""
+    """`start_response` and `write` of PEP 3333: the head may be replaced until the first byte is sent."""
 
     def __init__(self, start_response: Callable[[str, list[tuple[str, str]]], Write]) -> None:
         self._start_response = start_response
         self._head: tuple[str, list[tuple[str, str]]] | None = None
         self._write: Write | None = None
         self.length: int | None = None
-        """Bytes of content, where they are known before the head is sent."""
+        """Bytes of the body, if they are known before the head is sent."""
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> Write:
         """`start_response`. Raises the given error again if the head is sent; AssertionError for a second head."""
@@ -139,13 +139,13 @@ class _Response:
         return self.write
 
     def write(self, data: bytes) -> None:
-        """The imperative way to send content."""
+        """The imperative way to send the body."""
         write = self.begin()
         if data:
             write(data)
 
     def begin(self) -> Write:
-        """Send the head, if it is not sent. Raises AssertionError if there is none."""
+        """Send the head, if it has not been sent. Raises AssertionError if there is none."""
         if self._write is None:
             if self._head is None:
                 raise AssertionError("the application sent content, or returned, without calling start_response")
@@ -164,7 +164,7 @@ class _Wsgi:
         self._application = application
 
     def __call__(self, environ: Environ, start_response: Callable[..., Write]) -> Iterator[bytes]:
-        """Run in a thread. What it yields is sent; nothing more is asked of the application once nobody reads."""
+        """Run in a thread. What it yields is sent; once nobody reads, the application is not asked for more."""
         call: _Call = environ["asgi.scope"].pop(CALL)
         _complete(environ, environ["asgi.scope"])
         environ["wsgi.input"] = io.BufferedReader(_Input(call), 65536)
@@ -195,13 +195,13 @@ def _has_one_piece(content: Iterable[bytes]) -> bool:
 
 
 def _complete(environ: Environ, scope: Scope) -> None:
-    """What a2wsgi leaves out or says otherwise (PEP 3333, "environ Variables")."""
+    """Set what a2wsgi leaves out or sets differently (PEP 3333, "environ Variables")."""
     script_name = scope["root_path"].encode().decode("latin-1")
-    path = unquote_to_bytes(scope["raw_path"]).decode("latin-1")  # bytes that are no UTF-8 are kept
+    path = unquote_to_bytes(scope["raw_path"]).decode("latin-1")  # keeps bytes that are not UTF-8
     environ["PATH_INFO"] = path[len(script_name) :] if path.startswith(script_name) else path
     environ["wsgi.errors"] = sys.stderr
-    environ["wsgi.input_terminated"] = True  # the input ends by itself, also where no CONTENT_LENGTH is known
-    environ.setdefault("REMOTE_ADDR", "")  # a unix socket's client has none
+    environ["wsgi.input_terminated"] = True  # the input ends by itself, even without a CONTENT_LENGTH
+    environ.setdefault("REMOTE_ADDR", "")  # a client on a unix socket has none
     server = scope["server"]
     if server is None or server[1] is None:
         host, _, port = environ.get("HTTP_HOST", "localhost").partition(":")
