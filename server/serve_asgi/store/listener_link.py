@@ -1,7 +1,7 @@
-"""The store process's end of the socket pair to the listener: frames in, frames out, in order.
+"""The store process's end of the socket pair to the listener: it receives and sends frames, in order.
 
-It owns the socket. The listener reads what is sent, but may be slow: sending waits for room, which is the back-pressure
-on whoever makes the answers.
+It owns the socket. The listener may read slowly: sending waits for room, which is the back-pressure on whoever makes
+the replies.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from serve_asgi.ipc.frames import Frame, decode, encode
 from serve_asgi.store.replies import StoreReply
 
 MAX_FRAMES: Final = 256
-"""Frames that are taken at a time at most."""
+"""Most frames that are received at a time."""
 
 
 class ListenerLink:
-    """One end. `receive` may be waited for by one task, `send` by several."""
+    """The link to the listener. One task may call `receive`, several may call `send`."""
 
     def __init__(self, end: socket.socket) -> None:
         """Take over the socket."""
@@ -33,7 +33,7 @@ class ListenerLink:
     async def receive(self) -> list[Frame]:
         """Wait for frames; return all that are there, up to `MAX_FRAMES`.
 
-        Raises EOFError when the listener is gone, ChannelError for what is no frame.
+        Raises EOFError when the listener is gone, ChannelError for an invalid frame.
         """
         while not (frames := self._receive_available()):
             await anyio.wait_readable(self._socket)
@@ -65,12 +65,12 @@ class ListenerLink:
                     return
 
     async def send_all(self, found: Iterable[StoreReply]) -> None:
-        """Send frames, one after another, as they are asked for."""
+        """Send frames one after another; each is taken from the iterable when there is room for it."""
         for each in found:
             await self.send(*each)
 
     async def log(self, level: int, event: str, text: str, **more: Any) -> None:
-        """Something has happened that people should know (docs/reference/events.md)."""
+        """Have the listener log an event (docs/reference/events.md)."""
         await self.send("store.say", {"level": level, "event": event, "text": text, "about": more})
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The store process, from its first instruction to its exit.
 
-It never imports the application, and leaves when the listener's end of its link closes: what it had been asked for by
-then is still written. A start that fails is one sentence to the listener (`store.failed`), which decides what to do.
+It never imports the application, and exits when the listener closes its end of the link: requests that have arrived by
+then are still carried out. If it cannot start, it sends one sentence to the listener (`store.failed`), which decides
+what to do.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.bootstrap import ignore_signals, name_process, take_account
 
 WELCOME_TIME: Final = 30.0
-"""Seconds until the listener must have said what to open."""
+"""Seconds until the listener must have sent what to open."""
 LAST: Final = 10.0
-"""Seconds that the process has when its listener is gone; then it ends, whatever it does."""
+"""Seconds that the process has when the listener is gone; then it exits, whatever it is doing."""
 
 log = logging.getLogger("serve")
 
 
 def main() -> None:
-    """Be the store process whose link is the descriptor named on the command line; never returns."""
+    """Run the store process, whose link is the descriptor given on the command line; never returns."""
     ignore_signals()
     parser = argparse.ArgumentParser(prog="serve_asgi.store", description="Started by the listener; not by hand.")
     parser.add_argument("--channel", type=int, required=True)
@@ -67,11 +68,11 @@ async def _run(link: ListenerLink) -> int:
 
 
 async def _serve(link: ListenerLink, first: Frame, rest: list[Frame]) -> None:
-    """Open what the listener names and serve it to the end of the link, which raises EOFError.
+    """Open what the listener names, and serve it until the link ends, which raises EOFError.
 
     `first` is `store.open` {protocol, location, again, knows?, at?, value_limit, total_limit, name} body=configuration;
-    `again`: the server that asks has had this store before; `knows`: what the hub has follows, up to `store.known`;
-    `at`: which message it got last.
+    `again`: this server has had the store before; `knows`: the entries of the hub follow, up to `store.known`;
+    `at`: the last message that the hub got.
     """
     head = first.head
     if first.kind != "store.open" or not speaks(head["protocol"]):
@@ -134,7 +135,7 @@ async def _serve_redis(link: ListenerLink, head: dict[str, Any], limits: StateLi
 
 
 def handled_here(frame: Frame) -> bool:
-    """Deal with a frame that is about this process rather than the state."""
+    """Handle a frame that is about this process rather than the state; return False for others."""
     if frame.kind == "store.reopen":
         logs.reopen()
         return True

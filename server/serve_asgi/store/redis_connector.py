@@ -1,6 +1,6 @@
-"""A Redis as this server uses it: connections, the keys of its prefix, and the scripts by name.
+"""Connections to a Redis, the keys with this server's prefix, and the scripts by name.
 
-It owns no connection: who makes one closes it. What the scripts do is in `serve_asgi.store.redis_scripts`.
+It owns no connection: whoever makes one closes it. The scripts are in `serve_asgi.store.redis_scripts`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _SCRIPTS: Final = ("HELLO", "SNAPSHOT", "READ", "WRITE", "SEND", "GRANT", "RENEW
 
 
 class RedisConnector:
-    """Of one server, by its address."""
+    """The connector to one Redis."""
 
     def __init__(self, address: RedisAddress, server: str) -> None:
-        """`server` is that server's name, for who lists the clients of Redis."""
+        """`server` is the name of this server, for CLIENT LIST."""
         self._address = address
         self._server = server
         self._shas: dict[str, str] = {}
 
     def client(self, url: str, timeout: float) -> aioredis.Redis:
-        """A connection that repeats nothing by itself: what is asked twice is done twice."""
+        """A client that retries nothing by itself, since a repeated command would be executed twice."""
         return aioredis.Redis.from_url(
             url,
             protocol=2,
@@ -43,7 +43,7 @@ class RedisConnector:
         )
 
     def check(self) -> None:
-        """Raise UsageError, a sentence, for what a URL asks of the package redis and it does not offer."""
+        """Raise UsageError, a sentence, for options of the URL that the package redis does not have."""
         for url in self._address.urls:
             try:
                 self.client(url, self._address.timeout).connection_pool.make_connection()  # type: ignore[no-untyped-call]
@@ -53,14 +53,14 @@ class RedisConnector:
                 raise UsageError(f"--state {shown(url)}: {what}; correct what follows the question mark") from None
 
     def key(self, name: str) -> str:
-        """One of the keys that `serve_asgi.store.redis_scripts` lists."""
+        """A key with the prefix: one of those that `serve_asgi.store.redis_scripts` lists."""
         return f"{self._address.prefix}:{name}"
 
     def keys(self, *names: str) -> list[str]:
         return [self.key(name) for name in names]
 
     async def bring_scripts(self, client: aioredis.Redis) -> None:
-        """Have Redis know the scripts. Raises RedisError."""
+        """Load the scripts into Redis. Raises RedisError."""
         for name in _SCRIPTS:
             self._shas[name] = await client.script_load(getattr(scripts, name))
 
@@ -69,12 +69,12 @@ class RedisConnector:
         return await client.evalsha(self._shas[script], len(keys), *keys, *arguments)
 
     def add(self, pipe: Any, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> None:
-        """Have a pipeline run a script."""
+        """Add a script to a pipeline."""
         pipe.evalsha(self._shas[script], len(keys), *keys, *arguments)
 
 
 async def maxmemory_policy(client: aioredis.Redis) -> str:
-    """What Redis throws away when its memory is full; "" if it is not bounded or will not say."""
+    """What Redis evicts when its memory is full; "" if its memory is not limited, or if it does not tell."""
     try:
         info = await client.info("memory")
     except exceptions.ResponseError:  # it may be forbidden

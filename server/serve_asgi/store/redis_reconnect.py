@@ -1,7 +1,7 @@
-"""Reaching Redis again when the connection to it is lost, with a delay between two attempts that doubles (back-off).
+"""Reconnecting to Redis when the connection is lost, with exponential back-off.
 
-It owns when the next attempt is made; what a session does, and what becomes of those who wait for an answer when it is
-lost, is its caller's.
+It owns the time of the next attempt. What a session does, and what happens to pending requests when it is lost, is up
+to its caller.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serve_asgi.store.redis_requests import SessionLost
 
 FIRST_DELAY: Final = 0.05
 LONGEST_DELAY: Final = 1.0
-"""Seconds between two attempts to reach Redis; the delay doubles."""
+"""Most seconds between two attempts to reach Redis; the delay doubles."""
 
 log = logging.getLogger("serve")
 
@@ -26,7 +26,7 @@ log = logging.getLogger("serve")
 async def reconnect(
     session: Callable[[], Awaitable[None]], disconnected: Callable[[Exception], Awaitable[None]]
 ) -> Never:
-    """Hold one session after another. `disconnected` is told why each of them ended, or did not come about."""
+    """Run one session after another. `disconnected` is called with why each of them ended or could not begin."""
     delay = FIRST_DELAY
     while True:
         began = time.monotonic()

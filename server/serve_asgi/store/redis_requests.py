@@ -1,4 +1,4 @@
-"""What the frames of a hub ask of a Redis, and what its answers and errors mean: without a connection."""
+"""How frames of the hub become scripts of Redis, and what its replies and errors mean; without a connection."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from serve_asgi.store import replies
 from serve_asgi.store.replies import StoreReply
 
 _NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRONGPASS")
-"""What Redis and redis-py say of a password; not always by a class of its own."""
+"""What Redis and redis-py say about passwords; there is not always an exception class for it."""
 
 
 class SessionLost(Exception):
-    """The conversation has to begin anew; nothing of what is under way is known."""
+    """The session has to begin anew; the outcome of pending requests is unknown."""
 
 
 CHANGING: Final = frozenset({"store.write", "store.send", "store.grant"})
-"""Frames that Redis refuses when it takes no writes."""
+"""Frames that Redis refuses when it accepts no writes."""
 _NOT_DONE: Final = (SessionLost, exceptions.ReadOnlyError, exceptions.NoScriptError, exceptions.BusyLoadingError)
-"""Answers after which the conversation begins anew, and that say that nothing was done."""
+"""Errors after which the session begins anew, and which mean that nothing was done."""
 
 
 def script_call(
     frame: Frame, prefix: str, epoch: str, server: str, limits: StateLimits
 ) -> tuple[str, list[str], list[Any]]:
-    """The script that a frame asks for (its name in `serve_asgi.store.redis_scripts`), its keys and arguments.
+    """The script for a frame (its name in `serve_asgi.store.redis_scripts`), its keys and arguments.
 
-    Raises LookupError, TypeError, ValueError or ChannelError for nonsense.
+    Raises LookupError, TypeError, ValueError or ChannelError for an invalid frame.
     """
     head, lease_key = frame.head, f"lease:{frame.head.get('name', '')}"
 
@@ -67,7 +67,7 @@ def script_call(
 
 
 def granted(head: dict[str, Any], found: Any, began: float) -> StoreReply:
-    """The answer to a frame `store.grant` that was asked at `began` (s, monotonic)."""
+    """The reply to a frame `store.grant` that was sent to Redis at `began` (s, monotonic)."""
     if found[0]:
         return replies.granted(head["id"], found[1], lease_until(head["lease"], began))
     why, name = GrantRefusal(found[1].decode()), head["name"]
@@ -80,7 +80,7 @@ def granted(head: dict[str, Any], found: Any, began: float) -> StoreReply:
 
 
 def lease_until(lease: float, began: float) -> float:
-    """Until when its holder may rely on a lease (s, monotonic)."""
+    """The time (s, monotonic) until which the holder of a lease may rely on it."""
     return began + float(lease) * (1 - LEASE_MARGIN)
 
 
@@ -89,7 +89,7 @@ def _microseconds(seconds: Any) -> int:
 
 
 def encoded_entry(decoded_entry: StateEntry) -> bytes:
-    """An entry as Redis has it."""
+    """An entry as it is stored in Redis."""
     return b"%d:%b" % decoded_entry
 
 
@@ -100,7 +100,7 @@ def decoded_entry(text: bytes) -> StateEntry:
 
 
 def sentence(error: Exception, where: str) -> str:
-    """What keeps this server from Redis."""
+    """Why Redis cannot be used, as a sentence."""
     match error:
         case SessionLost():
             return f"Redis at {where}: {error}"
@@ -118,12 +118,12 @@ def sentence(error: Exception, where: str) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Without where in the script it happened."""
+    """The text of an error, without its position in the script."""
     return str(error).partition(". script: ")[0].rstrip(".")
 
 
 def not_done(found: Any) -> Exception | None:
-    """Why the conversation has to begin anew, if that is what an answer says."""
+    """The reply, if it is an error after which the session has to begin anew."""
     if isinstance(found, _NOT_DONE):
         return found
     return SessionLost("its data was replaced") if isinstance(found, list) and found[0] == -1 else None

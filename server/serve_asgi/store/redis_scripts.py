@@ -1,9 +1,8 @@
-"""What a Redis does in one step: the scripts (Lua, https://redis.io/docs/latest/develop/programmability/eval-intro/).
+"""The scripts, which Redis executes atomically (Lua, https://redis.io/docs/latest/develop/programmability/eval-intro/).
 
-A script runs while nothing else does, so that each is one decision and its effects. `WRITE` decides as
-`serve_asgi.hub.state.write_evaluation` does, byte for byte; of a refusal it returns what there is, and `evaluate_write`
-makes the sentence. Numbers in Lua are doubles: versions and tokens stay below 2**53, and the integers of INCR are added
-as bytes.
+Each is one decision with its effects. `WRITE` decides exactly as `serve_asgi.hub.state.write_evaluation` does; if it
+refuses, it returns the present entry, and `evaluate_write` makes the sentence. Numbers in Lua are doubles: versions and
+tokens stay below 2**53, and the integers of INCR are added as bytes.
 
 All keys begin with a prefix:
     PREFIX:about     hash: format, epoch (names this life of the data), seq (version of the last change), used
@@ -26,7 +25,7 @@ from serve_asgi.store.schedule_leases import MAX_AHEAD
 FORMAT: Final = 1
 LOG_BYTES: Final = 16 * 1024 * 1024
 MESSAGE_BYTES: Final = 64 * 1024 * 1024
-"""What the streams hold at most: a server that is further behind takes the whole state anew, and misses messages."""
+"""Most bytes in the streams: a server that lags further behind reads the whole state anew, and misses messages."""
 
 _COMMON: Final = """
 local about = KEYS[1]

@@ -1,11 +1,10 @@
-"""The state in a Redis, which several servers share: this process's conversation with it.
+"""The state in a Redis that several servers share: this process's sessions with it.
 
-One connection asks, in batches of what is there at a time; another follows the two streams (changes, messages), so that
-all servers hear of all changes in one order (`serve_asgi.store.redis_stream_following`). A refusal or an answer goes
-to the hub when the changes that it is about have gone there. Nothing is ever asked twice by itself: a batch that gets
-no answer is refused as unknown, the hub is told that Redis is away, and the conversation begins anew with the whole
-state, until it succeeds (`serve_asgi.store.redis_reconnect`). What a script does is in
-`serve_asgi.store.redis_scripts`.
+One connection sends requests, in batches of what has arrived; another follows the two streams (changes, messages), so
+that all servers see all changes in the same order (`serve_asgi.store.redis_stream_following`). A reply goes to the hub
+after the changes that it depends on. Nothing is repeated automatically: the requests of a batch without a reply fail as
+unknown, the hub is notified that Redis is unavailable, and sessions are tried anew, with the whole state, until one
+succeeds (`serve_asgi.store.redis_reconnect`). The scripts are in `serve_asgi.store.redis_scripts`.
 """
 
 from __future__ import annotations
@@ -47,17 +46,17 @@ from serve_asgi.store.redis_stream_following import LOOK, NOTHING_KNOWN, KnownSt
 from serve_asgi.store.write_availability import WriteAvailability
 
 BATCH: Final = 64
-"""Questions that are under way together."""
+"""Requests that are sent to Redis together."""
 INBOX: Final = 1_000
-"""Questions that wait here; more wait in the socket, and then in the listener, which refuses what is too much."""
+"""Requests that wait here; more wait in the socket, and then in the listener, which refuses what is too much."""
 CANCEL_AGAIN: Final = 0.1
-"""Seconds until a task that goes on is cancelled once more."""
+"""Seconds until a task that goes on is cancelled again."""
 WAIT_PART: Final = 0.5
-"""Part of the timeout that replicas have to confirm a write."""
+"""The part of the timeout in which replicas have to confirm a write."""
 
 
 class RedisState:
-    """The conversation; `serve` holds it until the listener is gone."""
+    """The store in one Redis; `serve` runs until the listener is gone."""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class RedisState:
         name: str,
         known: KnownState = NOTHING_KNOWN,
     ) -> None:
-        """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
+        """`name` identifies this server uniquely; `known` is what its hub has from an earlier store process."""
         self._link = link
         self._address = address
         self._limits = limits
@@ -75,14 +74,14 @@ class RedisState:
         self._inbox: collections.deque[Frame] = collections.deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
-        self._asking: list[Frame] = []  # the batch under way
+        self._asking: list[Frame] = []  # the batch that was sent
         self._trouble = ""
         self._availability = WriteAvailability()
         self._redis = RedisConnector(address, name)
         self._following = StreamFollower(link, self._redis, address, name, known)
 
     async def serve(self, first: Sequence[Frame]) -> None:
-        """Answer until the end of the link. Raises EOFError then, and UsageError if Redis can never be used so."""
+        """Serve until the link ends. Raises EOFError then, and UsageError if Redis can never be used like this."""
         self._inbox.extend(first)
         tasks = {asyncio.create_task(each) for each in (self._receive(), reconnect(self._session, self._disconnected))}
         try:
@@ -112,10 +111,10 @@ class RedisState:
         if (found := replies.failed(frame.kind, frame.head, why, text)) is not None:
             await self._link.send(*found)
 
-    # The conversation
+    # Sessions
 
     async def _disconnected(self, error: Exception) -> None:
-        """Nothing can be asked until another session stands; whoever waits is told."""
+        """Fail the pending requests: nothing can be requested until the next session."""
         trouble = self._sentence(error)
         await self._link.send_all(self._following.held_replies.broken_off(trouble))
         self._availability = WriteAvailability()
@@ -151,7 +150,7 @@ class RedisState:
                 await client.aclose()
 
     async def _reach(self) -> tuple[aioredis.Redis, str]:
-        """The first address that takes writes. Raises what the last one said."""
+        """Connect to the first address that accepts writes. Raises the error of the last one."""
         trouble: Exception = SessionLost("there is no address")
         for url in self._address.urls:
             client = self._redis.client(url, self._address.timeout)
@@ -165,13 +164,13 @@ class RedisState:
         raise trouble
 
     async def _check_memory_policy(self, client: aioredis.Redis) -> None:
-        """Say so if the operator lets Redis throw away what it keeps."""
+        """Log it if Redis is configured to evict keys."""
         policy = await maxmemory_policy(client)
         if policy.startswith("allkeys"):
             text = f"Redis may throw away parts of the shared state (maxmemory-policy {policy}): set it to noeviction"
             await self._link.log(logging.WARNING, "store_eviction_enabled", text, policy=policy)
 
-    # Asking
+    # Requests
 
     async def _ask(self, client: aioredis.Redis) -> None:
         while True:
@@ -196,11 +195,11 @@ class RedisState:
             if waits:
                 pipe.execute_command(
                     "WAIT", self._address.replicas, int(self._address.timeout * WAIT_PART * 1000)
-                )  # counts the replicas that have all of the above
+                )  # counts the replicas that have all the above
             said = await pipe.execute(raise_on_error=False)
             too_few = waits and (isinstance(said[-1], Exception) or said[-1] < self._address.replicas)
             ends: Exception | None = None
-            for frame, found in zip(frames, said, strict=False):  # WAIT's answer comes last
+            for frame, found in zip(frames, said, strict=False):  # the reply to WAIT comes last
                 if (trouble := not_done(found)) is not None:
                     ends = trouble
                     await self._refuse(frame, StoreFailure.UNAVAILABLE, f"it was not done: {self._sentence(trouble)}")
@@ -211,7 +210,7 @@ class RedisState:
                 raise ends
 
     async def _probe_writes(self, client: aioredis.Redis) -> None:
-        """Try whether writes would be refused still; what is written changes nothing."""
+        """Try whether writes are still refused, with one that changes nothing."""
         try:
             await client.hsetnx(self._redis.key("about"), "format", str(scripts.FORMAT))
         except exceptions.ResponseError as error:
@@ -220,7 +219,7 @@ class RedisState:
             await self._link.send_all(self._availability.taken())
 
     async def _take_result(self, frame: Frame, found: Any, began: float, too_few: bool) -> None:
-        """Redis has answered one question."""
+        """Handle the reply of Redis to one request."""
         if isinstance(found, exceptions.ResponseError):
             text = f"Redis refused it: {reason_of(found)}"
             if frame.kind in CHANGING:
@@ -269,7 +268,7 @@ class RedisState:
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
-    """Cancel, and again: redis-py loses a cancellation that comes while it connects (8.1 on Python 3.11)."""
+    """Cancel tasks until they end: redis-py loses a cancellation while it connects (8.1 on Python 3.11)."""
     pending = tasks
     while pending:
         for task in pending:

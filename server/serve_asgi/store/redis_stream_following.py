@@ -1,9 +1,9 @@
-"""What this server's hub has been told of the data in Redis, and the following of what is new there.
+"""Following the streams of Redis: what this server's hub has received, and what is new.
 
-It owns the copy of the state in this process, the place in both streams (changes, messages), and the answers that wait
-for changes. A Redis that comes back empty (no persistence) gets the state that this process has, or else the hub; one
-that comes back with less than it had (a fail-over) keeps what it has, and people are told how much is missing. It knows
-nothing of questions.
+It owns this process's copy of the state, the position in both streams (changes, messages), and the replies that wait
+for changes. If Redis comes back empty (no persistence), it is given the state that this process or the hub has. If it
+comes back with less than it had (a fail-over), it keeps what it has, and the loss is logged. Requests are not known
+here.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from serve_asgi.store.redis_stream_position import NOWHERE, FollowedMessages, St
 from serve_asgi.store.replies import HeldReplies, StoreReply
 
 FOLLOWED: Final = 64
-"""Entries of the streams that are read at a time."""
+"""Most entries of a stream that are read at a time."""
 LOOK: Final = 1.0
-"""Seconds without news after which the follower looks whether Redis still has the same data."""
+"""Seconds without news after which it is checked that Redis still has the same data."""
 
 
 class KnownState(NamedTuple):
-    """What there is of the state already."""
+    """What is known of the state at the start."""
 
     entries: dict[str, StateEntry]
     version: int  # of the last change
@@ -47,7 +47,7 @@ NOTHING_KNOWN: Final = KnownState({}, 0)
 
 
 class StreamFollower:
-    """Of one server's Redis, over all its conversations."""
+    """The follower of one Redis, over all sessions."""
 
     def __init__(
         self,
@@ -57,24 +57,24 @@ class StreamFollower:
         name: str,
         known: KnownState = NOTHING_KNOWN,
     ) -> None:
-        """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
+        """`name` identifies this server uniquely; `known` is what its hub has from an earlier store process."""
         self._link = link
         self._redis = redis
         self._address = address
         self._name = name
         self.epoch = ""
-        """Names this life of the data."""
+        """Identifies this life of the data."""
         self.held_replies = HeldReplies()
-        """Answers until the changes that they are about have gone to the hub."""
-        self._seq = 0  # version of the last change that the hub has been told
-        self._highest = known.version  # of all that were ever told
+        """Replies that wait until the changes that they depend on have gone to the hub."""
+        self._seq = 0  # version of the last change that has gone to the hub
+        self._highest = known.version  # the highest version that ever went to the hub
         self._messages = FollowedMessages(known.at)
         self._entries = known.entries
 
-    # The beginning of a conversation
+    # The start of a session
 
     async def greet(self, client: aioredis.Redis) -> None:
-        """Begin the data, or find what there is. Raises UsageError if it is somebody else's."""
+        """Initialise the data, or find what is there. Raises UsageError if it belongs to something else."""
         keys = self._redis.keys("about", "state", "log", "messages")
         mine: list[str | bytes] = []
         fresh = uuid.uuid4().hex
@@ -107,11 +107,11 @@ class StreamFollower:
             await self._link.log(logging.ERROR, "store_data_lost", text, changes=self._highest - seq)
 
     async def begin(self, client: aioredis.Redis) -> None:
-        """Tell the hub all that there is; `up` follows, and then `follow`."""
+        """Send the hub the whole state; `store.up` comes next, and then `follow`."""
         await self._find_messages(client, await self._take_all(client))
 
     async def _take_all(self, client: aioredis.Redis) -> int:
-        """Tell the hub the whole state, and follow from there; return the number of the last message."""
+        """Send the hub the whole state, and follow from there; return the number of the last message."""
         found = await self._redis.run(client, "SNAPSHOT", self._redis.keys("about", "state"), self.epoch)
         if found[0] == -1:
             raise SessionLost("its data was replaced")
@@ -125,7 +125,7 @@ class StreamFollower:
         return sent
 
     async def _find_messages(self, client: Any, last: int) -> None:
-        """Go on with the messages where this server was, and say so if some may not arrive."""
+        """Go on with the messages where this server was, and log it if some may be lost."""
         key, messages = self._redis.key("messages"), self._messages
         if messages.begin(self.epoch, last):
             text = "Redis has lost its data: the latest broadcasts of other servers before that may not have arrived"
@@ -142,7 +142,7 @@ class StreamFollower:
         await self._send_held()
 
     async def reply_at(self, seq: int, answer: StoreReply) -> None:
-        """Answer when the hub has been told all changes up to this one."""
+        """Send a reply when all changes up to this one have gone to the hub."""
         self.held_replies.add(seq, answer)
         await self._send_held()
 
@@ -151,7 +151,7 @@ class StreamFollower:
 
     # Following
 
-    async def follow(self, client: Any) -> None:  # redis-py's annotations fit neither kind of answer
+    async def follow(self, client: Any) -> None:  # redis-py's annotations fit neither kind of reply
         changes, messages = self._redis.keys("log", "messages")
         take = {changes.encode(): self._take_change, messages.encode(): self._take_message}
         while True:
@@ -163,9 +163,9 @@ class StreamFollower:
                 await self._check_master(client)
 
     async def _check_master(self, client: Any) -> None:
-        """Nothing has come for a while. Raises Lost if nothing that matters would come any more.
+        """Nothing has come for a while. Raises SessionLost if nothing relevant would come any more.
 
-        Redis ends the wait of those who read in the moment in which it becomes a replica, and of nobody else's.
+        Redis unblocks clients that wait when it becomes a replica, but not in other cases.
         """
         if await client.hget(self._redis.key("about"), "epoch") != self.epoch.encode():
             raise SessionLost("its data was replaced")
@@ -183,9 +183,9 @@ class StreamFollower:
                 return
 
     async def _take_change(self, version: int, fields: dict[bytes, bytes]) -> bool:
-        """A change; False if some before it are not in the stream any more."""
+        """Handle a change; return False if earlier ones are not in the stream any more."""
         if version <= self._seq:
-            return True  # it is in the snapshot that was taken meanwhile
+            return True  # it is in the snapshot taken meanwhile
         if version != self._seq + 1:
             return False
         key, value = fields[b"k"].decode(), fields.get(b"v")

@@ -1,9 +1,9 @@
-"""How far a server has followed the stream of messages, also when its Redis or its store process is another one.
+"""The position of a server in the stream of messages, over changes of the Redis and of the store process.
 
-Messages are numbered from 1 on in each life of the data (an epoch). Data that were lost are another life, of which
-everything was sent while this server was there: it is read from its beginning. After a fail-over the same life may go
-on with less, and other messages under the same numbers: the newest of those that both have is looked for, and read
-after. It asks nothing itself.
+Messages are numbered from 1 on in each life of the data (an epoch). If the data were lost, a new life begins, all of it
+while this server was running: it is read from its beginning. After a fail-over the same life may go on with fewer
+messages, and others under the same numbers: the newest message that both have is looked for, and reading continues
+after it. Nothing is sent to Redis here.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 REMEMBERED: Final = 10_000
-"""The latest messages that are known again."""
+"""The latest messages, which are recognised after a fail-over."""
 
 Fields = Mapping[bytes, bytes]
 StreamEntry = tuple[bytes, Fields]
 
 
 class StreamPosition(NamedTuple):
-    """A place in the stream of messages."""
+    """A position in the stream of messages."""
 
     epoch: str
-    number: int  # of the last message that was taken
+    number: int  # of the last message that was read
 
 
 NOWHERE: Final = StreamPosition("", 0)
@@ -35,7 +35,7 @@ def number_of(id: bytes) -> int:
 
 
 class FollowedMessages:
-    """The place of one server."""
+    """The position of one server."""
 
     def __init__(self, at: StreamPosition = NOWHERE) -> None:
         """`at` is where an earlier store process of this server was."""
@@ -43,9 +43,9 @@ class FollowedMessages:
         self._marks: collections.deque[tuple[int, int]] = collections.deque(maxlen=REMEMBERED)
 
     def begin(self, epoch: str, last: int) -> bool:
-        """The data are of this epoch, and `last` is the number of the latest message.
+        """The data have this epoch, and `last` is the number of the latest message.
 
-        Returns whether they have taken the place of others that were followed.
+        Returns whether they have replaced other data that were followed.
         """
         if epoch == self.at.epoch:
             return False
@@ -55,7 +55,7 @@ class FollowedMessages:
         return replaced
 
     async def agree(self, entry_from: Callable[[int], Awaitable[list[StreamEntry]]]) -> int:
-        """Go back to the newest message that the stream still has as it was; return how many it has lost.
+        """Go back to the newest message that is unchanged in the stream; return how many were lost.
 
         `entry_from` returns the first entry from this number on, if there is one.
         """
@@ -64,25 +64,25 @@ class FollowedMessages:
             number, mark = self._marks[-1]
             found = await entry_from(number)
             if found and (number_of(found[0][0]) > number or _mark(found[0][1]) == mark):
-                break  # it is there, or too old to be there
+                break  # it is there, or it would have been removed anyway
             self._marks.pop()
             self.at = self.at._replace(number=number - 1)
             gone += 1
         return gone
 
     def fits(self, fields: Fields) -> bool:
-        """Whether a message is of the life that is followed."""
+        """Whether a message belongs to the epoch that is followed."""
         return fields.get(b"e", self.at.epoch.encode()) == self.at.epoch.encode()
 
     def take(self, number: int, fields: Fields) -> int:
-        """The next message; return how many were missed before it."""
+        """Take the next message; return how many before it were missed."""
         missed = number - self.at.number - 1
         self.at = self.at._replace(number=number)
         self._marks.append((number, _mark(fields)))
         return missed
 
     def cut(self, last: int) -> bool:
-        """The stream ends at this number; return whether it is an earlier one than that which was taken last."""
+        """The stream ends at this number; return whether that is before the last message that was taken."""
         less = last < self.at.number
         if less:
             self.at = self.at._replace(number=last)
@@ -90,5 +90,5 @@ class FollowedMessages:
 
 
 def _mark(fields: Fields) -> Any:
-    """What a message is known by: its head has an id of its own."""
+    """What identifies a message: its head contains a unique id."""
     return hash((fields[b"o"], fields[b"h"]))

@@ -1,6 +1,6 @@
-"""Which ticks of which schedules have been granted, and the leases of the runs: the decision alone, without a clock.
+"""Grants of ticks of schedules, and the leases of their runs: the pure decision, without a clock.
 
-The rules are those of `serve_asgi.ipc.store_frames`; a Redis decides by the same ones in Lua
+The rules are those of `serve_asgi.ipc.store_frames`; Redis decides by the same rules in Lua
 (`serve_asgi.store.redis_scripts`).
 """
 
@@ -12,12 +12,12 @@ from typing import Final
 from serve_asgi.ipc.store_frames import GrantRefusal
 
 MAX_AHEAD: Final = 60.0
-"""Seconds that a tick may lie ahead of the store's clock: were it granted, no tick before it ever would be again."""
+"""Seconds that a tick may lie ahead of the store's clock: once it is granted, no earlier tick ever is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TickGrant:
-    """The last one of a name."""
+    """The last grant of a schedule."""
 
     tick: float
     holder: str
@@ -25,12 +25,12 @@ class TickGrant:
 
 
 class LeaseTable:
-    """Of one store. Times are unix times (s) of the store's clock."""
+    """The grants of one store. Times are unix times (s) of the store's clock."""
 
     def __init__(self, last: dict[str, TickGrant] | None = None, token: int = 0) -> None:
         self.last: dict[str, TickGrant] = last or {}
         self.token = token
-        """The largest that there has been."""
+        """The largest token so far."""
         self._until: dict[tuple[str, int], float] = {}
 
     def grant(
@@ -56,13 +56,13 @@ class LeaseTable:
         return found
 
     def copy(self) -> LeaseTable:
-        """What `grant` changes may have to be undone."""
+        """A copy, since what `grant` changes may have to be undone."""
         copied = LeaseTable(dict(self.last), self.token)
         copied._until = dict(self._until)
         return copied
 
     def renew(self, name: str, token: int, lease: float, now: float) -> bool:
-        """Go on with a lease; False if it is over."""
+        """Renew a lease; return False if it has expired."""
         if self._until.get((name, token), 0.0) <= now:
             self._until.pop((name, token), None)
             return False
@@ -70,5 +70,5 @@ class LeaseTable:
         return True
 
     def release(self, name: str, token: int) -> None:
-        """The run has ended."""
+        """A run has ended: give up its lease."""
         self._until.pop((name, token), None)

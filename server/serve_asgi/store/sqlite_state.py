@@ -1,10 +1,10 @@
-"""The state in a file: SQLite, which a power cut does not harm.
+"""The state in a file: SQLite, which survives a power failure.
 
-It owns the file while the process lives, by a lock beside it (PATH.lock). All frames that are there at a time are one
-transaction, in write-ahead logging with `synchronous=FULL`: an answer goes out when fsync(2) has come back
-(https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous). A file that is not this server's, is
-damaged or is of a later version is refused as it is; a new one appears under its name when it is whole. What the file
-holds is also kept in memory, so that nothing is read again.
+It owns the file while the process lives, by a lock beside it (PATH.lock). All frames that have arrived form one
+transaction, with write-ahead logging and `synchronous=FULL`: a reply is sent after fsync(2) has returned
+(https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous). A file that is not ours, is damaged or
+has a later version is refused and left unchanged; a new file gets its name only when it is complete. The content of the
+file is also kept in memory, so that nothing is read again.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from serve_asgi.store.schedule_leases import LeaseTable, TickGrant
 from serve_asgi.store.write_availability import WriteAvailability
 
 APPLICATION: Final = 0x53525645
-"""`PRAGMA application_id`, "SRVE": how file(1) and we know such a file (https://sqlite.org/fileformat.html, 1.3.17)."""
+"""`PRAGMA application_id`, "SRVE", by which file(1) and we recognise it (https://sqlite.org/fileformat.html 1.3.17)."""
 VERSION: Final = 1
-"""`PRAGMA user_version`: of the tables below."""
+"""`PRAGMA user_version`: the version of the tables below."""
 MAGIC: Final = b"SQLite format 3\0"
 LOCK_TIME: Final = 3.0
-"""Seconds that the store process of a server that has just ended has to let go of the file."""
+"""Seconds that the store process of a server that has just ended has to release the file."""
 LOG_BYTES: Final = 8 * 1024 * 1024
-"""The write-ahead log is cut to so many, when somebody who read for long has let it grow (`journal_size_limit`)."""
+"""Bytes to which the write-ahead log is cut after a long read has let it grow (`journal_size_limit`)."""
 LOOK: Final = 0.02
-"""Seconds between two looks at whether it has."""
+"""Seconds between two attempts to get the lock."""
 
 _TABLES: Final = f"""
     CREATE TABLE about (name TEXT PRIMARY KEY, number INTEGER NOT NULL);
@@ -57,29 +57,29 @@ _TABLES: Final = f"""
 _NOTHING_DONE: Final = frozenset(
     {
         *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
-        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),  # of BEGIN: somebody else writes to the file
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),  # at BEGIN: another program writes to the file
     }
 )
-"""Errors after which nothing of the transaction stands, whatever happens later."""
+"""Errors after which the transaction is certainly not committed."""
 
 
 class _Batch:
-    """What one transaction is to change; nothing of it counts before it has been committed."""
+    """The changes of one transaction; they take effect when it has been committed."""
 
     def __init__(self, version: int, used: int) -> None:
         self.version = version
         self.used = used
         self.changes: dict[str, AcceptedWrite] = {}
-        self.names: set[str] = set()  # of schedules with a new grant
+        self.names: set[str] = set()  # schedules with a new grant
 
 
 class SqliteState:
-    """One file. `answer` is the whole of its service."""
+    """The store in one file."""
 
     def __init__(self, path: str, limits: StateLimits, *, again: bool = False) -> None:
-        """Open the file at `path`, or make it unless it has been served before (`again`).
+        """Open the file at `path`; make it if it does not exist, unless it has been served before (`again`).
 
-        Raises UsageError, a sentence, if it cannot be, or is not ours.
+        Raises UsageError, a sentence, if that is not possible or the file is not ours.
         """
         self.path = os.path.realpath(path)
         self.availability = WriteAvailability()
@@ -125,9 +125,9 @@ class SqliteState:
         return replies.snapshot(self.entries.items())
 
     def answer(self, frames: Sequence[Frame]) -> list[StoreReply]:
-        """Do what the frames ask for, durably, and return the answers.
+        """Carry out the requests, durably, and return the replies.
 
-        Raises LookupError, TypeError or ValueError for nonsense.
+        Raises LookupError, TypeError or ValueError for an invalid frame.
         """
         batch = _Batch(self.version, self.used)
         kept = self._leases.copy()
@@ -149,7 +149,7 @@ class SqliteState:
         return [*self.availability.taken(), *found]
 
     def probe(self) -> list[StoreReply]:
-        """Where writes were refused: try whether they would be still, if it is time to."""
+        """If writes were refused: try whether they still are, if it is time to."""
         if not self.availability.due():
             return []
         try:
@@ -167,7 +167,7 @@ class SqliteState:
             case "store.read":
                 yield replies.value(head["id"], head["key"], self._entry(head["key"], batch))
             case "store.send":
-                yield StoreReply("store.sent", {"id": head["id"]})  # to no one: there is one server
+                yield StoreReply("store.sent", {"id": head["id"]})  # there is no other server
             case "store.grant":
                 lease = float(head["lease"])
                 name, exclusive = head["name"], bool(head.get("exclusive"))
@@ -213,14 +213,14 @@ class SqliteState:
             base.executemany("UPDATE about SET number = ? WHERE name = ?", numbers)
 
     def _check_identity(self) -> None:
-        """What is written to a file that has been removed or replaced would be lost at a restart. Raises OSError."""
+        """Raise OSError if the file has been removed or replaced: what is written to it would be lost at a restart."""
         for name, identity in self._identities:
             if _identity(name) != identity:
                 raise OSError(0, f"{name} has been removed or replaced; put it back, or restart the server")
 
     def _refuse(self, frames: Sequence[Frame], error: sqlite3.Error | OSError) -> list[StoreReply]:
-        """Nothing of a transaction stands that failed; unless the disk failed, which nobody can know."""
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF  # the primary one of an extended code
+        """The replies after a failed transaction: nothing of it stands, or that is unknown if the disk failed."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF  # the primary part of an extended code
         why = StoreFailure.STORAGE if code in _NOTHING_DONE else StoreFailure.UNKNOWN
         text = self._sentence(error)
         found = [replies.failed(frame.kind, frame.head, why, text) for frame in frames]
@@ -231,7 +231,7 @@ class SqliteState:
         return f"the state could not be written to {self.path}: {said}"
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close and release the file."""
         with contextlib.suppress(sqlite3.Error):
             self._base.close()
         self._lock.release()
@@ -263,7 +263,7 @@ def _locked(path: str) -> PathLock:
 
 
 def _make(path: str) -> None:
-    """Make a new file: under its name it is whole at once. Raises UsageError or sqlite3.Error."""
+    """Make a new file, which gets its name only when it is complete. Raises UsageError or sqlite3.Error."""
     fresh = f"{path}.new"
     if os.path.lexists(f"{path}-wal"):
         raise UsageError(
@@ -288,7 +288,7 @@ def _make(path: str) -> None:
 
 
 def _check_head(path: str) -> None:
-    """Whether the file is one of ours, without SQLite touching it. Raises UsageError or OSError."""
+    """Check that the file is ours before SQLite touches it. Raises UsageError or OSError."""
     with open(path, "rb") as file:
         head = file.read(100)
     if head[:16] != MAGIC or len(head) < 100 or int.from_bytes(head[68:72], "big") != APPLICATION:
@@ -307,7 +307,7 @@ def _open(path: str) -> sqlite3.Connection:
     base.execute("PRAGMA journal_mode = WAL")
     base.execute("PRAGMA synchronous = FULL")
     base.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-    _touch(base)  # the write-ahead log and its index are made now, or not at all
+    _touch(base)  # creates the write-ahead log and its index, or fails now
     return base
 
 
@@ -319,7 +319,7 @@ def _touch(base: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def _transaction(base: sqlite3.Connection) -> Iterator[None]:
-    """All of it or nothing."""
+    """A transaction: committed at the end, rolled back on an error."""
     base.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -1,7 +1,7 @@
-"""Whether what the state is kept in takes writes at present: a full disk, a Redis without memory, a file moved away.
+"""Whether the file or the Redis accepts writes at present: the disk or the memory may be full, the file moved away.
 
-The writers are told each time, and may be few; people are told once when it begins and once when it is over
-(`store.refuses`), which a write of the store's own finds out. It knows no file and no network.
+Each refused write gets its reply. The listener is notified once when refusals begin and once when they are over
+(`store.refuses`), which a write of the store's own detects. It knows no file and no network.
 """
 
 from __future__ import annotations
@@ -14,35 +14,34 @@ from typing import Final
 from serve_asgi.store.replies import StoreReply
 
 LOOK: Final = 1.0
-"""Seconds between two looks at whether writes are taken again."""
+"""Seconds between two attempts to write."""
 QUIET: Final = 2.0
-"""Seconds without a refusal until it counts as over: where little room is left, a small write fits and the next does
-not."""
+"""Seconds without a refusal until they count as over: with little room left, one write may fit and the next not."""
 
 
 class WriteAvailability:
-    """Of one place. Times are those of time.monotonic()."""
+    """The availability of one file or Redis. Times are those of time.monotonic()."""
 
     def __init__(self) -> None:
         self.why = ""
-        """Why writes are refused; "": they are taken."""
+        """Why writes are refused; "" if they are accepted."""
         self._last = self._looked = -math.inf
 
     def refused(self, why: str) -> Iterator[StoreReply]:
-        """The place has refused a write; what there is to tell."""
+        """A write was refused; yield what to send."""
         self._last = time.monotonic()
         if why != self.why:
             self.why = why
             yield StoreReply("store.refuses", {"text": why})
 
     def taken(self) -> Iterator[StoreReply]:
-        """The place has taken a write."""
+        """A write was accepted; yield what to send."""
         if self.why and time.monotonic() - self._last >= QUIET:
             self.why = ""
             yield StoreReply("store.refuses", {"text": ""})
 
     def due(self) -> bool:
-        """Whether to write something now, to see; asked for, it counts as done."""
+        """Whether to try a write now; asking counts as trying."""
         now = time.monotonic()
         if not self.why or now - self._looked < LOOK:
             return False
@@ -51,5 +50,5 @@ class WriteAvailability:
 
     @property
     def patience(self) -> float:
-        """How long (s) to wait for something to do at most, until `due` is to be asked again."""
+        """Most seconds to wait until `due` has to be called again."""
         return LOOK if self.why else math.inf
