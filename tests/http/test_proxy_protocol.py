@@ -29,7 +29,7 @@ from serve_asgi.http.proxy_protocol import (
     crc32c,
     parse,
 )
-from serve_asgi.http.proxy_protocol_connection import Balancers, ProxyConnection, opening
+from serve_asgi.http.proxy_protocol_connection import Balancers, ProxyConnection
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
@@ -241,11 +241,17 @@ class ProxyServer(HttpServer):
     def __init__(self, app: Any, loop_name: str, unix: Path | None = None, **config: Any) -> None:
         config.setdefault("proxy_protocol", True)
         super().__init__(app, loop_name, unix, **config)
-        self.opening = opening(self.worker)
+        self.balancers = Balancers(self.worker)
         self.made: list[Any] = []
 
     async def attach(self, client: socket.socket, record: HandOverRecord | None = None) -> Any:
-        connection = self.opening(record)
+        connection: Any
+        if self.worker.config.proxy_protocol and (record is None or record.awaits_proxy):
+            connection = ProxyConnection(
+                self.worker, self.balancers, record, lambda known, _: Http1Connection(self.worker, known), secure=False
+            )
+        else:
+            connection = Http1Connection(self.worker, record)
         await self.loop.connect_accepted_socket(lambda: connection, client)
         self.made.append(connection)
         self.new_connection.set()
@@ -465,7 +471,7 @@ def test_the_log_names_one_and_counts_the_others(start: Start, caplog: pytest.Lo
         for _ in range(50):
             balancers.report(("192.0.2.1", 1), "it is Monday")
         server.until(lambda: True)
-        balancers._next_line = 0.0
+        balancers._line._next = 0.0
         balancers.report(None, "it is Tuesday")
     assert [record.getMessage() for record in caplog.records] == [
         "closed a connection from 192.0.2.1: it is Monday",

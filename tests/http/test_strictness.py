@@ -152,7 +152,6 @@ MESSAGE = [
     rule(
         "RFC 9112 2.2",
         "neither TLS nor another protocol: answered at once, not after a timeout",
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"SSH-2.0-OpenSSH_9.9\r\n", 400),
         (b"\x00", 400),
         (b"\x80\x81", 400),

@@ -11,6 +11,7 @@ import pytest
 from serve_asgi.config.options import Config
 from serve_asgi.logs.access_log_format import ATOMS, compile_format
 from serve_asgi.logs.access_log_standard import AccessLog, RefusedRequest, open_access_log
+from serve_asgi.tls.moved_session import TlsInfo
 from tests.applications import info
 from tests.logs.test_access_log import AT, CLIENT, Asked, ago
 from tests.running import connect, request, running
@@ -34,6 +35,9 @@ class Answer:
 
     def client_scheme(self) -> str:
         return "https"
+
+    def tls(self) -> TlsInfo:
+        return TlsInfo(0x0304, 0x1301, "TLS_AES_128_GCM_SHA256", resumed=True)
 
     def identity(self) -> str:
         return "made"
@@ -71,6 +75,7 @@ def open_log(path: Path, style: str, **more: str) -> AccessLog:
         ("%({X-Foo}i)s|%({x-bar}i)s", r'1, \\"2\\x0a\|-'),
         ("%({Content-Type}o)s|%({x-bar}o)s", r"text/plain\|-"),
         ("%(client)s %(peer)s %(scheme)s", r"10\.0\.0\.1 127\.0\.0\.1 https"),
+        ("%(tls_version)s %(tls_cipher)s %(tls_resumed)s", "TLSv1.3 TLS_AES_128_GCM_SHA256 yes"),
         ("%(request-id)s %(traceparent)s", f"me {TRACE}"),
     ],
 )

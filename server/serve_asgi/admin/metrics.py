@@ -50,6 +50,18 @@ SIMPLE: Final = (
 )
 """Counters of the whole server: name, word, meaning."""
 
+OF_TLS: Final = (
+    ("serve_tls_resumed", Cell.TLS_RESUMED, "TLS handshakes that resumed a session."),
+    ("serve_tls_failed", Cell.TLS_FAILED, "TLS handshakes that failed, or were ended by a limit."),
+    ("serve_tls_not_moved", Cell.TLS_NOT_MOVED, "TLS 1.2 connections that were closed because their worker retired."),
+)
+TLS_VERSIONS: Final = {"1.3": Cell.TLS_1_3, "1.2": Cell.TLS_1_2}
+TLS_CIPHERS: Final = {
+    "AES128-GCM": Cell.TLS_AES_128,
+    "AES256-GCM": Cell.TLS_AES_256,
+    "CHACHA20-POLY1305": Cell.TLS_CHACHA20,
+}
+
 
 class ServerCollector(Collector):
     """All metrics of one server."""
@@ -66,6 +78,7 @@ class ServerCollector(Collector):
         return itertools.chain(
             self._server(reading),
             self._traffic(reading),
+            self._tls(reading.total),
             self._slots(reading),
             self._certificates(),
             self._reloads(),
@@ -144,6 +157,17 @@ class ServerCollector(Collector):
             for name, path, end in certificates:
                 left.add_metric([name, path], end - time.time())
             yield left
+
+    def _tls(self, total: Words) -> Iterator[Metric]:
+        versions = CounterMetricFamily("serve_tls_handshakes", "TLS handshakes by version.", labels=["version"])
+        for version, cell in TLS_VERSIONS.items():
+            versions.add_metric([version], total[cell])
+        ciphers = CounterMetricFamily("serve_tls_ciphers", "TLS handshakes by cipher.", labels=["cipher"])
+        for cipher, cell in TLS_CIPHERS.items():
+            ciphers.add_metric([cipher], total[cell])
+        yield from (versions, ciphers)
+        for name, cell, meaning in OF_TLS:
+            yield counter(name, meaning, total[cell])
 
     def _named(self, slot: int) -> str:
         """The label of a slot; the agent fills none, and its counts are in the last totals."""

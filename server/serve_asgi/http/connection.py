@@ -41,6 +41,7 @@ from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import RequestPipeline
 from serve_asgi.http.response import Response
 from serve_asgi.http.timeouts import PEEK_TIME, Expiry, Timeouts
+from serve_asgi.http.underlying_tls import UnderlyingTls, tls_of
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.ipc.peer_address import Address, own_end_of, peer_of
@@ -52,6 +53,7 @@ FRESH_TIME: Final = 2.0
 
 INFINITY: Final = math.inf
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
+_TLS_NOT_MOVED: Final = int(Cell.TLS_NOT_MOVED)
 _SERVING: Final = WorkerPhase.SERVING
 
 
@@ -75,6 +77,7 @@ class Http1Connection(asyncio.Protocol):
         "scheme",
         "server",
         "state",
+        "tls",
         "transport",
         "trusted",
         "worker",
@@ -96,6 +99,8 @@ class Http1Connection(asyncio.Protocol):
         """Of the client's side, as far as the connection itself tells."""
         self.trusted = False
         """Whether the forwarding fields of its requests are believed."""
+        self.tls: UnderlyingTls | None = None
+        """What stands between the socket and this connection; None if that is nothing."""
         self.state = NEW
         self.deadline = INFINITY
         self.eof = False
@@ -112,6 +117,7 @@ class Http1Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Attached: serve, or go on where the other worker left."""
         self.transport = self.output.transport = cast(asyncio.Transport, transport)
+        self.tls = tls_of(transport)
         worker = self.worker
         worker.connections.add(self)
         worker.cells[_CONNECTIONS] += 1
@@ -179,6 +185,8 @@ class Http1Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by whichever side."""
+        if self.state is CLOSING and self.worker.phase is not _SERVING and self.is_stationary():
+            self.worker.cells[_TLS_NOT_MOVED] += 1
         if self.state is not CLOSED:
             hang_up(self.transport)  # unless that is done, or not ours to do
             self.state = CLOSED
@@ -242,11 +250,13 @@ class Http1Connection(asyncio.Protocol):
         elif self.transport.get_write_buffer_size():
             # Comes again from resume_writing when every byte is with the kernel.
             self.transport.set_write_buffer_limits(0)
-        elif worker.phase is WorkerPhase.HANDING_OVER:
+        elif worker.phase is WorkerPhase.HANDING_OVER and not self.is_stationary():
             if worker.hand_over is not None:
                 worker.hand_over(self)
         elif self.pipeline.buffer:
             self._serve()
+        elif worker.phase is WorkerPhase.HANDING_OVER and not worker.last_call:
+            pass  # it cannot go with the others, and is not closed idle: the response to its next request is its last
         elif is_readable(self.transport):
             self.deadline = worker.loop.time() + PEEK_TIME
         elif not self.pipeline.requests:
@@ -269,7 +279,8 @@ class Http1Connection(asyncio.Protocol):
         self.become(UPGRADED)
         self.deadline = INFINITY
         forwarded = worker.forwarding.understand(head.headers, self.client) if self.trusted else None
-        websocket = WebSocketConnection(worker, head, self.client, self.server, self.scheme, forwarded)
+        tls = None if self.tls is None else self.tls.info
+        websocket = WebSocketConnection(worker, head, self.client, self.server, self.scheme, forwarded, tls)
         worker.connections.discard(self)
         worker.connections.add(websocket)
         transport.set_protocol(websocket)
@@ -444,7 +455,17 @@ class Http1Connection(asyncio.Protocol):
         """Whether `leave()` is possible now: no request in progress, all that is written with the kernel, the client
         still there.
         """
-        return self.state is IDLE and not self.eof and not self.transport.is_closing() and self.output.unwritten() == 0
+        return (
+            self.state is IDLE
+            and not self.eof
+            and not self.transport.is_closing()
+            and self.output.unwritten() == 0
+            and not self.is_stationary()
+        )
+
+    def is_stationary(self) -> bool:
+        """Whether no other process could go on with it: it ends when this worker does (TLS 1.2)."""
+        return self.tls is not None and not self.tls.can_move()
 
     def leave(self) -> tuple[int, HandOverRecord]:
         """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.
@@ -463,7 +484,7 @@ class Http1Connection(asyncio.Protocol):
             self.scheme,
             self.trusted,
         )
-        return self._hand_over.leave(self, record), record
+        return self._hand_over.leave(self, record)
 
     def stay(self) -> None:
         """The hand-over failed: go on exactly as before."""

@@ -9,12 +9,14 @@ receiver and what the two say to each other: that is `serve_asgi.worker.hand_ove
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from typing import Protocol
 
 from serve_asgi.http.client_socket import duplicate
 from serve_asgi.http.connection_states import CLOSED, IDLE, LEAVING, ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.underlying_tls import UnderlyingTls
 
 
 class LeavingConnection(Protocol):
@@ -23,6 +25,7 @@ class LeavingConnection(Protocol):
     state: ConnectionState
     deadline: float
     transport: asyncio.Transport
+    tls: UnderlyingTls | None
 
     def become(self, state: ConnectionState) -> None:
         """Change the state, by a way that the table has."""
@@ -47,17 +50,18 @@ class HandOver:
         record, self._record = self._record, None
         return record
 
-    def leave(self, connection: LeavingConnection, record: HandOverRecord) -> int:
-        """Stop reading and writing; a duplicate of the descriptor, which the caller owns.
+    def leave(self, connection: LeavingConnection, record: HandOverRecord) -> tuple[int, HandOverRecord]:
+        """Stop reading and writing; a duplicate of the descriptor, which the caller owns, and all that travels with it.
 
         Raises OSError, with nothing changed, if there is no descriptor to be had.
         """
         descriptor = duplicate(connection.transport)
         connection.become(LEAVING)
-        self._record = record
-        connection.deadline = math.inf
+        connection.deadline, self._record = math.inf, record
         connection.adjust_reading()
-        return descriptor
+        if connection.tls is not None:
+            record = dataclasses.replace(record, tls=connection.tls.move().to_json())
+        return descriptor, record
 
     def stay(self, connection: LeavingConnection) -> bool:
         """The hand-over has failed: idle again. False if the client has gone meanwhile."""
@@ -66,6 +70,8 @@ class HandOver:
             return False
         connection.become(IDLE)
         connection.deadline = record.deadline
+        if connection.tls is not None:
+            connection.tls.unmove()
         connection.adjust_reading()
         return True
 

@@ -32,6 +32,10 @@ class HandOverRecord:
     """Whether what the client says in forwarding fields is believed; None: as the addresses have it."""
     awaits_proxy: bool = False
     """The leftover is the beginning of a PROXY protocol header; client and server are the real ends meanwhile."""
+    awaits_tls: bool = False
+    """And behind that header comes a TLS handshake."""
+    tls: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
+    """Of a TLS connection: what another process needs to go on with it (`serve_asgi.tls.moved_session`, JSON)."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-compatible values, the leftover as base64."""
@@ -44,6 +48,8 @@ class HandOverRecord:
             "scheme": self.scheme,
             "trusted": self.trusted,
             "awaits_proxy": self.awaits_proxy,
+            "awaits_tls": self.awaits_tls,
+            "tls": self.tls,
         }
 
     def with_leftover(self, leftover: bytes) -> HandOverRecord:
@@ -52,7 +58,7 @@ class HandOverRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> HandOverRecord:
-        """The reverse of `to_json`; a record of the last minor version may lack the last three."""
+        """The reverse of `to_json`; a record of the last minor version may lack the last five."""
 
         def address(value: list[Any] | None) -> Address:
             return None if value is None else (value[0], value[1])
@@ -67,4 +73,6 @@ class HandOverRecord:
             scheme=values.get("scheme", "http"),
             trusted=values.get("trusted"),
             awaits_proxy=values.get("awaits_proxy", False),
+            awaits_tls=values.get("awaits_tls", False),
+            tls=values.get("tls"),
         )

@@ -13,15 +13,13 @@ connections cannot say who it is, and a proxy behind one can.
 from __future__ import annotations
 
 import asyncio
-import functools
-import logging
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from serve_asgi.config.trusted_proxies import TrustedNetworks
 from serve_asgi.http.client_socket import hang_up, is_readable
-from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_states import (
     CLOSED,
     CLOSING,
@@ -36,9 +34,11 @@ from serve_asgi.http.hand_over import HandOver
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.proxy_protocol import MalformedProxyHeader, ProxyHeader, ProxySource, parse
 from serve_asgi.http.timeouts import PEEK_TIME
+from serve_asgi.http.underlying_tls import UnderlyingTls
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.ipc.peer_address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.logs.rare_line import RareLine
 from serve_asgi.logs.server_log import about
 
 LINE_EVERY: Final = 10.0
@@ -46,48 +46,34 @@ LINE_EVERY: Final = 10.0
 
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 
-log: Final = logging.getLogger("serve")
 
-Opening = Callable[[HandOverRecord | None], "Http1Connection | ProxyConnection"]
+class Following(Protocol):
+    """What takes the transport over: a connection whose record has the client that the header names."""
+
+    eof: bool
+    """The client has ended its side already."""
+
+    def connection_made(self, transport: asyncio.BaseTransport, /) -> None:
+        """Attached; what has been read behind the header is in the record."""
 
 
-def opening(worker: WorkerContext) -> Opening:
-    """What makes the first protocol of each connection: of a new one (None), or of one that another worker left."""
-    if not worker.config.proxy_protocol:
-        return functools.partial(Http1Connection, worker)
-    balancers = Balancers(worker)
-
-    def make(record: HandOverRecord | None) -> Http1Connection | ProxyConnection:
-        if record is None or record.awaits_proxy:
-            return ProxyConnection(worker, balancers, record)
-        return Http1Connection(worker, record)
-
-    return make
+Follow = Callable[[HandOverRecord, bool], Any]
+"""Makes a `Following` that is an asyncio.Protocol too."""
 
 
 class Balancers:
     """Who may send the header, and the log of those who were closed."""
 
-    __slots__ = ("_loop", "_next_line", "_unsaid", "may_connect")
+    __slots__ = ("_line", "may_connect")
 
     def __init__(self, worker: WorkerContext) -> None:
         self.may_connect = TrustedNetworks(worker.config.proxy_protocol_allow_ips).trusts
-        self._loop = worker.loop
-        self._next_line = -math.inf
-        self._unsaid = 0
+        self._line = RareLine(LINE_EVERY)
 
     def report(self, peer: Address, why: str) -> None:
         """Log that a connection was closed, or count it if another one was logged just now."""
-        now = self._loop.time()
-        if now < self._next_line:
-            self._unsaid += 1
-            return
         who = "a unix socket" if peer is None else peer[0]
-        more = f"; and {self._unsaid} others since the last such line" if self._unsaid else ""
-        log.info(
-            "closed a connection from %s: %s%s", who, why, more, extra=about("proxy_refused", peer=who, reason=why)
-        )
-        self._next_line, self._unsaid = now + LINE_EVERY, 0
+        self._line.info("closed a connection from %s: %s", who, why, extra=about("proxy_refused", peer=who, reason=why))
 
 
 class ProxyConnection(asyncio.Protocol):
@@ -99,7 +85,9 @@ class ProxyConnection(asyncio.Protocol):
     __slots__ = (
         "_balancers",
         "_buffer",
+        "_follow",
         "_hand_over",
+        "_secure",
         "_worker",
         "client",
         "deadline",
@@ -112,10 +100,17 @@ class ProxyConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, worker: WorkerContext, balancers: Balancers, record: HandOverRecord | None) -> None:
+    tls: UnderlyingTls | None = None
+
+    def __init__(
+        self, worker: WorkerContext, balancers: Balancers, record: HandOverRecord | None, follow: Follow, secure: bool
+    ) -> None:
+        """`follow` makes the protocol that takes the transport over behind the header; `secure`: it speaks TLS."""
         self._worker = worker
         self._balancers = balancers
         self._hand_over = HandOver(record)
+        self._follow = follow
+        self._secure = secure
         self._buffer = bytearray()
         self.client: Address = None
         self.server: Address = None
@@ -200,7 +195,7 @@ class ProxyConnection(asyncio.Protocol):
             self.transport.close()
 
     def _serve(self, header: ProxyHeader) -> None:
-        """Give the transport to HTTP, as if it were a connection of the client that the header names."""
+        """Give the transport to what follows, as if it were a connection of the client that the header names."""
         worker, transport = self._worker, self.transport
         client, server, trusted = self.client, self.server, False
         if header.kind is ProxySource.CLIENT:
@@ -211,12 +206,12 @@ class ProxyConnection(asyncio.Protocol):
         self._buffer.clear()
         deadline = worker.loop.time() + worker.config.first_byte_timeout
         scheme = "https" if header.secure else "http"
-        http = Http1Connection(worker, HandOverRecord(leftover, client, server, deadline, 0, scheme, trusted))
-        http.eof = self.eof
+        following = self._follow(HandOverRecord(leftover, client, server, deadline, 0, scheme, trusted), self._secure)
+        following.eof = self.eof
         self.become(UPGRADED)
         self.deadline = math.inf
-        transport.set_protocol(http)
-        http.connection_made(transport)
+        transport.set_protocol(following)
+        following.connection_made(transport)
         worker.connections.discard(self)
         worker.cells[_CONNECTIONS] -= 1
 
@@ -278,8 +273,9 @@ class ProxyConnection(asyncio.Protocol):
         """As any connection leaves; the receiver waits for the rest of the header."""
         assert self.can_leave(), "leave() needs can_leave()"
         leftover = bytes(self._buffer)
-        record = HandOverRecord(leftover, self.client, self.server, self.deadline, 0, trusted=False, awaits_proxy=True)
-        return self._hand_over.leave(self, record), record
+        record = HandOverRecord(leftover, self.client, self.server, self.deadline, 0, trusted=False)
+        record = dataclasses.replace(record, awaits_proxy=True, awaits_tls=self._secure)
+        return self._hand_over.leave(self, record)
 
     def stay(self) -> None:
         """The hand-over failed: go on exactly as before."""

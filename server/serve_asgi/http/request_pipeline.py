@@ -29,6 +29,7 @@ from serve_asgi.http.timeouts import Timeouts
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.logs.server_log import about
 
 READ_LIMIT: Final = 65536
 """Bytes that may wait unread (a body that the application has not taken; requests pipelined) before reading pauses."""
@@ -43,6 +44,8 @@ INFINITY: Final = math.inf
 _EAGER: Final = sys.version_info >= (3, 12)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _SERVING: Final = WorkerPhase.SERVING
+CLIENT_HELLO: Final = b"\x16\x03"
+"""What TLS begins with (RFC 8446, 5.1)."""
 _CR: Final = 13
 _P: Final = ord("P")
 
@@ -180,10 +183,10 @@ class RequestPipeline:
             head = worker.heads.read(data, cells)
         except BadRequest as refused:
             refused = endless_target(data, worker.config.max_target_size) or refused
-            self.refuse(connection, refused, with_body=not data.startswith(b"HEAD "))
+            self.refuse(connection, refused, data)
             return
         if head.path == worker.health_path and head.method in health.METHODS:
-            last = self._is_last(head, rest)
+            last = self._is_last(connection, head, rest)
             self._respond_itself(connection, health.response(worker, head, last), last, rest)
             return
         if worker.published[0] > worker.shared.applied:
@@ -194,7 +197,7 @@ class RequestPipeline:
             connection.upgrade(head, leftover)
             return
         if worker.max_concurrency and cells[_IN_FLIGHT] >= worker.max_concurrency:
-            last = self._is_last(head, rest)
+            last = self._is_last(connection, head, rest)
             refusal = refusals.overloaded(worker, connection.client, connection.scheme, head, last)
             self._respond_itself(connection, refusal, last, rest)
             return
@@ -298,12 +301,28 @@ class RequestPipeline:
 
     # ---- responses of the server's own
 
-    def refuse(self, connection: PipelinedConnection, refused: BadRequest, with_body: bool = True) -> None:
-        """Answer what is no request that could be served, and close."""
+    def refuse(self, connection: PipelinedConnection, refused: BadRequest, head: bytes = b"") -> None:
+        """Answer what is no request that could be served, and close. `head`: if that has been taken from the buffer."""
+        if (head or self.buffer).startswith(CLIENT_HELLO):
+            self._close_tls(connection)
+            return
         self.buffer.clear()
+        with_body = not head.startswith(b"HEAD ")
         response = refusals.bad_request(self._worker, connection.client, connection.scheme, refused, with_body)
         self._output.write(response)
         connection.finish()
+
+    def _close_tls(self, connection: PipelinedConnection) -> None:
+        """A client speaks TLS where it is not spoken: it could not read an answer; the operator can."""
+        who = "a unix socket" if connection.client is None else connection.client[0]
+        self._worker.tls_at_plain_address.info(
+            "closed a connection from %s: it speaks TLS, and this address does not; use http://, or an https:// "
+            "address (--tls-cert)",
+            who,
+            extra=about("tls_misdirected", peer=who),
+        )
+        self.buffer.clear()
+        connection.close()
 
     def refuse_body(self, connection: PipelinedConnection, response: Response, refused: BadRequest) -> None:
         """The request's body is malformed: say so if nothing else has been said, and end the connection."""
@@ -319,13 +338,21 @@ class RequestPipeline:
         else:
             connection.response_cut(reset=response.until_close)
 
-    def _is_last(self, head: Head, rest: bytes) -> bool:
+    def _ends_here(self, connection: PipelinedConnection) -> bool:
+        """Whether the worker retires, and the connection does not go to another one."""
+        worker = self._worker
+        phase = worker.phase
+        return worker.announce_close or (
+            phase is not _SERVING and (phase is WorkerPhase.CLOSING or connection.is_stationary())
+        )
+
+    def _is_last(self, connection: PipelinedConnection, head: Head, rest: bytes) -> bool:
         """Whether a response of the server's own, which reads no body, is the connection's last."""
         worker = self._worker
         return (
             not head.keep_alive
             or head.body != 0
-            or ((worker.announce_close or worker.phase is WorkerPhase.CLOSING) and not (rest or self.buffer))
+            or (self._ends_here(connection) and not (rest or self.buffer))
             or not worker.config.keep_alive
         )
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response_head import CONTINUE
+from serve_asgi.http.underlying_tls import UnderlyingTls, tls_extension
 from serve_asgi.http.worker_context import Message, WorkerContext
 from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.ipc.peer_address import Address
@@ -40,6 +41,8 @@ class RequestSource(Protocol):
     scheme: str
     trusted: bool
     """Whether the forwarding fields of its requests are believed."""
+    tls: UnderlyingTls | None
+    """What stands between the socket and it."""
     eof: bool
     """The client has shut down its side."""
     read_paused: bool
@@ -114,6 +117,8 @@ class Request:
         }
         if worker.early_hints:
             self.scope["extensions"][EARLY_HINT] = {}
+        if connection.tls is not None:
+            self.scope["extensions"]["tls"] = tls_extension(connection.tls.info)
         if head.te_trailers:
             self.scope["extensions"]["http.response.trailers"] = {}
         self._identity = (

@@ -30,10 +30,12 @@ from serve_asgi.http.response_head import (
     without,
 )
 from serve_asgi.http.sendfile import FileBody, FileSink, file_of, path_of
+from serve_asgi.http.underlying_tls import UnderlyingTls
 from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import LARGE
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
+from serve_asgi.logs.access_log import LoggedTls
 
 LARGEST_HEADERS: Final = 1024
 """Encoded response headers of more bytes are not kept for the next response."""
@@ -100,6 +102,12 @@ class ResponseSink(FileSink, Protocol):
 
     client: Address
     """Who is connected."""
+
+    tls: UnderlyingTls | None
+    """What stands between the socket and it."""
+
+    def is_stationary(self) -> bool:
+        """Whether it cannot move to another worker."""
 
     def requests_wait(self) -> bool:
         """Whether more has been read behind the present request: it is answered before the connection is closed."""
@@ -312,12 +320,19 @@ class Response:
         self._framing = framing
         return framing
 
+    def _is_last(self) -> bool:
+        """Whether the connection ends with this response, because the worker retires."""
+        connection = self._connection
+        ends = self.worker.phase is _CLOSING or connection.is_stationary()
+        return ends and not connection.requests_wait()
+
     def _head_bytes(self, framing: ResponseFraming, more: bool) -> bytes:
         """The head; decides whether the connection persists. With `more`, body is still to come on the wire."""
         worker, head, flags, request_body = self.worker, self.head, self._flags, self.request.body
         self.close = close = (
             not head.keep_alive
-            or ((worker.announce_close or worker.phase is _CLOSING) and not self._connection.requests_wait())
+            or (worker.phase is not _SERVING and self._is_last())
+            or (worker.announce_close and not self._connection.requests_wait())
             or not worker.config.keep_alive
             or flags & _CLOSE != 0
             or framing.kind is BodyFraming.CLOSE
@@ -563,6 +578,10 @@ class Response:
     def client_scheme(self) -> str:
         """What the client speaks."""
         return self.request.client_scheme()
+
+    def tls(self) -> LoggedTls | None:
+        """What was negotiated."""
+        return None if self._connection.tls is None else self._connection.tls.info
 
     def identity(self) -> str:
         """The request's id, or ""."""

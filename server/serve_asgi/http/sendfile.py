@@ -57,8 +57,8 @@ class FileBody:
 
         What waits ends with the client's reading or `write_timeout`. Raises OSError if the file cannot be read.
         """
-        if self.left <= SMALL:
-            await self._send_pieces(connection.output)
+        if self.left <= SMALL or connection.output.transport.get_extra_info("tls") is not None:
+            await self._send_pieces(connection.output)  # what the kernel sent past TLS would not be encrypted
             return
         output = connection.output
         await output.written()

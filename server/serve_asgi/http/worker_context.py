@@ -23,6 +23,7 @@ from serve_asgi.http.head_parsers import Parser, parser_factory
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.write_batching import WriteBatch
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
+from serve_asgi.logs.rare_line import RareLine
 from serve_asgi.logs.request_ids import RequestIds
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ DROP_TIME: Final = 1.0
 So an application that is in the middle of something comes to what it does next: a background task after the response,
 or `websocket.disconnect` in `receive`. One that only ever sends is ended all the same.
 """
+
+TLS_LINE_EVERY: Final = 60.0
+"""Seconds between two lines of the log on clients that speak TLS where it is not spoken."""
 
 KEEP_ALIVE_SLACK: Final = 1.0
 """An idle connection is closed a little later (s) than advertised, so that a client's last request finds it open."""
@@ -128,6 +132,7 @@ class WorkerContext:
         "health_path",
         "keep_alive",
         "keep_alive_lines",
+        "last_call",
         "lent",
         "loop",
         "max_concurrency",
@@ -148,6 +153,7 @@ class WorkerContext:
         "slot",
         "state",
         "tasks",
+        "tls_at_plain_address",
         "took",
         "write_batch",
     )
@@ -205,6 +211,8 @@ class WorkerContext:
         self.slot = 0
         """Which worker this is: `scope["extensions"]["serve"]`."""
         self.early_hints = config.early_hints
+        self.last_call = False
+        """The graceful timeout is near: idle connections that cannot move are closed."""
         self.hand_over: Callable[[Any], None] | None = None
         """In phase HANDING_OVER: called by a connection that has become idle, to be handed over."""
         self.access_log: AccessLog | None = None
@@ -230,6 +238,8 @@ class WorkerContext:
         self.max_concurrency = config.max_concurrency
         self.dropped_bodies = DroppedBodyLog()
         """What the application does wrong without harm."""
+        self.tls_at_plain_address = RareLine(TLS_LINE_EVERY)
+        """What clients do wrong who speak TLS where it is not spoken."""
         self.heads = CachedHeadReader(self.new_parser, self._check)
         self.encoded_headers: BoundedCache[Any, tuple[bytes, int, int]] = BoundedCache()
         """What `serve_asgi.http.response_head.encode_headers` made of the headers that applications gave lately."""

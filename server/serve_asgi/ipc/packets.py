@@ -158,6 +158,42 @@ MOST_IN_RECORD: Final = 100_000
 """Characters of the leftover in a record; a longer one travels in a memfd."""
 
 
+Secret = Annotated[str, msgspec.Meta(max_length=200)]
+Certificate = Annotated[str, msgspec.Meta(max_length=MOST_IN_RECORD // 10)]
+
+
+class NegotiatedTls(msgspec.Struct, frozen=True):
+    """What was negotiated for a TLS connection (`serve_asgi.tls.moved_session`)."""
+
+    version: Count
+    cipher_suite: Count
+    cipher_name: Short
+    server_name: Sentence | None = None
+    alpn: Short | None = None
+    client_certificates: Annotated[list[Certificate], msgspec.Meta(max_length=10)] = []
+    client_name: Sentence | None = None
+    client_error: Sentence | None = None
+    resumed: bool = False
+
+
+class MovedTls(msgspec.Struct, frozen=True):
+    """A TLS connection that travels; its secrets are never shown."""
+
+    format: Count
+    suite: Count
+    read_secret: Secret
+    read_sequence: Count
+    write_secret: Secret
+    write_sequence: Count
+    info: NegotiatedTls
+    partial: Annotated[str, msgspec.Meta(max_length=MOST_IN_RECORD // 4)]
+    message: Annotated[str, msgspec.Meta(max_length=MOST_IN_RECORD // 4)]
+    max_fragment: Count
+
+    def __repr__(self) -> str:
+        return "MovedTls(…)"
+
+
 class Record(msgspec.Struct, frozen=True):
     """What travels with a connection (`serve_asgi.http.hand_over_record`)."""
 
@@ -169,6 +205,8 @@ class Record(msgspec.Struct, frozen=True):
     scheme: Short = "http"
     trusted: bool | None = None
     awaits_proxy: bool = False
+    awaits_tls: bool = False
+    tls: MovedTls | None = None
 
 
 class Offer(Packet, frozen=True, tag="offer"):

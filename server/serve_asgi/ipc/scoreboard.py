@@ -101,6 +101,15 @@ class Cell(enum.IntEnum):
     ACCEPTS = 31  # 1 while this worker accepts connections
     # counters: one word for each bucket of DURATION_BOUNDS, and one for all that took longer
     DURATION_0 = 32
+    # counters
+    TLS_1_3 = 51  # handshakes that succeeded, by version
+    TLS_1_2 = 52
+    TLS_RESUMED = 53  # of both
+    TLS_FAILED = 54
+    TLS_NOT_MOVED = 55  # connections of TLS 1.2 that were closed because their worker retired
+    TLS_AES_128 = 56  # handshakes by cipher
+    TLS_AES_256 = 57
+    TLS_CHACHA20 = 58
 
 
 DURATION_BOUNDS: Final = (

@@ -67,6 +67,22 @@ class RefusedRequest:
     logged: tuple[str, ...] | None = None
 
 
+class LoggedTls(Protocol):
+    """What was negotiated for a TLS connection."""
+
+    @property
+    def cipher_name(self) -> str:
+        """As OpenSSL writes it."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether a session of before was resumed."""
+
+    @property
+    def version_name(self) -> str:
+        """TLSv1.3."""
+
+
 class LoggedResponse(Protocol):
     """What only some formats ask for, besides the request (which equal requests share)."""
 
@@ -75,6 +91,9 @@ class LoggedResponse(Protocol):
 
     def client_scheme(self) -> str:
         """What the client speaks: http, https, ws or wss."""
+
+    def tls(self) -> LoggedTls | None:
+        """Of the connection; None if it is not this server that speaks TLS."""
 
     def identity(self) -> str:
         """The request's id, "" if it has none."""
@@ -86,11 +105,12 @@ class LoggedResponse(Protocol):
 class ServerResponse:
     """A response that the server made without the application."""
 
-    __slots__ = ("_peer", "_scheme")
+    __slots__ = ("_peer", "_scheme", "_tls")
 
-    def __init__(self, peer: Address, scheme: str) -> None:
+    def __init__(self, peer: Address, scheme: str, tls: LoggedTls | None = None) -> None:
         self._peer = peer
         self._scheme = scheme
+        self._tls = tls
 
     def peer(self) -> Address:
         """See LoggedResponse."""
@@ -99,6 +119,10 @@ class ServerResponse:
     def client_scheme(self) -> str:
         """See LoggedResponse."""
         return self._scheme
+
+    def tls(self) -> LoggedTls | None:
+        """See LoggedResponse."""
+        return self._tls
 
     def identity(self) -> str:
         """See LoggedResponse."""

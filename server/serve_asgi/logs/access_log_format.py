@@ -23,6 +23,7 @@ from serve_asgi.logs.access_log import (
     AccessLog,
     LoggedRequest,
     LoggedResponse,
+    LoggedTls,
     TextCache,
     common_time,
     complain,
@@ -186,6 +187,9 @@ _MOVING: Final = frozenset(
         "client",
         "peer",
         "scheme",
+        "tls_version",
+        "tls_cipher",
+        "tls_resumed",
         "request_id",
         "time",
         "status",
@@ -329,7 +333,17 @@ def _ask(field: LogField) -> Ask:
         return lambda response: peer[0] if (peer := response.peer()) else None
     if field.name == "scheme":
         return lambda response: response.client_scheme() or None
+    if field.name in _OF_TLS:
+        of_tls = _OF_TLS[field.name]
+        return lambda response: None if (tls := response.tls()) is None else of_tls(tls)
     return lambda response: response.identity() or None
+
+
+_OF_TLS: Final[dict[str, Callable[[LoggedTls], str]]] = {
+    "tls_version": lambda tls: tls.version_name,
+    "tls_cipher": lambda tls: tls.cipher_name,
+    "tls_resumed": lambda tls: "yes" if tls.resumed else "no",
+}
 
 
 def _in_line(value: Value) -> str:

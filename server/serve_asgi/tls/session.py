@@ -114,8 +114,8 @@ class TlsSession:
         "state",
     )
 
-    def __init__(self, contexts: HandshakeContexts, moved: MovedSession | None = None) -> None:
-        """A new connection, or one that another process has given up (`moved`), with which `contexts` have no part.
+    def __init__(self, contexts: HandshakeContexts | None, moved: MovedSession | None = None) -> None:
+        """A new connection, or one that another process has given up (`moved`), for which no `contexts` are needed.
 
         Raises KeyError for a moved one with a cipher suite that this version does not know.
         """
@@ -139,6 +139,7 @@ class TlsSession:
         self._asked = False
         self._floods = RecordFloods()
         if moved is None:
+            assert contexts is not None
             self._handshake = TlsHandshake(contexts)
         else:
             suite = SUITES[moved.suite]

@@ -26,6 +26,7 @@ from serve_asgi.http.client_socket import hang_up, unacknowledged
 from serve_asgi.http.forwarded import Forwarded
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response import CLIENT_GONE
+from serve_asgi.http.underlying_tls import TlsDetails
 from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
@@ -119,10 +120,11 @@ class WebSocketConnection(asyncio.Protocol):
         server: Address,
         scheme: str = "http",
         forwarded: Forwarded | None = None,
+        tls: TlsDetails | None = None,
     ) -> None:
-        """`scheme` is the connection's; `forwarded` is what trusted proxies say of the request."""
+        """`scheme` and `tls` are the connection's; `forwarded` is what trusted proxies say of the request."""
         self._worker = worker
-        self._request = WebSocketRequest(worker, head, client, server, scheme, forwarded)
+        self._request = WebSocketRequest(worker, head, client, server, scheme, forwarded, tls)
         self.deadline = math.inf
         self.state = HANDSHAKE
         self.transport: asyncio.Transport

@@ -12,8 +12,10 @@ from typing import Any, Final
 from serve_asgi.http.forwarded import Forwarded
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.request_receive import ASGI_VERSION
+from serve_asgi.http.underlying_tls import TlsDetails, tls_extension
 from serve_asgi.http.worker_context import Message, Scope, WorkerContext
 from serve_asgi.ipc.peer_address import Address
+from serve_asgi.logs.access_log import LoggedTls
 from serve_asgi.logs.exceptions import exc_info, was_told
 from serve_asgi.logs.request_ids import named, of_request, traceparent
 from serve_asgi.logs.server_log import about
@@ -27,7 +29,7 @@ _log: Final = logging.getLogger("serve.error")
 class WebSocketRequest:
     """One request; to the access log a `serve_asgi.logs.access_log.LoggedResponse`."""
 
-    __slots__ = ("_forwarded", "_identity", "_peer", "_scheme", "_server", "_worker", "client", "head")
+    __slots__ = ("_forwarded", "_identity", "_peer", "_scheme", "_server", "_tls", "_worker", "client", "head")
 
     def __init__(
         self,
@@ -37,8 +39,9 @@ class WebSocketRequest:
         server: Address,
         scheme: str,
         forwarded: Forwarded | None,
+        tls: TlsDetails | None = None,
     ) -> None:
-        """`scheme` is the connection's; `forwarded` is what trusted proxies say of the request."""
+        """`scheme` and `tls` are the connection's; `forwarded` is what trusted proxies say of the request."""
         self._worker = worker
         self.head = head
         self.client = client if forwarded is None else forwarded.client
@@ -46,6 +49,7 @@ class WebSocketRequest:
         self._peer = client
         self._server = server
         self._scheme = scheme
+        self._tls = tls
         self._forwarded = forwarded
         self._identity = ""
 
@@ -80,6 +84,8 @@ class WebSocketRequest:
                 "websocket.http.response": {},
             },
         }
+        if self._tls is not None:
+            scope["extensions"]["tls"] = tls_extension(self._tls)
         if self._forwarded is not None:
             self._forwarded.apply(scope)
         return scope
@@ -116,6 +122,10 @@ class WebSocketRequest:
         said = None if self._forwarded is None else self._forwarded.secure
         secure = self._scheme == "https" if said is None else said
         return "wss" if secure else "ws"
+
+    def tls(self) -> LoggedTls | None:
+        """What was negotiated."""
+        return self._tls
 
     def identity(self) -> str:
         """The request's id, or ""."""

@@ -53,16 +53,18 @@ class _Listening:
     protocol: int
     own_end: Address
     """The address that clients connect to; None if it varies and each connection has to be asked."""
+    secure: bool
+    """Whether it speaks TLS."""
 
     @classmethod
-    def of(cls, listening: socket.socket) -> _Listening:
+    def of(cls, listening: socket.socket, secure: bool) -> _Listening:
         name = listening.getsockname()
         own_end: Address = None
         if listening.family == socket.AF_UNIX:
             own_end = (unix_name(name), None) if name else None
         elif name[0] not in EVERYWHERE:
             own_end = (str(name[0]), int(name[1]))
-        return cls(int(listening.family), listening.proto, own_end)
+        return cls(int(listening.family), listening.proto, own_end, secure)
 
 
 class Acceptor:
@@ -71,26 +73,27 @@ class Acceptor:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        sockets: list[socket.socket],
+        sockets: dict[socket.socket, bool],
         cells: memoryview,
         order: WakeOrder,
         limit: ConnectionLimit,
-        make_protocol: Callable[[Address, Address], asyncio.Protocol],
+        make_protocol: Callable[[Address, Address, bool], asyncio.Protocol],
         attached: Callable[[asyncio.Protocol], None],
     ) -> None:
-        """While `limit` leaves no room, clients wait in the kernel's queue, for this worker or another.
+        """`sockets` are the listening ones, and whether each speaks TLS. While `limit` leaves no room, clients wait in
+        the kernel's queue, for this worker or another.
 
-        `make_protocol` gets the client's and the server's address as far as they are known without a system call.
-        `attached` is called with each protocol once it has its transport.
+        `make_protocol` gets the client's and the server's address as far as they are known without a system call, and
+        whether the connection speaks TLS. `attached` is called with each protocol once it has its transport.
         """
         self._loop = loop
-        self._sockets = sockets
+        self._sockets = list(sockets)
         self._cells = cells
         self._order = order
         self._limit = limit
         self._make_protocol = make_protocol
         self._attached = attached
-        self._common = {listening: _Listening.of(listening) for listening in sockets}
+        self._common = {listening: _Listening.of(listening, secure) for listening, secure in sockets.items()}
         self._attaching: dict[Attempt, socket.socket] = {}
         self._all_attached = asyncio.Event()
         self._pause: asyncio.TimerHandle | None = None
@@ -219,7 +222,7 @@ class Acceptor:
         if self._must_admit:
             admit(client)
         peer = (name[0], name[1]) if isinstance(name, tuple) else None
-        self.attach(client, functools.partial(self._make_protocol, peer, common.own_end))
+        self.attach(client, functools.partial(self._make_protocol, peer, common.own_end, common.secure))
         return descriptor
 
     def _no_descriptors(self, error: str = "") -> None:

@@ -39,16 +39,19 @@ class HandOverReceiver:
         orphaned: Callable[[int], None],
         arrived: Callable[[socket.socket, HandOverRecord], None],
         has_room: Callable[[int], bool] = lambda _: True,
+        understands: Callable[[HandOverRecord], bool] = lambda _: True,
     ) -> None:
         """`orphaned(pair)` asks the listener for a verdict on a pair that ended with uncommitted offers.
 
-        A descriptor for which `has_room` returns False is refused.
+        A descriptor for which `has_room` returns False is refused, and so is a connection with which this worker could
+        not go on (`understands`).
         """
         self._loop = loop
         self._cells = cells
         self._orphaned = orphaned
         self._arrived = arrived
         self._has_room = has_room
+        self._understands = understands
         self._held: dict[int, dict[int, tuple[list[int], HandOverRecord]]] = {}
         self._pairs: dict[int, PairEnd] = {}
         self.refusing = False
@@ -104,12 +107,14 @@ class HandOverReceiver:
             case packets.Offer(offer, record):
                 if offer in held or len(held) >= MOST_HELD:
                     raise ChannelError(f"offer {offer} twice, or more than {MOST_HELD} offers")
-                if self.refusing or not descriptors or not self._has_room(descriptors[0]):
+                found = HandOverRecord.from_json(packets.members(record))
+                takes = not self.refusing and descriptors and self._has_room(descriptors[0])
+                if not takes or not self._understands(found):
                     _close(descriptors)
                     pair.say({"type": "refuse", "offer": offer})
                     return
                 _check(descriptors)
-                held[offer] = (descriptors, HandOverRecord.from_json(packets.members(record)))
+                held[offer] = (descriptors, found)
                 self.idle.clear()
                 pair.say({"type": "take", "offer": offer})
             case packets.Commit(offer) if offer in held:

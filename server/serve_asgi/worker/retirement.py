@@ -124,9 +124,12 @@ class Retirement:
                 return
 
     async def _close_remaining(self) -> None:
-        """Close connections that nobody can take before the graceful timeout would cut them."""
+        """Close connections that nobody can take, or that cannot move, before the graceful timeout would cut them."""
         await anyio.sleep(self._worker.config.graceful_timeout * (1 - CLOSING_SHARE))
-        if not self._worker.sender.can_go():
+        self._worker.context.last_call = True
+        if self._worker.sender.can_go():
+            self.retire_connections()
+        else:
             self.give_up()
 
     def give_up(self) -> None:

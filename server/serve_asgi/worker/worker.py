@@ -24,13 +24,11 @@ from serve_asgi.config.options import Config
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord
-from serve_asgi.http.proxy_protocol_connection import opening
-from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
+from serve_asgi.http.worker_context import ASGIApplication, WorkerContext, WorkerPhase
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.ipc.channel import Channel, Packet, SendQueue, TruncatedDescriptors
 from serve_asgi.ipc.membership_frames import Role
-from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
 from serve_asgi.logs import access_log_standard
 from serve_asgi.logs import server_log as logs
@@ -41,6 +39,7 @@ from serve_asgi.worker.accept_balance import LoopFactory, WakeOrder
 from serve_asgi.worker.acceptor import Acceptor
 from serve_asgi.worker.bootstrap import failure, leave_within
 from serve_asgi.worker.connection_limit import ConnectionLimit
+from serve_asgi.worker.connection_opening import ConnectionOpening
 from serve_asgi.worker.event_loop import hidden
 from serve_asgi.worker.hand_over_receiver import HandOverReceiver
 from serve_asgi.worker.hand_over_sender import HandOverSender
@@ -89,7 +88,7 @@ class WorkerProcess:
         self.scoreboard = scoreboard
         self.welcome = welcome
         self.sockets = sockets
-        self.secure = secure
+        self.secure = secure or [False] * len(sockets)
         self.tls = TlsUpdates(tls_material, self.send_queue.put)
         self.loops = loops
         self.watchdog = watchdog
@@ -188,7 +187,8 @@ class WorkerProcess:
             forks.leave(error)
             detail = application_traceback(error)
             raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
-        self.context = context = WorkerContext(app, self.config, loop, self.scoreboard, self.cells, retiring)
+        front = self._redirecting(app) if config.https_redirect else app
+        self.context = context = WorkerContext(front, self.config, loop, self.scoreboard, self.cells, retiring)
         context.shared = shared
         if self.hub is not None:
             context.catch_up = SharedStateSync(self.hub, context.published)
@@ -198,13 +198,15 @@ class WorkerProcess:
         )
         self.connection_limit = ConnectionLimit(context, self.others, self.welcome["generation"], self.welcome["slot"])
         self.order = WakeOrder(loop, self.loops.epoll, self.others)
-        self._opening = opening(context)
+        self._opening = ConnectionOpening(context, self.tls.contexts)
+        secure = dict(zip(self.sockets, self.secure, strict=True))
         self.acceptor = Acceptor(
-            loop, self.sockets, self.cells, self.order, self.connection_limit, self._accepted, self._attached
+            loop, secure, self.cells, self.order, self.connection_limit, self._opening.accepted, self._attached
         )
         self.sender = HandOverSender(loop, self.cells, self._withdraw, self.retirement.retire_connections)
         self.receiver = HandOverReceiver(
-            loop, self.cells, self._orphaned, self._arrived, self.connection_limit.for_taken_over
+            *(loop, self.cells, self._orphaned, self._arrived),
+            *(self.connection_limit.for_taken_over, self._opening.understands),
         )
         context.hand_over = self.sender.hand_over
         self.lifespan = Lifespan(app, self.config.lifespan, context.state)
@@ -213,6 +215,13 @@ class WorkerProcess:
             await (
                 self.hub.flushed()
             )  # so that the hub knows all of it before the listener hears that this worker is ready
+
+    def _redirecting(self, app: ASGIApplication) -> ASGIApplication:
+        """The application behind one that sends clients of plain addresses to the first address that speaks TLS."""
+        from serve_asgi.http.https_redirect import HttpsRedirect
+
+        secure = next(each for each, speaks_tls in zip(self.sockets, self.secure, strict=True) if speaks_tls)
+        return HttpsRedirect(app, secure.getsockname()[1])
 
     # Serving and leaving
 
@@ -258,18 +267,13 @@ class WorkerProcess:
 
     # Connections
 
-    def _accepted(self, client: Address, server: Address) -> asyncio.Protocol:
-        connection = self._opening(None)
-        connection.client, connection.server = client, server
-        return connection
-
     def _attached(self, protocol: asyncio.Protocol) -> None:
         """A connection is attached; if the worker has begun to retire meanwhile, treat it as the others."""
         if self.context.phase is not WorkerPhase.SERVING and isinstance(protocol, Http1Connection):
             protocol.retire()
 
     def _arrived(self, client: socket.socket, record: HandOverRecord) -> None:
-        self.acceptor.attach(client, lambda: self._opening(record))
+        self.acceptor.attach(client, lambda: self._opening.arrived(record))
 
     def _withdraw(self, pair: int) -> bool:
         try:

@@ -1,0 +1,86 @@
+"""What a connection begins with, or goes on with: the first protocol of each transport of a client.
+
+It owns the choice between HTTP, a TLS handshake, a PROXY protocol header, and a connection of another worker's in any
+of these states. Rule: who has no TLS pays nothing for it, not even the import. It must not know sockets, nor what any
+of these protocols do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from serve_asgi.http.connection import Http1Connection
+from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.proxy_protocol_connection import Balancers, ProxyConnection
+from serve_asgi.http.worker_context import WorkerContext
+from serve_asgi.ipc.peer_address import Address
+from serve_asgi.logs.server_log import about
+
+if TYPE_CHECKING:
+    from serve_asgi.tls.server_contexts import ServerContexts
+    from serve_asgi.worker.tls_handshakes import TlsHandshakes
+
+log = logging.getLogger("serve")
+
+
+class ConnectionOpening:
+    """Of one worker."""
+
+    def __init__(self, worker: WorkerContext, contexts: ServerContexts | None) -> None:
+        """`contexts` are for the addresses that speak TLS; None if there are none."""
+        self._worker = worker
+        self._balancers = Balancers(worker) if worker.config.proxy_protocol else None
+        self._handshakes: TlsHandshakes | None = None
+        if contexts is not None:
+            from serve_asgi.worker.tls_handshakes import TlsHandshakes
+
+            self._handshakes = TlsHandshakes(worker, contexts)
+
+    def accepted(self, client: Address, server: Address, secure: bool) -> asyncio.Protocol:
+        """The protocol of a client that was accepted; `secure`: at an address that speaks TLS."""
+        connection: Any
+        if self._balancers is not None:
+            connection = ProxyConnection(self._worker, self._balancers, None, self.follow, secure)
+        elif secure and self._handshakes is not None:
+            connection = self._handshakes.connection()
+        else:
+            connection = Http1Connection(self._worker)
+        connection.client, connection.server = client, server
+        return connection  # type: ignore[no-any-return]
+
+    def arrived(self, record: HandOverRecord) -> asyncio.Protocol:
+        """The protocol of a connection that another worker has handed over, and that this one `understands`."""
+        if record.awaits_proxy and self._balancers is not None:
+            return ProxyConnection(self._worker, self._balancers, record, self.follow, record.awaits_tls)
+        connection = Http1Connection(self._worker, record)
+        if record.tls is None:
+            return connection
+        from serve_asgi.tls.moved_session import MovedSession
+        from serve_asgi.tls.session import TlsSession
+        from serve_asgi.tls.transport import TlsTransport
+
+        return TlsTransport(TlsSession(None, MovedSession.from_json(record.tls)), connection)
+
+    def understands(self, record: HandOverRecord) -> bool:
+        """Whether this worker can go on with a connection that another one offers."""
+        if record.awaits_tls and self._handshakes is None:
+            return False
+        if record.tls is None:
+            return True
+        from serve_asgi.tls.moved_session import MovedSession
+        from serve_asgi.tls.session import TlsSession
+
+        try:
+            TlsSession(None, MovedSession.from_json(record.tls))
+        except (LookupError, ValueError) as error:
+            log.warning("refused a TLS connection of another worker: %s", error, extra=about("handover_refused"))
+            return False
+        return True
+
+    def follow(self, record: HandOverRecord, secure: bool) -> asyncio.Protocol:
+        """The protocol behind a PROXY protocol header."""
+        if secure and self._handshakes is not None:
+            return self._handshakes.connection(record)
+        return Http1Connection(self._worker, record)
