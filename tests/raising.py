@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from serve_asgi.http.worker_context import ClientDisconnected
+from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.logs.exceptions import name_of
 
 

@@ -19,7 +19,8 @@ import pytest
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from serve_asgi.http.worker_context import ASGIApplication, ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.http.dropped_messages import ClientDisconnected
+from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker.lifespan import Lifespan
 from tests.http.http_server import GET, Client, HttpServer, body, respond, start

@@ -21,8 +21,7 @@ import uvloop
 from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http import connection_states as lifecycle
-from serve_asgi.http import request_pipeline
-from serve_asgi.http import response as http_response
+from serve_asgi.http import request_pipeline, response_states
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.response import Response
@@ -52,7 +51,7 @@ class CheckedResponse(Response):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "state" and hasattr(self, "state"):
-            assert value in http_response.TRANSITIONS[self.state], f"{self.state} -> {value}"
+            assert value in response_states.TRANSITIONS[self.state], f"{self.state} -> {value}"
         super().__setattr__(name, value)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.http.dropped_messages import DROP_TIME, ClientDisconnected
+from serve_asgi.http.worker_context import Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from tests.http.http_server import GET, HttpServer, answering, body, read, respond, start
 from tests.http.test_response import head
@@ -165,7 +166,7 @@ def test_much_content_is_not_waited_for(serve: Serve) -> None:
 
 
 def test_a_call_is_told_at_once_when_its_client_leaves(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_asgi.http.response.DROP_TIME", 1000.0)
+    monkeypatch.setattr("serve_asgi.http.dropped_messages.DROP_TIME", 1000.0)
     told: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

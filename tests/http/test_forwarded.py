@@ -268,6 +268,12 @@ def test_fields_that_are_not_believed_are_not_read() -> None:
     assert said([(b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-proto", b"https")], "forwarded") is None
 
 
+def test_fields_that_are_believed_are_noticed() -> None:
+    forwarding = Forwarding(LOCAL, "x-forwarded-for")
+    assert forwarding.mentioned([(b"host", b"a"), (b"x-forwarded-for", b"b")])
+    assert not forwarding.mentioned([(b"host", b"a"), (b"forwarded", b"for=b")])
+
+
 def test_a_request_without_these_fields_costs_no_more_than_the_look() -> None:
     assert said([(b"accept", b"*/*"), (b"user-agent", b"x")]) is None
 

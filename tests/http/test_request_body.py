@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.http.worker_context import ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.http.dropped_messages import ClientDisconnected
+from serve_asgi.http.worker_context import Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from tests.http.http_server import GET, HttpServer, body, echo, read, respond, response, start
 
@@ -401,7 +402,7 @@ class Watcher:
 def test_client_disconnects(
     serve: Serve, request_: bytes, begun: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.http.response.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.dropped_messages.DROP_TIME", 0.1)
     watcher = Watcher(start(), body(b"begun", more=True)) if begun else Watcher()
     server = serve(watcher)
     client = server.connect()
@@ -472,7 +473,7 @@ def test_several_tasks_may_receive(serve: Serve) -> None:
 def test_error_made_of_a_disconnect_is_not_logged(
     serve: Serve, wrapped: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.http.response.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.dropped_messages.DROP_TIME", 0.1)
     raised = threading.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from serve_asgi.config.options import Config
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.worker_context import ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.http.dropped_messages import ClientDisconnected
+from serve_asgi.http.worker_context import Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.exceptions import all_tell

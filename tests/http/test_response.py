@@ -569,7 +569,7 @@ def test_pipelined_answers_wait_for_a_slow_reader(serve: Serve) -> None:
 
 
 def test_send_that_waits_hears_of_the_disconnect(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_asgi.http.response.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.dropped_messages.DROP_TIME", 0.1)
     errors: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 
-from serve_asgi.http.worker_context import ClientDisconnected
+from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.logs.exceptions import all_tell, shortened
 from serve_asgi.logs.tracebacks import MESSAGE_LIMIT, TRACEBACK_LIMIT, application_traceback, error_text, traceback_text
 from tests.raising import Graph, Hostile, graphs, link

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import tracemalloc
 import zlib
 
@@ -15,6 +17,7 @@ from websockets.protocol import OPEN, SERVER, Protocol
 from websockets.uri import parse_uri
 
 from serve_asgi.websocket.compression import MAX_STREAMS, TAIL, Deflate
+from serve_asgi.websocket.frames import PING, control_frame
 from serve_asgi.websocket.framing import End, Event, MessageFraming, weigh
 from tests.websocket.websocket_server import frame
 
@@ -188,7 +191,7 @@ def test_frames_are_what_a_client_library_reads(size: int) -> None:
     framing = MessageFraming(None, MAX_SIZE)
     client = ClientProtocol(parse_uri("ws://test/"), max_size=None, state=OPEN)
     client.receive_data(
-        framing.text("x" * size) + framing.binary(b"y" * size) + framing.ping(b"z") + framing.close(1000)
+        framing.text("x" * size) + framing.binary(b"y" * size) + control_frame(PING, b"z") + framing.close(1000)
     )
     got = [(f.opcode, bytes(f.data)) for f in client.events_received() if isinstance(f, Frame)]
     assert got == [
@@ -269,3 +272,148 @@ def test_what_nobody_has_asked_for_takes_a_few_times_its_bytes(stream: bytes, si
         tracemalloc.stop()
     assert not any(isinstance(e, End) for e in events)
     assert peak < 5 * received + 4 * ROOM
+
+
+# What is wrong, and where ways meet, each without chance
+
+
+def deflated(data: bytes) -> bytes:
+    """As a client compresses a message."""
+    compressor = zlib.compressobj(9, wbits=-12)
+    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[: -len(TAIL)]
+
+
+@pytest.mark.parametrize(
+    ("stream", "code"),
+    [
+        (b"\x83\x80mask", 1002),
+        (frame(1, b"a", rsv=2), 1002),
+        (frame(8, b"\x03\xe8", rsv=4), 1002),
+        (frame(1, b"a", mask=False), 1002),
+        (frame(9, b"", fin=False), 1002),
+        (b"\x89\xfe\x00\x7emask", 1002),
+        (frame(0, b"a"), 1002),
+        (frame(1, b"a", fin=False) + frame(1, b"b"), 1002),
+        (b"\x82\xfe\x00\x7dmask" + bytes(125), 1002),
+        (b"\x82\xff" + (65535).to_bytes(8) + b"mask", 1002),
+        (b"\x82\xff" + (1 << 63).to_bytes(8) + b"mask", 1002),
+        (frame(8, b"\x03"), 1002),
+        (frame(8, b"\x03\xed"), 1002),
+        (frame(8, b"\x03\xe8\xff"), 1007),
+        (frame(1, b"\xff"), 1007),
+        (frame(1, b"a\xed\xa0", fin=False), 1007),
+        (frame(1, b"\xc3", fin=False) + frame(0, b"a"), 1007),
+        (frame(2, bytes(MAX_SIZE + 1)), 1009),
+        (frame(2, bytes(MAX_SIZE), fin=False) + frame(0, b"a"), 1009),
+        (frame(2, deflated(bytes(MAX_SIZE + 1)), rsv=4), 1009),
+        (frame(2, deflated(bytes(1 << 20)), rsv=4, fin=False), 1009),
+        (frame(2, b"\xff" * 9, rsv=4), 1002),
+        (frame(2, bytes(4 * MAX_SIZE + 4096), rsv=4), 1009),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 5, 1 << 20])
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_is_wrong_ends_it_with_its_code(stream: bytes, code: int, size: int, asked: bool) -> None:
+    good = frame(1, b"good")
+    events = fed_slowly(good + stream + frame(1, b"behind"), size, 10_000, asked, Deflate(12, 12, True, True))
+    assert events[0] == "good"
+    (end,) = events[1:]
+    assert isinstance(end, End)
+    assert (end.code, end.failed, end.reply[:1]) == (code, True, b"\x88")
+
+
+@pytest.mark.parametrize("size", [1, 5, 1 << 20])
+def test_what_is_right_comes_out_as_it_went_in(size: int) -> None:
+    stream = (
+        frame(1, "é".encode())
+        + frame(2, bytes(130))
+        + frame(1, b"x" * 130)
+        + frame(2, b"a", fin=False)
+        + frame(9, b"?")
+        + frame(0, b"", fin=False)
+        + frame(0, b"b")
+        + frame(1, "\u20ac".encode()[:2], fin=False)
+        + frame(0, "\u20ac".encode()[2:])
+        + frame(1, deflated(b"squeezed"), rsv=4)
+        + frame(2, deflated(b"in two")[:3], rsv=4, fin=False)
+        + frame(0, deflated(b"in two")[3:])
+        + frame(10, b"")
+        + frame(8, b"\x03\xe8bye")
+    )
+    events, output = fed(stream, size, Deflate(12, 12, True, False))
+    assert events[:-1] == ["é", bytes(130), "x" * 130, b"ab", "\u20ac", "squeezed", b"in two"]
+    assert events[-1] == End(1000, "bye", False, b"\x88\x05\x03\xe8bye")
+    assert output == b"\x8a\x01?"
+    assert fed(frame(8), size)[0] == [End(1005, "", False, b"\x88\x00")]
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_a_message_stays_packed_until_it_is_asked_for(kind: int) -> None:
+    """And is judged by what it comes to, whether it has come to its end or not."""
+    large = MessageFraming(Deflate(12, 12, False, False), 16 << 20)
+    assert large.receive(frame(kind, deflated(b"x" * (1 << 20)), rsv=4), 10_000, asked=False) == []
+    assert large.behind
+    (message,) = large.receive(b"", 10_000, asked=True)
+    assert len(message) == 1 << 20
+    pieces = deflated(b"y" * (1 << 20)), deflated(b"z")
+    assert large.receive(frame(kind, pieces[0], rsv=4, fin=False), 10_000, asked=False) == []
+    (message,) = large.receive(frame(0, TAIL + pieces[1]), 10_000, asked=True)
+    assert len(message) == (1 << 20) + 1
+    small = MessageFraming(Deflate(12, 12, False, False), 100_000)
+    (end,) = small.receive(frame(kind, deflated(b"x" * (1 << 20)), rsv=4, fin=False), 10_000, asked=False)
+    assert isinstance(end, End)
+    assert end.code == 1009
+
+
+def test_what_stays_packed_is_judged_too() -> None:
+    framing = MessageFraming(Deflate(12, 12, False, False), 1 << 20)
+    start = deflated(b"x" * 600_000)
+    assert framing.receive(frame(2, start, rsv=4, fin=False), 10_000, asked=False) == []
+    (end,) = framing.receive(frame(0, b"\xff" * 9, fin=False), 10_000, asked=False)
+    assert isinstance(end, End)
+    assert end.code == 1002
+
+
+def test_what_comes_of_a_message_is_bounded_when_it_is_asked_for() -> None:
+    framing = MessageFraming(Deflate(12, 12, False, False), 100_000)
+    assert framing.receive(frame(2, deflated(bytes(1 << 20)), rsv=4), 10_000, asked=False) == []
+    (end,) = framing.receive(b"", 10_000, asked=True)
+    assert isinstance(end, End)
+    assert end.code == 1009
+
+
+def test_what_is_behind_a_stream_that_has_ended_is_bounded() -> None:
+    framing = MessageFraming(Deflate(12, 12, False, False), 100_000)
+    assert framing.receive(frame(2, finished(bytes(80_000)), rsv=4, fin=False), 10_000, asked=False) == []
+    assert framing.receive(frame(0, bytes(60_000), fin=False), 10_000, asked=False) == []
+    (end,) = framing.receive(frame(0, bytes(60_000), fin=False), 10_000, asked=False)
+    assert isinstance(end, End)
+    assert end.code == 1009
+
+
+def test_a_read_that_is_one_small_message_is_taken_at_once() -> None:
+    framing = MessageFraming(None, MAX_SIZE)
+    assert [framing.single(frame(kind, b"ab")) for kind in (1, 2)] == ["ab", b"ab"]
+    for other in (frame(1, b"\xff"), frame(9, b"a"), frame(1, b"a") + b"\x81", b"\x81\x80", frame(2, bytes(126))):
+        assert framing.single(other) is None
+    framing.receive(frame(1, b"a", fin=False))
+    assert framing.single(frame(1, b"b")) is None
+
+
+def test_our_own_frames() -> None:
+    framing = MessageFraming(None, MAX_SIZE)
+    for code, reason in ((1005, ""), (999, ""), (1000, "x" * 124)):
+        with pytest.raises(ValueError, match="cannot be sent"):
+            framing.close(code, reason)
+    assert framing.fail(1011, "late") == b"\x88\x06\x03\xf3late"
+    assert framing.receive(frame(1, b"a")) == []
+
+
+def test_a_build_of_the_library_without_its_c_part_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "websockets.speedups", None)
+    spec = importlib.util.find_spec("serve_asgi.websocket.framing")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.MessageFraming(None, MAX_SIZE).receive(frame(1, b"a")) == ["a"]

@@ -15,7 +15,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from serve_asgi.http.worker_context import ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.http.dropped_messages import ClientDisconnected
+from serve_asgi.http.worker_context import Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from tests.websocket.websocket_server import LOOPS, RawClient, WebSocketServer, frame, serving
 
@@ -497,7 +498,7 @@ def test_wrong_use_of_send_is_an_error(message: Message, error: type[Exception])
 def test_send_after_the_end_raises_oserror_and_is_not_logged(
     loop_name: str, grouped: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.websocket.session.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.dropped_messages.DROP_TIME", 0.1)
     seen: list[BaseException] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -640,7 +641,7 @@ def test_error_made_of_a_disconnect_is_not_logged(
     loop_name: str, chained: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frameworks raise an exception of their own in place of ours."""
-    monkeypatch.setattr("serve_asgi.websocket.session.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.dropped_messages.DROP_TIME", 0.1)
     ended = threading.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
 from serve_asgi.errors import UsageError
-from serve_asgi.http.worker_context import ClientDisconnected
+from serve_asgi.http.dropped_messages import ClientDisconnected
 
 if TYPE_CHECKING:
     from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send

@@ -194,8 +194,6 @@ class Forwarding:
         """Client, scheme and host of Forwarded (RFC 7239 4): each element is believed that a trusted proxy wrote."""
         client, scheme, host = peer, b"", b""
         for element in _elements_from_the_right(lines):
-            if element is None:
-                break
             scheme, host = element.get(b"proto", b""), element.get(b"host", b"")
             text = element.get(b"for", b"")
             node = self._node(text, False) if len(text) <= MAX_NODE else None
@@ -247,8 +245,8 @@ def _last(lines: list[bytes]) -> bytes:
     return next(_from_the_right(lines), b"")
 
 
-def _elements_from_the_right(lines: list[bytes]) -> Iterator[dict[bytes, bytes] | None]:
-    """The elements of Forwarded, the last first; None for what is malformed, and then no more.
+def _elements_from_the_right(lines: list[bytes]) -> Iterator[dict[bytes, bytes]]:
+    """The elements of Forwarded, the last first, up to one that is malformed.
 
     From the right, so that what a client leaves malformed (a quote that it never closes) takes nothing from what a
     proxy appends to it: an element begins behind the last comma behind which it is well-formed.
@@ -260,12 +258,14 @@ def _elements_from_the_right(lines: list[bytes]) -> Iterator[dict[bytes, bytes] 
             while _ELEMENT.fullmatch(line, comma + 1, end) is None:
                 if comma < 0:
                     _ignore("element", line[:end])
-                    yield None
                     return
                 comma = line.rfind(b",", 0, comma)
             text = line[comma + 1 : end].strip(b" \t")
             if text:
-                yield _pairs(text)
+                element = _pairs(text)
+                if element is None:
+                    return
+                yield element
             end = comma
 
 
@@ -289,8 +289,7 @@ def _prefix(value: bytes) -> bytes:
             path = "//"
         if not _UNFIT.search(path) and b"%2f" not in value.lower():
             return value.rstrip(b"/")
-    if value:
-        _ignore("prefix", value)
+    _ignore("prefix", value)
     return b""
 
 

@@ -11,9 +11,11 @@ import asyncio
 import logging
 from typing import Final
 
+from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.request_receive import Request
-from serve_asgi.http.response import DONE, LOST, WAITING, Response
-from serve_asgi.http.worker_context import ClientDisconnected, WorkerContext
+from serve_asgi.http.response import Response
+from serve_asgi.http.response_states import DONE, LOST, WAITING
+from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import all_tell, exc_info, is_a, is_from_outside, was_told

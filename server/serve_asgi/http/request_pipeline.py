@@ -24,7 +24,8 @@ from serve_asgi.http.request_buffer import RequestBuffer
 from serve_asgi.http.request_cycle import run_cycle
 from serve_asgi.http.request_head import BadRequest, Head, endless_target
 from serve_asgi.http.request_receive import Request, RequestSource
-from serve_asgi.http.response import DONE, OVER, STARTED, WAITING, Response, ResponseSink
+from serve_asgi.http.response import Response, ResponseSink
+from serve_asgi.http.response_states import DONE, OVER, STARTED, WAITING
 from serve_asgi.http.timeouts import Timeouts
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import WriteBuffer

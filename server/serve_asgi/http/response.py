@@ -10,11 +10,11 @@ is `ResponseSink`.
 from __future__ import annotations
 
 import asyncio
-import enum
 from bisect import bisect_left
 from time import perf_counter
 from typing import Final, Protocol
 
+from serve_asgi.http.dropped_messages import DroppedBody, drop_message
 from serve_asgi.http.request_receive import EARLY_HINT, Request
 from serve_asgi.http.response_framing import CHUNKED, NONE, BodyFraming, ResponseFraming, wrong_length
 from serve_asgi.http.response_head import (
@@ -29,9 +29,10 @@ from serve_asgi.http.response_head import (
     with_field,
     without,
 )
+from serve_asgi.http.response_states import DONE, LOST, OVER, STARTED, STREAMING, TRAILERS, WAITING, ResponseState
 from serve_asgi.http.sendfile import FileBody, FileSink, file_of, path_of
 from serve_asgi.http.underlying_tls import UnderlyingTls
-from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, WorkerContext, WorkerPhase
+from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import LARGE
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
@@ -39,10 +40,6 @@ from serve_asgi.logs.access_log import LoggedTls
 
 LARGEST_HEADERS: Final = 1024
 """Encoded response headers of more bytes are not kept for the next response."""
-
-DROPPED_AT_MOST: Final = 1 << 20
-"""So many bytes of body (for DROP_TIME at most) an application may send behind the end of a response that has none,
-before it is told that there is nobody to take it."""
 
 CLIENT_GONE: Final = 499
 """What the access log shows for a request whose client left before there was a status."""
@@ -55,46 +52,6 @@ _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
 _SERVING: Final = WorkerPhase.SERVING
 _CLOSING: Final = WorkerPhase.CLOSING
-
-
-class ResponseState(enum.Enum):
-    """Of the response."""
-
-    WAITING = "waiting"  # for http.response.start
-    STARTED = "started"  # status and headers are known, nothing is written
-    STREAMING = "streaming"  # the head is written, more of the body is to come
-    TRAILERS = "trailers"  # the body is whole, trailer fields are to come
-    OVER = "over"  # the response is complete without a body, and the application still sends some
-    DONE = "done"  # the response is complete
-    LOST = "lost"  # the client has gone, or the response was cut
-
-
-TRANSITIONS: Final = {
-    ResponseState.WAITING: {ResponseState.STARTED, ResponseState.LOST},
-    ResponseState.STARTED: {
-        ResponseState.STARTED,
-        ResponseState.STREAMING,
-        ResponseState.TRAILERS,
-        ResponseState.OVER,
-        ResponseState.DONE,
-        ResponseState.LOST,
-    },
-    ResponseState.STREAMING: {ResponseState.TRAILERS, ResponseState.DONE, ResponseState.LOST},
-    ResponseState.TRAILERS: {ResponseState.DONE, ResponseState.LOST},
-    ResponseState.OVER: {ResponseState.DONE, ResponseState.LOST},
-    ResponseState.DONE: set[ResponseState](),
-    ResponseState.LOST: set[ResponseState](),
-}
-"""The only ways from state to state. STARTED repeats itself where a 500 takes the place of a head not yet written."""
-
-# Names bound to the module are faster than attributes of the enum.
-WAITING: Final = ResponseState.WAITING
-STARTED: Final = ResponseState.STARTED
-STREAMING: Final = ResponseState.STREAMING
-TRAILERS: Final = ResponseState.TRAILERS
-OVER: Final = ResponseState.OVER
-DONE: Final = ResponseState.DONE
-LOST: Final = ResponseState.LOST
 
 
 class ResponseSink(FileSink, Protocol):
@@ -131,12 +88,11 @@ class Response:
     __slots__ = (
         "_block",
         "_connection",
-        "_discardable",
-        "_dropped",
+        "_dropped_body",
+        "_dropped_since",
         "_flags",
         "_framing",
         "_length",
-        "_patience",
         "close",
         "head",
         "output",
@@ -149,13 +105,12 @@ class Response:
 
     _block: bytes
     """The application's headers, each preceded by CRLF."""
-    _discardable: int
-    """In state OVER: bytes that the application may still send."""
-    _dropped: float
+    _dropped_body: DroppedBody
+    """In state OVER."""
+    _dropped_since: float
+    """In state LOST: when the first message that nobody can get was sent (loop time, s), or 0."""
     _length: int
     """The application's Content-Length, or -1."""
-    _patience: asyncio.TimerHandle
-    """In state OVER: tells the application, at its end."""
     _flags: int
 
     def __init__(self, connection: ResponseSink, worker: WorkerContext, request: Request) -> None:
@@ -205,17 +160,9 @@ class Response:
         elif state is OVER:
             await self._pass_over(message, kind)
         elif state is LOST:
-            await self._drop()
+            self._dropped_since = await drop_message(self.worker.loop, self._dropped_since)
         elif kind != "http.response.trailers" or not self._flags & _TRAILERS:
             raise RuntimeError(f"Got the message {kind!r} after the response was complete.")
-
-    async def _drop(self) -> None:
-        """A message that nobody will get. Gives way, so that a framework can end a stream that it has cancelled."""
-        now = self.worker.loop.time()
-        self._dropped = self._dropped or now
-        if now - self._dropped > DROP_TIME:
-            raise ClientDisconnected("The client has disconnected.")
-        await asyncio.sleep(0)
 
     def _before_start(self, message: Message, kind: object) -> None:
         if kind != EARLY_HINT or not self.worker.early_hints:
@@ -473,8 +420,7 @@ class Response:
             self._complete()
             return
         self.state = OVER
-        self._discardable = DROPPED_AT_MOST
-        self._patience = self.worker.loop.call_later(DROP_TIME, self._tell_over)
+        self._dropped_body = DroppedBody(self.worker.loop, self._tell_over)
         self._count()
         self._connection.response_complete(self)
 
@@ -490,19 +436,18 @@ class Response:
         if not message.get("more_body", False):
             self._leave_over(DONE)
             return
-        self._discardable -= size
-        if self._discardable < 0:
+        if not self._dropped_body.take(size):
             self._tell_over()
         await asyncio.sleep(0)
 
     def _tell_over(self) -> None:
-        """From now on `receive` says that the client has gone, and soon `send` does (`_drop`)."""
+        """From now on `receive` says that the client has gone, and soon `send` does (`drop_message`)."""
         if self.state is OVER:
-            self._dropped = 0.0
+            self._dropped_since = 0.0
             self._leave_over(LOST)
 
     def _leave_over(self, state: ResponseState) -> None:
-        self._patience.cancel()
+        self._dropped_body.end()
         self._connection.response_left(self)
         self.state = state
         self.request.ended = True
@@ -546,7 +491,7 @@ class Response:
             self._tell_over()
         elif self.state is not DONE and self.state is not LOST:
             self.state = LOST
-            self._dropped = 0.0
+            self._dropped_since = 0.0
             self._count()
             self.request.ended = True
             self.request.wake()

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from serve_asgi.config.options import Config
 from serve_asgi.http.client_socket import descriptor_of
-from serve_asgi.http.dropped_body_log import DroppedBodyLog
+from serve_asgi.http.dropped_messages import DroppedBodyLog
 from serve_asgi.http.forwarded import Forwarding
 from serve_asgi.http.head_cache import BoundedCache, CachedHeadReader
 from serve_asgi.http.head_parsers import Parser, parser_factory
@@ -35,20 +35,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-
-class ClientDisconnected(OSError):
-    """Raised by `send` once the connection has ended (ASGI www, "Disconnected Client - send exception", since 2.4).
-
-    An application that lets it through has done nothing wrong: it is not logged.
-    """
-
-
-DROP_TIME: Final = 1.0
-"""For this long (s) from the first message that nobody can get, `send` drops what it is given; then it raises.
-
-So an application that is in the middle of something comes to what it does next: a background task after the response,
-or `websocket.disconnect` in `receive`. One that only ever sends is ended all the same.
-"""
 
 TLS_LINE_EVERY: Final = 60.0
 """Seconds between two lines of the log on clients that speak TLS where it is not spoken."""

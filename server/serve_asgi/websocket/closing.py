@@ -1,7 +1,6 @@
 """How a WebSocket closes: what each side is told, how long each may take, and when and why a retiring worker closes it.
 
 It owns the deadlines, the codes and the moment; the steps are the connection's (`serve_asgi.websocket.connection`).
-Pure: no clock of its own.
 
 =============================================  ====================  ==================================================
 what happens                                   the client gets       the application's `websocket.disconnect`
@@ -25,11 +24,14 @@ taken them all and asks for more, at the latest after `FINISH_TIMEOUT`.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+from collections.abc import Callable
 from typing import Final
 
 from serve_asgi.config.options import Config
+from serve_asgi.http.worker_context import WorkerContext
 
 CLOSE_TIMEOUT: Final = 5.0
 """How long the client may take to answer our close frame, in seconds; then the connection is shut down without it."""
@@ -63,3 +65,36 @@ def closing_moment(config: Config, now: float, deadline: float, share: float | N
 def retire_code(reason: str | None) -> int:
     """RFC 6455 7.4.1 and the registry: going away for good, or a restart after which one may come back."""
     return 1001 if reason == "stop" else 1012
+
+
+class PlannedClose:
+    """The close of a WebSocket at a random moment, while its worker retires.
+
+    The one timer of its own that a connection has: the tick of a second would let the clients come back in bursts.
+    """
+
+    __slots__ = ("_timer", "overdue")
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+        self.overdue = False
+        """The moment has passed: one that was not open by then closes as soon as it is."""
+
+    def plan(self, worker: WorkerContext, close: Callable[[], None]) -> None:
+        """Let `close` be called at the moment, if there is one; once, however often this is called before."""
+        if self._timer is not None:
+            return
+        moment = closing_moment(worker.config, worker.loop.time(), worker.retire_deadline)
+        if moment != math.inf:
+            self._timer = worker.loop.call_at(moment, self._due, close)
+
+    def _due(self, close: Callable[[], None]) -> None:
+        self._timer = None
+        self.overdue = True
+        close()
+
+    def cancel(self) -> None:
+        """It closes already."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -18,14 +18,12 @@ import asyncio
 import logging
 import math
 import sys
-import time
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
-from serve_asgi.http.client_socket import hang_up, unacknowledged
+from serve_asgi.http.client_socket import hang_up
 from serve_asgi.http.forwarded import Forwarded
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.response import CLIENT_GONE
 from serve_asgi.http.underlying_tls import TlsDetails
 from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc.peer_address import Address
@@ -37,15 +35,16 @@ from serve_asgi.websocket.closing import (
     FINISH_TIMEOUT,
     LINGER_BYTES,
     LINGER_TIMEOUT,
-    closing_moment,
+    PlannedClose,
     retire_code,
 )
 from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.denial import Denial
+from serve_asgi.websocket.frames import PING, control_frame
 from serve_asgi.websocket.framing import End, MessageFraming, weigh
 from serve_asgi.websocket.handshake import HandshakeRefusal, open_handshake
 from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
-from serve_asgi.websocket.receive_queue import INCOMING_HIGH, INCOMING_LOW, ReceiveQueue, wait, wake
+from serve_asgi.websocket.receive_queue import INCOMING_HIGH, INCOMING_LOW, ReceiveQueue, wake
 from serve_asgi.websocket.request import WebSocketRequest
 from serve_asgi.websocket.session import WebSocketSession
 from serve_asgi.websocket.states import (
@@ -59,9 +58,8 @@ from serve_asgi.websocket.states import (
     TRANSITIONS,
     WebSocketState,
 )
+from serve_asgi.websocket.write_flow import WriteFlow
 
-REQUESTS: Final = int(Cell.REQUESTS)
-STATUS_1XX: Final = int(Cell.STATUS_1XX)
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
 WEBSOCKETS_OPENED: Final = int(Cell.WEBSOCKETS_OPENED)
@@ -86,30 +84,23 @@ class WebSocketConnection(asyncio.Protocol):
 
     __slots__ = (
         "_accepted",
-        "_answered",
         "_denial",
         "_discarded",
         "_early",
         "_end",
         "_eof",
-        "_held",
         "_keep_alive",
+        "_planned_close",
         "_request",
-        "_retire_overdue",
-        "_retire_timer",
-        "_stalled",
-        "_started",
         "_task",
-        "_unsent",
         "_worker",
-        "_write_waiters",
         "deadline",
         "framing",
         "messages",
+        "output",
         "reading_paused",
         "state",
         "transport",
-        "writing_paused",
     )
 
     def __init__(
@@ -134,28 +125,16 @@ class WebSocketConnection(asyncio.Protocol):
         self._end: End
         """In FINISHING: how the client has ended, and the reply to it."""
         self._task: asyncio.Task[None] | None = None
-        self._started = 0.0 if worker.access_log is None else time.perf_counter()
         self.messages = ReceiveQueue()
         self._accepted = False
         self._early = b""
         """What came before the application has accepted."""
-        self._held = b""
-        """Pongs that wait until the transport can write again."""
         self._discarded = 0
-        self._write_waiters: list[asyncio.Future[None]] = []
+        self.output = WriteFlow(worker.loop)
         self.reading_paused = False
-        self.writing_paused = False
-        self._stalled = math.inf
-        """While writing is paused: the loop time (s) at which the client must have taken something."""
-        self._unsent = 0
-        """What the client had not taken when that, the keep-alive or the lingering was last looked at."""
-        self._retire_timer: asyncio.TimerHandle | None = None
-        self._retire_overdue = False
-        """The moment to retire came while the application had not answered: close as soon as it has accepted."""
+        self._planned_close = PlannedClose()
         self._eof = False
         """The client has shut down its side."""
-        self._answered = False
-        """Whether the request has got its response: the 101 or a whole HTTP response."""
 
     def _write(self, data: bytes) -> None:
         self._worker.sent += len(data)
@@ -241,8 +220,8 @@ class WebSocketConnection(asyncio.Protocol):
         messages.behind = framing.behind
         output = framing.output
         if output and state is not CLOSED:
-            if self.writing_paused and not (events and isinstance(events[-1], End)):
-                self._held = output
+            if self.output.paused and not (events and isinstance(events[-1], End)):
+                self.output.pongs = output
             else:
                 self._write(output)
         is_open = state is OPEN
@@ -297,38 +276,46 @@ class WebSocketConnection(asyncio.Protocol):
         cells[CONNECTIONS] -= 1
         if self._accepted:
             cells[WEBSOCKETS] -= 1
-        if not self._answered:
-            self._count(0, self._denial.sent if self.state is DENYING else 0)
+        if not self._request.answered:
+            self._request.count(0, self._denial.sent if self.state is DENYING else 0)
         if self.state is FINISHING:
             self.messages.tell_disconnect(self._end.code, self._end.reason)
         elif self.state is not OPEN:
             self.messages.behind = False  # the application has been told of the end, and gets nothing behind it
         self._enter(CLOSED)
         self.deadline = math.inf
-        self._cancel_retirement()
+        self._planned_close.cancel()
         self.messages.tell_disconnect(1006, "")
-        wake(self._write_waiters)
+        self.output.wake()
         worker.forget(self)
+
+    def pause_writing(self) -> None:
+        """The transport has more to write than it likes."""
+        output = self.output
+        output.paused = True
+        if self.state is OPEN or self.state is DENYING:
+            output.watch(self.transport, self._worker.loop.time() + self._worker.config.write_timeout)
+            self.deadline = min(self.deadline, output.deadline)
 
     def resume_writing(self) -> None:
         """The transport has caught up."""
-        self.writing_paused = False
-        if self._held and (self.state is OPEN or self.state is CLOSING):
-            held, self._held = self._held, b""
-            self._write(held)
-            if self.writing_paused:  # the pongs have filled it again
+        output = self.output
+        output.paused = False
+        if output.pongs and (self.state is OPEN or self.state is CLOSING):
+            pongs, output.pongs = output.pongs, b""
+            self._write(pongs)
+            if output.paused:  # the pongs have filled it again
                 return
-        self._stalled = math.inf
         if self.state is OPEN:
             self.deadline = self._keep_alive.deadline
         elif self.state is DENYING:
             self.deadline = math.inf
-        wake(self._write_waiters)
+        output.caught_up()
 
     async def writable(self) -> None:
         """Wait until the transport has caught up. The client's end of it is `--write-timeout`."""
-        while self.writing_paused and self.state is not CLOSED:
-            await wait(self._worker.loop, self._write_waiters)
+        while self.output.paused and self.state is not CLOSED:
+            await self.output.wait()
 
     # The answer to the handshake
 
@@ -342,13 +329,13 @@ class WebSocketConnection(asyncio.Protocol):
         self._accepted = True
         worker.cells[WEBSOCKETS] += 1
         worker.cells[WEBSOCKETS_OPENED] += 1
-        self._count(101, 0)
+        self._request.count(101, 0)
         self._write(response)
         self._resume_reading()
         if self._early:
             early, self._early = self._early, b""
             self._receive_frames(early)
-        if self._retire_overdue and self.state is OPEN:
+        if self._planned_close.overdue and self.state is OPEN:
             self.close(retire_code(self._worker.retiring.reason), "")
 
     def begin_denial(self, denial: Denial) -> None:
@@ -362,7 +349,7 @@ class WebSocketConnection(asyncio.Protocol):
         if denial.done:
             if denial.dropped:
                 self._worker.dropped_bodies.report(self._request.head, denial.status)
-            self._count(denial.status, denial.sent)
+            self._request.count(denial.status, denial.sent)
             self.messages.tell_disconnect(1006, "")
             self._linger()
 
@@ -381,31 +368,26 @@ class WebSocketConnection(asyncio.Protocol):
                 self._expire_open(now)
         elif state is DENYING:
             if not self._is_stalled(now):
-                self.deadline = self._stalled
+                self.deadline = self.output.deadline
         elif state is FINISHING:
             self.finish()
         elif state is CLOSING:
             self._linger()
         elif state is LINGERING:
-            unsent = unacknowledged(self.transport)
-            if unsent and unsent != self._unsent:  # a slow client still reads the last of what was written
-                self._unsent = unsent
+            if self.output.has_changed(self.transport):  # a slow client still reads the last of what was written
                 self.deadline = now + LINGER_TIMEOUT
             else:
                 self.transport.abort()
 
     def _expire_open(self, now: float) -> None:
-        keep_alive = self._keep_alive
+        keep_alive, output = self._keep_alive, self.output
         pulse = PingVerdict.REST
         if now >= keep_alive.deadline:
-            unsent = unacknowledged(self.transport)
-            behind = 0 < unsent < self._unsent  # a slow client still takes what was written before the ping
-            pulse = keep_alive.expire(now, deaf=self.reading_paused or behind, mute=self.writing_paused)
-            if not self.writing_paused:
-                self._unsent = unsent
-        self.deadline = min(self._stalled, keep_alive.deadline)
+            behind = output.is_behind(self.transport)  # a slow client still takes what was written before the ping
+            pulse = keep_alive.expire(now, deaf=self.reading_paused or behind, mute=output.paused)
+        self.deadline = min(output.deadline, keep_alive.deadline)
         if pulse is PingVerdict.PING:
-            self._write(self.framing.ping())
+            self._write(control_frame(PING, b""))
         elif pulse is PingVerdict.DEAD:
             self._write(self.framing.fail(1011, "keep-alive ping timeout"))
             self.messages.tell_disconnect(1006, "")
@@ -413,25 +395,11 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _is_stalled(self, now: float) -> bool:
         """Whether the client has taken nothing of what is written to it for too long; then it is cut."""
-        if now < self._stalled:
-            return False
-        unsent = unacknowledged(self.transport)
-        if unsent < self._unsent:
-            self._unsent = unsent
-            self._stalled = now + self._worker.config.write_timeout
+        if not self.output.is_stalled(self.transport, now, self._worker.config.write_timeout):
             return False
         self.transport.abort()
         self.messages.tell_disconnect(1006, "")
         return True
-
-    def pause_writing(self) -> None:
-        """The transport has more to write than it likes."""
-        self.writing_paused = True
-        if self.state is OPEN or self.state is DENYING:
-            worker = self._worker
-            self._unsent = unacknowledged(self.transport)
-            self._stalled = worker.loop.time() + worker.config.write_timeout
-            self.deadline = min(self.deadline, self._stalled)
 
     # Ending
 
@@ -440,7 +408,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._end = end
         if unread:
             self._enter(FINISHING)
-            self._cancel_retirement()
+            self._planned_close.cancel()
             self.deadline = self._worker.loop.time() + FINISH_TIMEOUT
             self._pause_reading()
         else:
@@ -466,7 +434,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._write(frame)
         self._enter(CLOSING)
         self.deadline = self._worker.loop.time() + CLOSE_TIMEOUT
-        self._cancel_retirement()
+        self._planned_close.cancel()
         self.messages.tell_disconnect(code, reason)
         self._resume_reading()
         if self.framing.behind:
@@ -475,7 +443,7 @@ class WebSocketConnection(asyncio.Protocol):
     def refuse(self, refusal: HandshakeRefusal) -> None:
         """Answer the request with an HTTP error."""
         response, size = refusal.response(self._worker.default_headers)
-        self._count(refusal.status, size)
+        self._request.count(refusal.status, size)
         self._write(response)
         self.messages.tell_disconnect(1006, "")
         self._linger()
@@ -496,54 +464,28 @@ class WebSocketConnection(asyncio.Protocol):
     def _linger(self) -> None:
         """All is said: shut down our side and wait for the client's end (closing with unread bytes would reset)."""
         self._enter(LINGERING)
-        self._cancel_retirement()
+        self._planned_close.cancel()
         self.deadline = self._worker.loop.time() + LINGER_TIMEOUT
         self._resume_reading()
         transport = self.transport
         if transport.is_closing():
             return
         if transport.can_write_eof() and not self._eof:
-            self._unsent = unacknowledged(transport)
+            self.output.look(transport)
             transport.write_eof()
         else:
             transport.close()
 
-    def _count(self, status: int, size: int) -> None:
-        """Count and log the response to the request; status 0: nobody has had a whole one."""
-        self._answered = True
-        worker = self._worker
-        worker.cells[REQUESTS] += 1
-        if status:
-            worker.cells[STATUS_1XX + status // 100 - 1] += 1
-        if worker.access_log is not None:
-            request = self._request
-            worker.access_log.record(request.client, request.head, status or CLIENT_GONE, size, self._started, request)
-
     # The worker's side
 
     def retire(self) -> None:
-        """The worker retires: close at a random moment of the window that the configuration names.
-
-        The one timer of its own that a connection has: the tick of a second would let the clients come back in bursts.
-        """
-        if self._retire_timer is not None or self.state in (FINISHING, CLOSING, LINGERING, CLOSED):
-            return
-        worker = self._worker
-        moment = closing_moment(worker.config, worker.loop.time(), worker.retire_deadline)
-        if moment != math.inf:
-            self._retire_timer = worker.loop.call_at(moment, self._retired)
+        """The worker retires: close at a random moment of the window that the configuration names."""
+        if self.state not in (FINISHING, CLOSING, LINGERING, CLOSED):
+            self._planned_close.plan(self._worker, self._retired)
 
     def _retired(self) -> None:
-        self._retire_timer = None
         if self.state is OPEN:
             self.close(retire_code(self._worker.retiring.reason), "")
-        elif self.state is HANDSHAKE:
-            self._retire_overdue = True
-
-    def _cancel_retirement(self) -> None:
-        if self._retire_timer is not None:
-            self._retire_timer.cancel()
-            self._retire_timer = None
 
     def cut(self) -> bool:
         """At the graceful timeout: send a close frame if nothing waits, cancel the application, cut the connection."""

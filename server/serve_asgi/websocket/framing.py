@@ -1,6 +1,7 @@
 """The framing of one open WebSocket (RFC 6455 5 to 8, RFC 7692): bytes in, messages out, and the reverse. Pure.
 
-It owns the reading and writing of frames, the joining of fragments, and the verdict on what the client sends.
+It owns the reading of frames, the joining of fragments, and the verdict on what the client sends; what a frame looks
+like is `serve_asgi.websocket.frames`'s.
 Rules: bytes are judged as they come, so that what is wrong is refused at the first byte that shows it, also in the
 middle of a frame (a text that is not UTF-8, a size over the limit, a reserved bit); what is held of a message is its
 own bytes and no more, however small the pieces. What nobody has asked for yet stays as it came: frames are read while
@@ -17,37 +18,40 @@ from codecs import utf_8_decode
 from typing import Final, NamedTuple
 
 from serve_asgi.websocket.compression import DecompressedTooLarge, Deflate, UndecodableMessage
+from serve_asgi.websocket.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    FIN_BINARY,
+    FIN_TEXT,
+    MASKED,
+    MAX_CONTROL,
+    MAX_REASON,
+    OPCODES,
+    PING,
+    PONG,
+    RSV,
+    RSV1,
+    SHORT_BINARY,
+    SHORT_TEXT,
+    TEXT,
+    close_frame,
+    control_frame,
+    data_frame,
+    valid_code,
+)
 
 try:
     from websockets.speedups import apply_mask
 except ImportError:  # a build of the library without its C part
     from websockets.utils import apply_mask
 
-CONTINUATION: Final = 0x0
-TEXT: Final = 0x1
-BINARY: Final = 0x2
-CLOSE: Final = 0x8
-PING: Final = 0x9
-PONG: Final = 0xA
-OPCODES: Final = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
-
-FIN: Final = 0x80
-RSV: Final = 0x70
-RSV1: Final = 0x40  # the message is compressed (RFC 7692 6)
-MASKED: Final = 0x80
-FIN_TEXT: Final = FIN | TEXT
-FIN_BINARY: Final = FIN | BINARY
-
 PROTOCOL_ERROR: Final = 1002
 NO_CODE: Final = 1005
 INVALID_TEXT: Final = 1007
 TOO_LARGE: Final = 1009
-MAX_CONTROL: Final = 125
-MAX_REASON: Final = 123
 
-# Heads of small frames from a server: not masked, so two bytes (RFC 6455 5.2).
-SHORT_TEXT: Final = tuple(bytes((FIN_TEXT, size)) for size in range(126))
-SHORT_BINARY: Final = tuple(bytes((FIN_BINARY, size)) for size in range(126))
 SINGLE: Final = 6 + 125
 """The largest frame with a short head: a client's has six bytes."""
 
@@ -66,11 +70,6 @@ def weigh(message: str | bytes) -> int:
     if type(message) is str and not message.isascii():  # one character may have made all of them four bytes wide
         return 4 * len(message) + MESSAGE_COST
     return len(message) + MESSAGE_COST
-
-
-def valid_code(code: int) -> bool:
-    """Whether a close frame may carry the code (RFC 6455 7.4, and those registered since: 1012 to 1014)."""
-    return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))
 
 
 class End(NamedTuple):
@@ -418,7 +417,7 @@ class MessageFraming:
     def _control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
         """RFC 6455 5.5; a pong says nothing that the arrival of bytes does not."""
         if opcode == PING:
-            self._pongs.append(bytes((FIN | PONG, len(payload))) + payload)
+            self._pongs.append(control_frame(PONG, payload))
         elif opcode == CLOSE:
             events.append(self._closed(payload))
 
@@ -437,7 +436,7 @@ class MessageFraming:
         return self._end(code, reason, True, code.to_bytes(2) + reason.encode()[:MAX_REASON])
 
     def _end(self, code: int, reason: str, failed: bool, payload: bytes) -> End:
-        reply = b"" if self._close_sent else bytes((FIN | CLOSE, len(payload))) + payload
+        reply = b"" if self._close_sent else control_frame(CLOSE, payload)
         self._ended = self._close_sent = True
         self._resting = False
         self._message = None
@@ -460,32 +459,17 @@ class MessageFraming:
 
     def _data(self, first: int, payload: bytes) -> bytes:
         if self._deflate is not None:
-            first |= RSV1
-            payload = self._deflate.compress(payload)
-        size = len(payload)  # RFC 6455 5.2; a server's frames are not masked
-        if size < 126:
-            return bytes((first, size)) + payload
-        if size < 65536:
-            return bytes((first, 126, size >> 8, size & 255)) + payload
-        return bytes((first, 127)) + size.to_bytes(8) + payload
-
-    def ping(self, payload: bytes = b"") -> bytes:
-        """A ping frame; at most 125 bytes of payload."""
-        return bytes((FIN | PING, len(payload))) + payload
+            return data_frame(first | RSV1, self._deflate.compress(payload))
+        return data_frame(first, payload)
 
     def close(self, code: int, reason: str = "") -> bytes:
         """Our close frame. Frames of data may still come in until the client's own close frame.
 
         Raises ValueError for a code that may not be sent (RFC 6455 7.4) or a reason of more than 123 bytes.
         """
-        payload = reason.encode()
-        if not valid_code(code) or len(payload) > MAX_REASON:
-            raise ValueError(
-                f"websocket.close: the code {code} or the reason of {len(payload)} bytes cannot be sent; codes are "
-                "1000 to 1003, 1007 to 1014 and 3000 to 4999, and a reason has at most 123 bytes."
-            )
+        frame = close_frame(code, reason)
         self._close_sent = True
-        return bytes((FIN | CLOSE, len(payload) + 2)) + code.to_bytes(2) + payload
+        return frame
 
     def fail(self, code: int, reason: str) -> bytes:
         """A close frame after which nothing that comes in is read (RFC 6455 7.1.7)."""

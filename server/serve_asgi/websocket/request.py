@@ -1,20 +1,23 @@
 """The request that asks for a WebSocket: the scope that its application is called with, and how logs name it.
 
-It owns what is known of the client before the handshake is answered. It must not know the connection's life, nor what
-is sent over it.
+It owns what is known of the client before the handshake is answered, and that the response is counted and logged. It
+must not know the connection's life, nor what is sent over it.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, Final
 
 from serve_asgi.http.forwarded import Forwarded
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.request_receive import ASGI_VERSION
+from serve_asgi.http.response import CLIENT_GONE
 from serve_asgi.http.underlying_tls import TlsDetails, tls_extension
 from serve_asgi.http.worker_context import Message, Scope, WorkerContext
 from serve_asgi.ipc.peer_address import Address
+from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.access_log import LoggedTls
 from serve_asgi.logs.exceptions import exc_info, was_told
 from serve_asgi.logs.request_ids import named, of_request, traceparent
@@ -23,13 +26,28 @@ from serve_asgi.logs.server_log import about
 WEBSOCKET_SPEC_VERSION: Final = "2.4"
 """Of the WebSocket part of ASGI: from 2.4 on, send() after the client has gone raises an OSError."""
 
+REQUESTS: Final = int(Cell.REQUESTS)
+STATUS_1XX: Final = int(Cell.STATUS_1XX)
+
 _log: Final = logging.getLogger("serve.error")
 
 
 class WebSocketRequest:
     """One request; to the access log a `serve_asgi.logs.access_log.LoggedResponse`."""
 
-    __slots__ = ("_forwarded", "_identity", "_peer", "_scheme", "_server", "_tls", "_worker", "client", "head")
+    __slots__ = (
+        "_begun",
+        "_forwarded",
+        "_identity",
+        "_peer",
+        "_scheme",
+        "_server",
+        "_tls",
+        "_worker",
+        "answered",
+        "client",
+        "head",
+    )
 
     def __init__(
         self,
@@ -43,6 +61,7 @@ class WebSocketRequest:
     ) -> None:
         """`scheme` and `tls` are the connection's; `forwarded` is what trusted proxies say of the request."""
         self._worker = worker
+        self._begun = 0.0 if worker.access_log is None else time.perf_counter()
         self.head = head
         self.client = client if forwarded is None else forwarded.client
         """Whose request it is."""
@@ -52,6 +71,8 @@ class WebSocketRequest:
         self._tls = tls
         self._forwarded = forwarded
         self._identity = ""
+        self.answered = False
+        """Whether it has got its response: the 101 or a whole HTTP response."""
 
     def scope(self, subprotocols: list[str]) -> Scope:
         """ASGI www, "WebSocket Connection Scope", with the subprotocols that the client offers."""
@@ -110,6 +131,16 @@ class WebSocketRequest:
             exc_info=None if error is None or was_told(error) else exc_info(error),
             extra=about(event, **of_request(self.head.method, path, request_id, trace)),
         )
+
+    def count(self, status: int, size: int) -> None:
+        """Count and log the response; status 0: nobody has had a whole one."""
+        self.answered = True
+        worker = self._worker
+        worker.cells[REQUESTS] += 1
+        if status:
+            worker.cells[STATUS_1XX + status // 100 - 1] += 1
+        if worker.access_log is not None:
+            worker.access_log.record(self.client, self.head, status or CLIENT_GONE, size, self._begun, self)
 
     # What some formats of the access log ask for
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, WorkerContext
+from serve_asgi.http.dropped_messages import ClientDisconnected, drop_message
+from serve_asgi.http.worker_context import Message, WorkerContext
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.logs.exceptions import all_tell, is_a, is_from_outside
 from serve_asgi.websocket.compression import Deflate
@@ -20,6 +21,7 @@ from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal
 from serve_asgi.websocket.receive_queue import INCOMING_LOW, ReceiveQueue
 from serve_asgi.websocket.request import WebSocketRequest
 from serve_asgi.websocket.states import CLOSED, DENYING, FINISHING, HANDSHAKE, OPEN, WebSocketState
+from serve_asgi.websocket.write_flow import WriteFlow
 
 
 class WebSocketPeer(Protocol):
@@ -31,7 +33,7 @@ class WebSocketPeer(Protocol):
     """From `accept` on."""
     messages: ReceiveQueue
     reading_paused: bool
-    writing_paused: bool
+    output: WriteFlow
 
     def has_ended(self) -> bool:
         """Whether nothing can be sent any more."""
@@ -74,7 +76,7 @@ class WebSocketSession:
         "_connect_told",
         "_connection",
         "_denial",
-        "_dropped",
+        "_dropped_since",
         "_handshake",
         "_messages",
         "_worker",
@@ -93,8 +95,8 @@ class WebSocketSession:
         self.task: asyncio.Task[None] | None = None
         """Runs the application, if that has not returned before its first wait."""
         self._connect_told = False
-        self._dropped = 0.0
-        """When the first message that nobody can get was sent (loop time, s)."""
+        self._dropped_since = 0.0
+        """When the first message that nobody can get was sent (loop time, s), or 0."""
 
     _denial: Denial
     """From the beginning of one."""
@@ -170,13 +172,13 @@ class WebSocketSession:
         sentence, for a message that is out of place or not as ASGI has it.
         """
         connection = self._connection
-        if connection.writing_paused:
+        if connection.output.paused:
             await connection.writable()
         kind = message["type"]
         transport = connection.transport
         state = connection.state
         if transport.is_closing():
-            await self._drop()
+            self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
             return
         if state is OPEN or state is FINISHING:
             if kind == "websocket.send":
@@ -197,18 +199,10 @@ class WebSocketSession:
         elif state is DENYING:
             self._deny(kind, message)
         else:
-            await self._drop()
+            self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
             return
-        if connection.writing_paused:
+        if connection.output.paused:
             await connection.writable()
-
-    async def _drop(self) -> None:
-        """A message that nobody will get. Gives way, so that whoever reads as well is told of the end."""
-        now = self._worker.loop.time()
-        self._dropped = self._dropped or now
-        if now - self._dropped > DROP_TIME:
-            raise ClientDisconnected("The WebSocket has ended: nothing can be sent any more.")
-        await asyncio.sleep(0)
 
     def _data_frame(self, message: Message) -> bytes:
         """The frame of a `websocket.send` whose content is not plainly bytes."""
