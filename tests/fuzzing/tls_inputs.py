@@ -9,14 +9,16 @@ as they are behind them.
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Iterable
 
 from serve_asgi.tls.moved_session import MovedSession
 from serve_asgi.tls.session import TlsSession, TlsState
-from tests.fuzzing.inputs import pieces_of
 from tests.tls.memory import Client, Contexts, OwnClient, open_session
 
+LONG = 2000
+"""Bytes from which on a stream is not cut byte by byte: it would take the time of many others."""
 KINDS = (23, 23, 23, 22, 21, 20, 24, 0)
 
 
@@ -37,6 +39,16 @@ def hello() -> bytes:
 def open_connection() -> MovedSession:
     """After a real handshake; every input begins there."""
     return open_session(contexts())[0].move()
+
+
+def pieces_of(stream: bytes, seed: int) -> list[bytes]:
+    """The stream in a few pieces (byte by byte for some seeds, if it is short), always the same for the same seed."""
+    chance = random.Random(seed)
+    if seed % 8 == 7 and len(stream) <= LONG:
+        places = list(range(len(stream) + 1))
+    else:
+        places = sorted({0, len(stream), *(chance.randrange(len(stream) + 1) for _ in range(seed % 8))})
+    return [stream[start:end] for start, end in itertools.pairwise(places)]
 
 
 def check_tls(data: bytes) -> None:
