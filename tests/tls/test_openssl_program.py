@@ -25,7 +25,8 @@ def echo(listening: socket.socket) -> None:
         while data := connection.recv(1 << 16):
             content = session.receive(data)
             connection.sendall(session.take_outgoing())
-            assert session.failure is None
+            if session.failure is not None:
+                return
             if content:
                 connection.sendall(session.send(content))
             if session.peer_closed:
@@ -75,3 +76,28 @@ def test_key_updates_of_s_client(suite: str) -> None:
     server.join()
     listening.close()
     assert client.returncode == 0
+
+
+@pytest.mark.once
+@pytest.mark.needs("openssl")
+def test_a_renegotiation_is_refused() -> None:
+    """TLS 1.2 has it, and s_client begins one with R."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = threading.Thread(target=echo, args=(listening,))
+    server.start()
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{listening.getsockname()[1]}", "-tls1_2"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, "-servername", "localhost"], stdin=pipe, stdout=pipe, stderr=pipe) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert client.stderr is not None
+        client.stdin.write(b"the first message\n")
+        client.stdin.flush()
+        until(client.stdout, b"the first message")
+        client.stdin.write(b"R\n")
+        client.stdin.flush()
+        until(client.stderr, b"no renegotiation")
+        client.stdin.close()
+        client.stdout.read()
+    server.join()
+    listening.close()

@@ -95,6 +95,20 @@ class TestBothVersions:
         assert session.receive(client.send(REQUEST)) == REQUEST
         assert not session.peer_closed
 
+    def test_the_client_closes_its_side_first(self, contexts: Contexts, version: ssl.TLSVersion, piece: int) -> None:
+        """And gets the answer to what it has sent before (RFC 8446 6.1)."""
+        session, client = TlsSession(contexts), Client(client_context(version))
+        shake_hands(session, client, piece=piece)
+        assert session.receive(client.send(REQUEST) + client.close()) == REQUEST
+        assert session.peer_closed
+        assert state(session) is TlsState.OPEN
+        assert session.receive(b"anything") == b""
+        records = session.send(RESPONSE)
+        assert client.receive(records) == RESPONSE
+        client.incoming.write(session.close_notify())
+        assert state(session) is TlsState.CLOSED
+        client.object.unwrap()
+
     def test_the_client_ends_it_with_an_alert(self, contexts: Contexts, version: ssl.TLSVersion, piece: int) -> None:
         session, client = TlsSession(contexts), Client(client_context(version))
         shake_hands(session, client, piece=piece)

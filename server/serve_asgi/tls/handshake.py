@@ -7,6 +7,13 @@ the secrets cannot be known), or with a failure.
 How the sequence numbers are known: the client's is 0, as OpenSSL reads nothing behind the record with its Finished, and
 what it has not read is given on. The server's is the number of records that OpenSSL sent with the new secret: these are
 the session tickets, the only bytes that come out of the step that ends the handshake, and their headers are counted.
+
+The standard library's `ssl` was chosen over pyOpenSSL by measurement: of the server's side of a full handshake (P-256,
+X25519, two tickets) it takes 376 µs of CPU time with OpenSSL 3.0 where pyOpenSSL 26.4 with OpenSSL 4.0 takes 504, of a
+resumed one 310 to 334; and pyOpenSSL's OpenSSL is linked statically, so that nothing gives the tickets their keys. On
+top of the 376 come 150: 46 for the key log, most of which is OpenSSL 3.0 writing hexadecimal digits one by one; 33 for
+the keys of our records; the rest for what is read of the ClientHello and asked of OpenSSL afterwards. (Least values of
+800 runs each on a busy machine; on a quiet one all are about a third less.)
 """
 
 from __future__ import annotations
