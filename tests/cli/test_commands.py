@@ -59,7 +59,7 @@ def test_scale(server: RunningServer) -> None:
     (server.directory / "app.py").write_text("import missing_module\n")
     refused = serve(server, "scale", "2")
     assert refused.returncode == 1
-    assert "slot 1 cannot be filled, the server goes on trying: " in refused.stderr
+    assert "slot 1 cannot be filled, the server keeps trying: " in refused.stderr
     assert serve(server, "scale", "1", "--no-wait").stdout == "workers: 2 -> 1\n"
     server.wait_for_workers(1)
 

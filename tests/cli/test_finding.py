@@ -119,7 +119,7 @@ def test_a_pid_file_that_is_wrong_is_a_sentence(tmp_path: Path) -> None:
     assert f"no process has the PID {done.pid}" in told.stderr
     (tmp_path / "pid").write_text(f"{os.getpid()}\n")
     told = serve(None, "status", "--pid-file", str(tmp_path / "pid"))
-    assert f"the server with PID {os.getpid()} has no control socket that answers" in told.stderr
+    assert f"the server with PID {os.getpid()} has no control socket that responds" in told.stderr
 
 
 def test_a_socket_that_is_no_control_socket_is_a_sentence(server: RunningServer) -> None:
@@ -134,7 +134,7 @@ def test_without_a_control_socket(runtime: Path, off: str) -> None:
         assert not list(runtime.glob("serve/*.sock"))
         told = serve(None, "status", "--pid-file", str(runtime / "serve.pid"))
         assert (told.returncode, told.stdout) == (2, "")
-        assert "has no control socket that answers" in told.stderr
+        assert "has no control socket that responds" in told.stderr
 
 
 @needs_root

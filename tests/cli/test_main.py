@@ -45,7 +45,7 @@ def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["app:asgi", "--worker", "3"],
             "there is no option --worker: did you mean --workers or --worker-timeout or --ws-retire?",
         ),
-        (["app:asgi", "--zzz"], "there is no option --zzz: `serve --help` shows those there are"),
+        (["app:asgi", "--zzz"], "there is no option --zzz: `serve --help` lists all of them"),
         (["app:asgi", "-w", "many"], "--workers: 'many' is not a whole number"),
         (
             ["-w", "2", "app:asgi", "--bind", "here"],

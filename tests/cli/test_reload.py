@@ -120,7 +120,7 @@ def test_an_interrupted_command_does_not_end_the_reload(server: RunningServer, n
     _, complaint = command.communicate(timeout=PATIENCE)
     assert command.returncode == 128 + number
     if number is signal.SIGINT:
-        assert complaint == "serve: the reload goes on without this command; `serve status` tells its outcome\n"
+        assert complaint == "serve: the reload continues without this command; `serve status` shows its outcome\n"
     server.wait_until(lambda status: status["generation"] == now + 1)
 
 

@@ -78,7 +78,7 @@ def test_run_without_waiting(scheduling: RunningServer) -> None:
 def test_who_waits_no_longer_is_told_that_the_run_goes_on(scheduling: RunningServer) -> None:
     done = serve(scheduling, "schedule", "run", "long", "--timeout", "0.2")
     assert done.returncode == 1
-    assert "long has not ended within 0.2 s, and goes on; `serve schedules long` shows" in done.stderr
+    assert "long has not ended within 0.2 s, and continues; `serve schedules long` shows" in done.stderr
     assert outcomes(scheduling, "long") == ["running"]
 
 

@@ -50,7 +50,7 @@ def test_in_the_delay_everything_is_served_but_the_health_endpoint_says_no(tmp_p
         _, complaint = stopping.communicate(timeout=PATIENCE)
         assert (stopping.returncode, complaint) == (
             130,
-            "serve: the server goes on stopping without this command; `serve status` tells how far it is\n",
+            "serve: the server continues to stop without this command; `serve status` shows the progress\n",
         )
         assert server.status()["state"] == "draining"
         following = start(server, "stop", "--json")

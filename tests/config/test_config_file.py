@@ -166,7 +166,7 @@ def test_the_nearer_address_wins(
         ("bind = [1]", ':1: bind: 1 is not text; put it in quotes: "1"'),
         ("worker = 2", ":1: there is no option 'worker': did you mean 'workers'?"),
         ("ap = 'a:b'", ":1: there is no option 'ap': did you mean 'app'?"),
-        ("colour = 'red'", ":1: there is no option 'colour': `serve --help` shows those there are"),
+        ("colour = 'red'", ":1: there is no option 'colour': `serve --help` lists all of them"),
         ("no-access-log = true", ":1: no-access-log is written access-log = false here"),
         ("no-control-socket = true", ":1: no-control-socket is written control-socket = false here"),
         ("no-control = true", ":1: no-control is written control-socket = false here"),

@@ -162,7 +162,7 @@ def test_a_callable_that_fails_shows_its_own_frames(release: Release) -> None:
     [
         ("callables:none", "callables:none cannot be called with the event alone: too many positional arguments"),
         ("callables:two", "callables:two cannot be called with the event alone: missing a required argument: 'other'"),
-        ("callables:yields", "callables:yields is a generator: calling it runs nothing; let it not yield"),
+        ("callables:yields", "callables:yields is a generator: calling it runs nothing; remove the yield"),
         ("exits:f", "SystemExit: 0"),
         ("callables:defaults", ""),
     ],

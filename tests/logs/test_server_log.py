@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_opened_again_stays_in_use(log_file: Path) -> None
     log_file.rename(log_file.with_suffix(".1"))
     log_file.mkdir()
     logs.reopen()
-    assert "cannot be opened again" in log_file.with_suffix(".1").read_text()
+    assert "cannot be reopened" in log_file.with_suffix(".1").read_text()
 
 
 def test_a_log_file_that_cannot_be_opened(tmp_path: Path) -> None:

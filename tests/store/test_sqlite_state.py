@@ -322,7 +322,7 @@ def test_a_file_that_somebody_else_writes_to_is_an_error_of_the_writer(
 
 def test_a_directory_that_may_not_be_written_to_is_a_sentence() -> None:
     with store("/sys/state.db") as process:  # where root may make no file either
-        assert "this user may not make /sys/state.db: choose a directory" in process.failed()
+        assert "this user may not create /sys/state.db: choose a directory" in process.failed()
 
 
 def test_others_may_read_it_meanwhile(tmp_path: Path) -> None:

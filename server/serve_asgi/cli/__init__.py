@@ -1,6 +1,6 @@
 """The commands that control a running server: one module for each, loaded when its command is run.
 
-The listener imports none of them, so that it does not grow by what draws on terminals.
+The listener imports none of them, so that terminal libraries do not add to its memory.
 """
 
 from __future__ import annotations

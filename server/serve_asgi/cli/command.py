@@ -1,8 +1,8 @@
-"""What all commands share: how they are made, how they find their server, how they print.
+"""What all commands share: how they are defined, how they find their server, how they print.
 
-A step is printed when it happens, also into a pipe: whoever watches a deploy wants to see it happen. A command follows
-what it started to the end even where its output cannot be written, so that the exit status can be relied on. What a
-server sends is shown as text, whatever control characters it has.
+Steps are printed as they happen, even into a pipe, so that a deploy can be watched. A command follows what it started
+to the end even if its output cannot be written, so that the exit status is reliable. Text from a server is printed
+without its control characters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import click
 from serve_asgi.errors import ServeError, StartError
 
 WIDTH: Final = 100
-"""Columns of help at most."""
+"""Most columns of help."""
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
 INTERRUPTED: Final = 128 + 2
 """Exit status after Ctrl-C, as shells report it (SIGINT is 2)."""
@@ -30,7 +30,7 @@ UNSHOWN: Final = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
     for code in (*range(0x09), *range(0x0B, 0x20), *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 }
-"""Characters that make a terminal do something (ECMA-48: C0 but for tab and newline, C1), or write backwards."""
+"""Characters that control a terminal (ECMA-48: C0 except tab and newline, C1), or reverse the direction of text."""
 
 
 def command(name: str, act: Callable[..., int], *parameters: click.Parameter) -> click.Command:
@@ -41,7 +41,7 @@ def command(name: str, act: Callable[..., int], *parameters: click.Parameter) ->
 
 
 def _in_words(act: Callable[..., int]) -> Callable[..., int]:
-    """`act`, whose unforeseen failures are one-line errors too."""
+    """Wrap `act` so that unexpected failures are one-line errors, too."""
 
     @functools.wraps(act)
     def acted(**given: Any) -> int:
@@ -52,13 +52,13 @@ def _in_words(act: Callable[..., int]) -> Callable[..., int]:
                 f"the server's response lacks {error}: it is another version; use the serve command of its own release"
             ) from error
         except OSError as error:
-            raise StartError(f"this command cannot go on: {error.strerror or error}") from error
+            raise StartError(f"this command cannot continue: {error.strerror or error}") from error
 
     return acted
 
 
 def _reach() -> list[click.Parameter]:
-    """The options that say which running server is meant."""
+    """The options that select the running server."""
     place = click.Path()
     return [
         click.Option(
@@ -84,11 +84,11 @@ def seconds(name: str, what: str, default: float | None = None) -> click.Option:
 def tell(text: str) -> None:
     """Print a line now: a step. If it cannot be written, that is reported once, and no further step is printed."""
     if (trouble := _print(text)) is not None and trouble.errno != errno.EPIPE:
-        complain(f"{_unwritten(trouble)}; the command goes on without printing")
+        complain(f"{_unwritten(trouble)}; the command continues without printing")
 
 
 def show(text: str) -> None:
-    """Print what was asked for. Raises StartError if it cannot be written; a reader who has seen enough is no error."""
+    """Print a result. Raises StartError if it cannot be written; a closed pipe is not an error."""
     if (trouble := _print(text)) is not None and trouble.errno != errno.EPIPE:
         raise StartError(_unwritten(trouble))
 
@@ -112,7 +112,7 @@ def complain(text: str) -> None:
 
 
 def harmless(told: Any) -> Any:
-    """A text, or all texts in a structure, from a server, without control characters that a terminal would obey."""
+    """A text, or a structure of texts, from a server, without control characters."""
     match told:
         case str():
             return told.translate(UNSHOWN)
@@ -135,16 +135,16 @@ def failed_as_json(error: ServeError) -> int:
 
 
 def lively() -> bool:
-    """Whether the output is a terminal that can be drawn on, and there is the package that draws."""
+    """Whether the output is a terminal that can be drawn on, and the package for it is installed."""
     terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
     return terminal and importlib.util.find_spec("rich") is not None
 
 
-# How numbers are written
+# Formatting of numbers
 
 
 def counted(number: int, thing: str) -> str:
-    """A number of things as a person reads it."""
+    """A number of things, in words: "1 worker", "2 workers"."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 

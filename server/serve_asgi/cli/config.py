@@ -1,4 +1,4 @@
-"""`serve config`: the options in force, and where each value came from."""
+"""`serve config`: the effective options, and where each value came from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve_asgi.cli.control_client import PATIENCE
 
 
 def config(control: str, pid_file: str, as_json: bool) -> int:
-    """Show the configuration that is in force, and where each value came from."""
+    """Show the effective configuration, and where each value came from."""
     path = control_client.find(control, pid_file)
     found: dict[str, Any] = control_client.ask(path, "config", patience=PATIENCE)["config"]
     show(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
@@ -20,7 +20,7 @@ def config(control: str, pid_file: str, as_json: bool) -> int:
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """The options that were set, and where; then those at their defaults."""
+    """Lines for the options that were set, and where; then for those at their defaults."""
     yield f"configuration file: {found['file'] or 'none'}"
     yield f"relative paths start in {found['directory']}"
     wide = max(len(option["name"]) for option in found["options"])
@@ -35,7 +35,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def value(option: dict[str, Any]) -> str:
-    """One option's value as a person reads it."""
+    """One option's value, for people."""
     found = option["value"]
     if option.get("meaning"):
         text = f"{option['meaning']}"

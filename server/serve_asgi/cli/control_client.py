@@ -22,7 +22,7 @@ from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import control_protocol
 
 PATIENCE: Final = 15.0
-"""Seconds that a listener has to respond to what it can do at once."""
+"""Seconds that a listener has to respond to a request that it can handle at once."""
 HOOK_PATIENCE: Final = 75.0
 """The same where hooks may run first."""
 SERVICES: Final = Path("/run")
@@ -44,10 +44,10 @@ class ServerSilent(RequestRefused):
 
 
 class ControlConversation:
-    """One request to a server and its response, line by line. To be closed by whoever made it (`with`)."""
+    """One request to a server and its response, line by line; a context manager."""
 
     pid: int
-    """Of the listener, as the kernel knows it; 0 if it lives in another PID namespace."""
+    """The listener's PID, from the kernel; 0 if it is in another PID namespace."""
 
     def __init__(self, path: Path, command: str, **parameters: Any) -> None:
         """Send the request. Raises UsageError if the server cannot be reached."""
@@ -60,7 +60,9 @@ class ControlConversation:
             self.pid, uid = _peer(self._connection)
             if os.geteuid() not in (0, uid) and uid != 0:
                 raise UsageError(f"{path} belongs to another user's process; name the server's own socket")
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what it sent before it closed counts
+            with contextlib.suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # what it sent before it closed still counts
                 self._connection.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             self._connection.close()
@@ -91,7 +93,7 @@ class ControlConversation:
             except OSError:
                 piece = b""
             if not piece or len(self._buffer) > control_protocol.LINE_LIMIT:
-                raise ServerEnded("the server ended before it answered; look at its log")
+                raise ServerEnded("the server ended before it responded; look at its log")
             self._buffer += piece
         try:
             message: dict[str, Any] = json.loads(line)
@@ -102,12 +104,12 @@ class ControlConversation:
         return message
 
     def outcome(self, timeout: float | None = None) -> dict[str, Any]:
-        """The response, skipping records. Raises RequestRefused if the request was not done, or none comes in time."""
+        """The response, skipping records. Raises RequestRefused if the request failed, or no response comes in time."""
         while True:
             message = self.receive(timeout)
             if message is None:
                 raise ServerSilent(
-                    f"the server (PID {self.pid}) has not answered for {timeout:g} s; is its process stopped?"
+                    f"the server (PID {self.pid}) has not responded for {timeout:g} s; is its process stopped?"
                 )
             if "record" not in message:
                 return checked(message)
@@ -121,22 +123,22 @@ class ControlConversation:
 
 
 def checked(response: dict[str, Any]) -> dict[str, Any]:
-    """The response, if the request was done; raises RequestRefused otherwise."""
+    """The response, if the request succeeded; raises RequestRefused otherwise."""
     if not response["ok"]:
         raise RequestRefused(response["text"], response.get("detail", ""))
     return response
 
 
 def ask(path: Path, command: str, *, patience: float | None = None, **parameters: Any) -> dict[str, Any]:
-    """Send one command and wait for its outcome, `patience` seconds at most, or as long as that takes.
+    """Send one command and wait for its outcome, at most `patience` seconds, or without limit.
 
-    Raises UsageError if the server cannot be reached, RequestRefused if it did not do it, went away or did not answer
-    in time.
+    Raises UsageError if the server cannot be reached, RequestRefused if the command failed, or the server ended or did
+    not respond in time.
     """
     with ControlConversation(path, command, **parameters) as conversation:
         response = conversation.outcome(patience)
         with contextlib.suppress(ServerEnded):
-            conversation.receive(1.0)  # its end: then the listener has forgotten this connection
+            conversation.receive(1.0)  # its end: the listener no longer has this connection
         return response
 
 
@@ -151,10 +153,10 @@ def look(path: Path) -> dict[str, Any]:
 
 
 def find(control: str = "", pid_file: str = "") -> Path:
-    """The control socket: the one named, that of the pid file's server, or that of the only server there is.
+    """The control socket: the given one, that of the pid file's server, or that of the only running server.
 
-    Where neither is named, the configuration file that a server would read here may name one. Raises UsageError if
-    there is none, or more than one.
+    If neither is given, the configuration file that a server would read here may name one. Raises UsageError if there
+    is none, or more than one.
     """
     if control:
         return Path(control)
@@ -174,7 +176,7 @@ def find(control: str = "", pid_file: str = "") -> Path:
 
 
 def _of_configuration() -> Path | None:
-    """The socket of the server that this directory's configuration file is for, if it names one that responds."""
+    """The socket named by this directory's configuration file, if a server responds there."""
     with contextlib.suppress(UsageError, OSError):
         file = config_file.load(os.environ.get("SERVE_CONFIG", ""), os.getcwd())
         named = {name: str(entry.value) for name, entry in file.entries.items()} if file is not None else {}
@@ -205,7 +207,7 @@ def _of_process(pid: int) -> Path:
         with contextlib.suppress(UsageError, RequestRefused), ControlConversation(path, "status") as conversation:
             if conversation.outcome(LOOK_TIME)["status"]["pid"] == conversation.pid:
                 return path
-    raise UsageError(f"the server with PID {pid} has no control socket that answers; name it with --control PATH")
+    raise UsageError(f"the server with PID {pid} has no control socket that responds; name it with --control PATH")
 
 
 def _usual(pid: int) -> Iterator[Path]:
@@ -234,14 +236,14 @@ def _sockets() -> list[Path]:
 
 
 def _directories() -> list[Path]:
-    """Where sockets are searched: our own directories, and those that a service manager makes (RuntimeDirectory=)."""
+    """Where sockets are searched: our own directories, and those created by a service manager (RuntimeDirectory=)."""
     places = dict.fromkeys([*control_protocol.runtime_directories(), *sorted(SERVICES.glob("*/serve"))])
     root = os.geteuid() == 0
     return [directory for directory in places if control_protocol.private(directory, any_owner=root)]
 
 
 def _described(path: Path) -> str:
-    """What tells one of several servers from the others."""
+    """A description that distinguishes one of several servers."""
     with contextlib.suppress(UsageError, RequestRefused, KeyError), ControlConversation(path, "status") as conversation:
         found = conversation.outcome(LOOK_TIME)["status"]
         return f"PID {found['pid']} ({found['app']} on {', '.join(found['listening'])}, --control {path})"
@@ -254,14 +256,14 @@ def _answers(path: Path) -> bool:
         try:
             connection.connect(str(path))
         except TimeoutError:
-            return True  # its queue is full: it lives
+            return True  # its queue is full: it is alive
         except OSError:
             return False
         return True
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:
-    """PID and user of the process that listens there."""
+    """PID and user of the listening process."""
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
 

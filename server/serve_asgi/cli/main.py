@@ -1,9 +1,9 @@
 """The command line: `serve APP …` runs a server, `serve reload|drain|status …` controls a running one.
 
-It owns words, help and exit statuses, and nothing else: the options are those of `serve_asgi.config.options`, their
-values are read by `serve_asgi.config.sources`, the work is done by `serve_asgi.listener` and
-`serve_asgi.cli.control_client`. Every wrong input ends as one line "serve: …" on stderr and exit status 2, without a
-traceback.
+It owns the syntax, the help and the exit statuses, and nothing else: options are defined in
+`serve_asgi.config.options`, their values read by `serve_asgi.config.sources`, and the work is done by
+`serve_asgi.listener` and `serve_asgi.cli.control_client`. Every invalid input ends as one line "serve: …" on stderr and
+exit status 2, without a traceback.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RunCommand(click.Command):
         return super().get_help(ctx).replace(UNBROKEN, " ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands for a server that runs"):
+        with formatter.section("Commands for a running server"):
             formatter.write_dl([(name, load(name).get_short_help_str(WIDTH)) for name in MODULES])
         for group in GROUPS:
             rows = [_help_row(name, defined) for name, (_, defined) in options().items() if defined.group == group]
@@ -71,7 +71,7 @@ def metavar(name: str, defined: Option) -> str:
 
 
 def default_text(name: str) -> str:
-    """The option's default as one would write it; "" if it has none worth showing."""
+    """The option's default as it would be written; "" if it has none worth showing."""
     field, defined = options()[name]
     if defined.shown_default:
         return defined.shown_default
@@ -154,12 +154,12 @@ def run_command_line(arguments: Sequence[str]) -> int:
         try:
             return _main(load(name), f"serve {name}", rest)
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left to do is to end
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but exit
     return _main(_run_command(), "serve", rest if name == "run" else list(arguments))
 
 
 def go_on() -> int:
-    """Continue as the listener whose previous program has replaced itself by this one; return the exit status."""
+    """Continue as the listener whose previous program this one has replaced; return the exit status."""
     from serve_asgi.listener.re_exec_resume import inherited, resume
 
     try:
@@ -169,7 +169,7 @@ def go_on() -> int:
 
 
 def _take_signals() -> None:
-    """A control command may handle Ctrl-C; other signals end it, and the terminal is restored."""
+    """Let a command handle Ctrl-C; other signals end it, and the terminal is restored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as by nohup(1)
@@ -178,11 +178,11 @@ def _take_signals() -> None:
 
 
 def _end(number: int, _: object) -> None:
-    sys.exit(128 + number)  # as a shell tells it
+    sys.exit(128 + number)  # as shells report it
 
 
 def _write_anything() -> None:
-    """What a terminal cannot show becomes a question mark, not an error."""
+    """Print a question mark for characters that the terminal cannot show, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -202,7 +202,7 @@ def _main(command: click.Command, name: str, arguments: list[str]) -> int:
     except ServeError as error:
         return _complain(error)
     except ModuleNotFoundError as error:
-        if error.name != "rich":  # which only what is drawn for people needs
+        if error.name != "rich":  # it is only needed for drawing
             raise
         return _complain(UsageError(f"`{name}` needs the package rich: pip install rich"))
     except (click.Abort, KeyboardInterrupt):
@@ -225,7 +225,7 @@ def _sentence(error: click.ClickException, name: str) -> str:
             return said
         if error.possibilities:
             return f"there is no option {error.option_name}: did you mean {' or '.join(error.possibilities)}?"
-        return f"there is no option {error.option_name}: `{name} --help` shows those there are"
+        return f"there is no option {error.option_name}: `{name} --help` lists all of them"
     text = " ".join(error.format_message().split()).rstrip(".")
     return f"{text[:1].lower()}{text[1:]}: `{name} --help` shows how it is written"
 
@@ -235,5 +235,5 @@ def _say(message: str) -> None:
 
 
 def _write(text: str) -> None:
-    """Write to stderr without waiting for whoever does not read it."""
+    """Write to stderr without waiting for a reader."""
     say(2, text)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 
 class ProcessHandle:
-    """One process that is not our child. To be closed by whoever opened it."""
+    """One process that is not our child; to be closed by its owner."""
 
     __slots__ = ("fd", "pid")
 
     def __init__(self, pid: int) -> None:
-        """Raises ProcessLookupError if there is none."""
+        """Raises ProcessLookupError if there is no such process."""
         self.pid = pid
         self.fd = os.pidfd_open(pid)
 
@@ -28,19 +28,19 @@ class ProcessHandle:
         os.close(self.fd)
 
     def ended(self, timeout: float = 0.0) -> bool:
-        """Whether it has ended, after waiting so many seconds at most."""
+        """Whether it has ended, after waiting at most `timeout` seconds."""
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         return bool(poll.poll(max(0.0, timeout) * 1000))
 
     def kill(self) -> None:
-        """SIGKILL, if it is still there. Raises PermissionError if it is not ours to kill."""
+        """SIGKILL, if it is still alive. Raises PermissionError if we may not kill it."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.fd, signal.SIGKILL)
 
 
 def children(parent: ProcessHandle) -> list[ProcessHandle]:
-    """The live children of `parent`, each to be closed by the caller; none that only has a reused PID."""
+    """The living children of `parent`, each to be closed by the caller; safe against reused PIDs."""
     found = []
     for pid in _children_of(parent.pid):
         with contextlib.suppress(ProcessLookupError):
@@ -53,7 +53,7 @@ def children(parent: ProcessHandle) -> list[ProcessHandle]:
 
 
 def kill_all(processes: list[ProcessHandle], timeout: float) -> int:
-    """Kill them all and wait until they have ended; return how many have not after so many seconds."""
+    """Kill all and wait until they have ended; return how many have not after `timeout` seconds."""
     for process in processes:
         process.kill()
     deadline = time.monotonic() + timeout
@@ -67,7 +67,7 @@ def _children_of(parent: int) -> Iterator[int]:
 
 
 def _parent_of(pid: int) -> int:
-    """The PID of its parent (proc(5), stat); 0 if it is gone."""
+    """The PID of a process's parent (proc(5), stat); 0 if it is gone."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     except (OSError, IndexError, ValueError):

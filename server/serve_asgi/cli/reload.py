@@ -1,6 +1,6 @@
 """`serve reload`: request a reload and follow it to its outcome, on a terminal, in a pipe or for a script.
 
-The reload is the listener's: it goes on if this command is interrupted.
+The listener performs the reload, which continues if this command is interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from serve_asgi.cli.reload_progress import (
 from serve_asgi.errors import UsageError
 
 LISTENER_TIME: Final = 120.0
-"""Seconds that the replacement of the listener may take; the listener gives up earlier by itself."""
+"""Seconds that replacing the listener may take; the listener itself gives up earlier."""
 SETTLE: Final = 0.5
 """Seconds to wait for the hand-over of idle connections before this command reports what is left."""
 
@@ -43,12 +43,12 @@ SETTLE: Final = 0.5
 def reload(control: str, pid_file: str, wait: bool, retired: bool, listener: bool, as_json: bool) -> int:
     """Replace every worker with fresh code; wait until it serves.
 
-    On a terminal a live view shows who imports, who is ready, the switch, and what the old workers still have to do;
-    elsewhere each step is a line. The old generation finishes its requests after the switch: --retired waits for that
-    as well.
+    On a terminal a live view shows which workers are importing or ready, the switch, and what the old workers still
+    have to do; elsewhere each step is a line. The old generation finishes its requests after the switch: --retired
+    waits for that as well.
 
-    --listener has the listener, which outlives every reload, put the program of the present release in its own place:
-    the same process, the same workers, the same sockets. Reload first, then this, when the server itself is new.
+    --listener replaces the program of the listener, which otherwise survives every reload, by the current release's:
+    the process, the workers and the sockets stay. When the server itself has a new version, reload first, then do this.
 
     Exit status 0: the new generation (or listener) serves. 1: it was refused, with the reason; the old one serves on.
     """
@@ -82,7 +82,7 @@ def _followed(path: Path, *, retired: bool, as_json: bool) -> int:
             if response["ok"]:
                 show.left(_afterwards(path, before, show, retired=retired))
     except KeyboardInterrupt:
-        complain("the reload goes on without this command; `serve status` tells its outcome")
+        complain("the reload continues without this command; `serve status` shows its outcome")
         return INTERRUPTED
     control_client.checked(response)
     return 0
@@ -104,7 +104,7 @@ def _transaction(path: Path, show: ReloadDisplay) -> dict[str, Any]:
         while True:
             message = conversation.receive(show.pause)
             if message is None:
-                show.seen(control_client.look(path))  # raises if it does not answer
+                show.seen(control_client.look(path))  # raises if it does not respond
             elif "record" in message:
                 show.happened(message["record"])
             else:
@@ -112,9 +112,9 @@ def _transaction(path: Path, show: ReloadDisplay) -> dict[str, Any]:
 
 
 def _afterwards(path: Path, before: dict[str, Any], show: ReloadDisplay, *, retired: bool) -> OlderGenerations:
-    """Watch until the idle connections have been handed over or, if wanted, until the old workers have ended.
+    """Watch until the idle connections have been handed over or, if requested, until the old workers have ended.
 
-    Their own deadlines (--graceful-timeout of the server) end that wait.
+    Their own deadlines (the server's --graceful-timeout) bound the wait.
     """
     settle = time.monotonic() + SETTLE
     found = before

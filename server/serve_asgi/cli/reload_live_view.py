@@ -1,6 +1,6 @@
 """The live view of a reload: generations as rows of workers that change colour, drawn by rich.
 
-`picture` is a pure function of what the server has sent; `ReloadLiveView` draws it again and again in place.
+`picture` is a pure function of what the server has sent; `ReloadLiveView` keeps redrawing it in place.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STYLES: Final = {
 }
 """Sign, colour and word of each state of a worker, and of an agent."""
 MOST_SIGNS: Final = 32
-"""Workers that are drawn one by one; of larger generations only numbers are shown."""
+"""Most workers that are drawn individually; for larger generations only numbers are shown."""
 
 
 def picture(before: dict[str, Any], seen: dict[str, Any], took: float, note: str, width: int) -> Group:
@@ -82,7 +82,7 @@ def _workers(generation: dict[str, Any], seen: dict[str, Any]) -> tuple[Text, Te
 
 
 class ReloadLiveView:
-    """Draws a reload on the terminal, in place, and leaves the last frame standing."""
+    """Draws a reload on the terminal, in place, and leaves the last frame."""
 
     pause = FRAME
 

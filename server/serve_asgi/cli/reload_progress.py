@@ -14,9 +14,9 @@ from typing import Any, Final, Protocol
 from serve_asgi.cli.command import counted, span, tell, tell_outcome
 
 FRAME: Final = 0.15
-"""Seconds between two looks at the server for a live view."""
+"""Seconds between two requests for the status, for a live view."""
 LOOK: Final = 5.0
-"""Seconds without news after which the server is asked for its status; between two lines of progress."""
+"""Seconds without news after which the status is requested, and between two lines of progress."""
 STEPS: Final = frozenset({"worker_ready", "worker_died", "worker_killed", "agent_prepared", "agent_finish_requested"})
 """Events of level debug that are shown nevertheless."""
 ENDS: Final = frozenset({"reload_finished", "reload_refused"})
@@ -31,11 +31,11 @@ class OlderGenerations:
     handed_over: int
     requests: int
     oldest: float
-    """Seconds that the oldest request in progress has taken until now; 0 if that is not known."""
+    """Seconds that the oldest request in progress has taken so far; 0 if unknown."""
     lost: int
 
     def text(self) -> str:
-        """A sentence about it."""
+        """All of it, as a sentence."""
         parts = [f"{counted(self.handed_over, 'connection')} handed over"] if self.handed_over else []
         if not self.generations:
             lost = f"{counted(self.lost, 'request')} cut" if self.lost else "nothing was cut"
@@ -50,7 +50,7 @@ class OlderGenerations:
 
 
 def remains(before: dict[str, Any], seen: dict[str, Any]) -> OlderGenerations:
-    """That of the status `seen`, compared with the status before the reload."""
+    """The remaining work according to the status `seen`, compared with the status before the reload."""
     older = [w for w in seen["workers"] if w["generation"] < seen["generation"]]
     return OlderGenerations(
         tuple(sorted({w["generation"] for w in older})),
@@ -71,23 +71,23 @@ class ReloadDisplay(Protocol):
     """A display of a reload's progress; used as a context manager around it."""
 
     pause: float
-    """Seconds between two looks at the server while nothing happens."""
+    """Seconds between two requests for the status while nothing happens."""
 
     def __enter__(self) -> Any: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def happened(self, record: dict[str, Any]) -> None:
-        """A record has come."""
+        """Show a record."""
 
     def seen(self, status: dict[str, Any]) -> None:
-        """The server's present status."""
+        """Show the server's current status."""
 
     def outcome(self, response: dict[str, Any]) -> None:
-        """The new generation serves, or was refused."""
+        """Show the outcome: the new generation serves, or was refused."""
 
     def left(self, remains: OlderGenerations) -> None:
-        """What is left to do when this command is about to end."""
+        """Show what is left to do when this command is about to end."""
 
 
 class ReloadLines:

@@ -13,9 +13,9 @@ from serve_asgi.cli.command import INTERRUPTED, command, complain, counted, tell
 from serve_asgi.cli.control_client import PATIENCE, RequestRefused
 
 LOOK: Final = 0.1
-"""Seconds between two looks at how far it is."""
+"""Seconds between two checks of the progress."""
 STEP_TIME: Final = 600.0
-"""Seconds without a change after which this command gives up; the server goes on."""
+"""Seconds without a change after which this command gives up; the server continues."""
 
 
 def scale(control: str, pid_file: str, workers: int, wait: bool) -> int:
@@ -31,7 +31,7 @@ def scale(control: str, pid_file: str, workers: int, wait: bool) -> int:
     try:
         return _follow(path, workers)
     except KeyboardInterrupt:
-        complain("the server goes on with it; `serve status` tells how far it is")
+        complain("the server continues with it; `serve status` shows the progress")
         return INTERRUPTED
 
 
@@ -42,19 +42,19 @@ def _follow(path: Path, workers: int) -> int:
     while True:
         found = control_client.look(path)
         if found["size"] != workers and seen:
-            raise RequestRefused(f"somebody else has asked for {counted(found['size'], 'worker')} meanwhile")
+            raise RequestRefused(f"somebody else has requested {counted(found['size'], 'worker')} meanwhile")
         serving = {w["slot"] for w in _current(found) if w["state"] == "serving"}
         surplus = [w for w in _current(found) if w["slot"] >= workers]
         if serving == set(range(workers)) and all(w["state"] != "serving" for w in surplus):
             tell(_outcome(workers, surplus))
             return 0
         for slot, trouble in found["degraded"].items():
-            raise RequestRefused(f"slot {slot} cannot be filled, the server goes on trying: {trouble}")
+            raise RequestRefused(f"slot {slot} cannot be filled, the server keeps trying: {trouble}")
         now = (len(serving), len(surplus), found["size"])
         if now != seen:
             seen, deadline = now, time.monotonic() + STEP_TIME
         elif time.monotonic() >= deadline:
-            raise RequestRefused(f"nothing has changed for {STEP_TIME:g} s; `serve status` tells how far it is")
+            raise RequestRefused(f"nothing has changed for {STEP_TIME:g} s; `serve status` shows the progress")
         time.sleep(LOOK)
 
 

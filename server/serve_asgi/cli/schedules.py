@@ -26,9 +26,9 @@ COLOURS: Final = {
     **dict.fromkeys(("failed", "timeout", "cut", "died"), "red"),
 }
 MOST: Final = 1000
-"""What a server tells of at once (`serve_asgi.hub.schedules.commands.MAX_LISTED`)."""
+"""Most schedules in one reply (`serve_asgi.hub.schedules.commands.MAX_LISTED`)."""
 WIDE: Final = 160
-"""Columns of what is not a terminal."""
+"""Columns if the output is not a terminal."""
 
 
 def schedules(control: str, pid_file: str, name: str | None, as_json: bool) -> int:
@@ -36,7 +36,7 @@ def schedules(control: str, pid_file: str, name: str | None, as_json: bool) -> i
     path = control_client.find(control, pid_file)
     found = control_client.ask(path, "schedules", name=name or "", patience=PATIENCE)["schedules"]
     if name and not found:
-        raise UsageError(f"there is no schedule {name!r}; `serve schedules` shows those there are")
+        raise UsageError(f"there is no schedule {name!r}; `serve schedules` lists all of them")
     if as_json:
         show(json.dumps(found[0] if name else found, indent=2))
     elif not found:
@@ -49,10 +49,10 @@ def schedules(control: str, pid_file: str, name: str | None, as_json: bool) -> i
 
 
 def schedule(control: str, pid_file: str, do: str, name: str, wait: bool, timeout: float | None) -> int:
-    """Pause a schedule, resume it, or run it now; in force for all workers when this returns.
+    """Pause a schedule, resume it, or run it now; in effect for all workers when this returns.
 
     A pause lasts until it is resumed, over reloads too, and over restarts with --state. `run` waits for the end of the
-    run. Exit status 0: done. 1: the run did not end well, or the state could not be written.
+    run. Exit status 0: done. 1: the run did not succeed, or the state could not be written.
     """
     path = control_client.find(control, pid_file)
     if do != "run":
@@ -63,7 +63,7 @@ def schedule(control: str, pid_file: str, do: str, name: str, wait: bool, timeou
             response = conversation.receive(SOON)
         if response is not None and not response["ok"]:
             raise RequestRefused(response["text"])
-        tell(f"{name} is asked for; {_SHOWS.format(name)}")
+        tell(f"{name} is requested; {_SHOWS.format(name)}")
         return 0
     try:
         tell(control_client.ask(path, "schedule", do=do, name=name, patience=timeout)["text"])
@@ -71,17 +71,17 @@ def schedule(control: str, pid_file: str, do: str, name: str, wait: bool, timeou
         raise RequestRefused(f"the listener was replaced or has ended; {_SHOWS.format(name)}") from error
     except ServerSilent as error:
         raise RequestRefused(
-            f"{name} has not ended within {timeout:g} s, and goes on; {_SHOWS.format(name)}"
+            f"{name} has not ended within {timeout:g} s, and continues; {_SHOWS.format(name)}"
         ) from error
     except KeyboardInterrupt:
-        complain(f"the run goes on; {_SHOWS.format(name)}")
+        complain(f"the run continues; {_SHOWS.format(name)}")
         raise
     return 0
 
 
-_SHOWS: Final = "`serve schedules {}` shows what becomes of it"
+_SHOWS: Final = "`serve schedules {}` shows its outcome"
 SOON: Final = 1.0
-"""Seconds in which an impossible run is refused."""
+"""Seconds within which an impossible run is refused."""
 
 
 def _print(*parts: Table | Text) -> None:
@@ -174,7 +174,7 @@ def _outcome(entry: dict[str, Any] | None, now: float | None) -> Text:
 
 
 def _worker(entry: dict[str, Any] | None) -> str:
-    """Slot and generation, as processes are called in the log."""
+    """Slot and generation, as in the log."""
     if entry is None or not entry["worker"]:
         return "-"
     return f"{'agent' if entry['slot'] < 0 else entry['slot']}.{entry['generation']}"
@@ -188,7 +188,7 @@ def _took(entry: dict[str, Any] | None, now: float) -> str:
 
 
 def _clock(instant: float) -> str:
-    """UTC, to the second; to the millisecond where that says more."""
+    """UTC, to the second, or to the millisecond if it is not a whole second."""
     text = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(instant))
     return text + (f".{round(instant % 1 * 1000):03d}" if instant % 1 else "") + "Z"
 
@@ -201,6 +201,6 @@ COMMANDS: Final = {
         click.Argument(["do"], type=click.Choice(["pause", "resume", "run"])),
         click.Argument(["name"]),
         click.Option(["--wait/--no-wait"], default=True, help="Wait for the end of the run.", show_default=True),
-        seconds("--timeout", "How long to wait; the run goes on."),
+        seconds("--timeout", "How long to wait; the run continues."),
     ),
 }

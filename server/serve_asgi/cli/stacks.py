@@ -1,4 +1,4 @@
-"""`serve stacks`: what every worker and the agent are doing at this moment, also one whose event loop is blocked."""
+"""`serve stacks`: what every worker and the agent are doing right now, even with a blocked event loop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from serve_asgi.cli.command import as_json, command, seconds, show, span
 from serve_asgi.cli.control_client import PATIENCE
 
 TIMEOUT: Final = 5.0
-"""Seconds, if --timeout does not say."""
+"""Default of --timeout, in seconds."""
 NAMED: Final = 3
-"""Tasks that are named of those that are told together."""
+"""Tasks that are named of those that are grouped."""
 
 
 def stacks(control: str, pid_file: str, timeout: float, as_json: bool) -> int:
-    """Show every worker's and the agent's Python stacks and running tasks, also of one that is blocked.
+    """Show every worker's and the agent's Python stacks and running tasks, even of a blocked one.
 
     Exit status 0: every worker has reported. 1: some have not.
     """
@@ -28,7 +28,7 @@ def stacks(control: str, pid_file: str, timeout: float, as_json: bool) -> int:
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """All of it as text; tasks that wait at the same place are told together."""
+    """All of it as text; tasks that wait at the same place are grouped."""
     for number, worker in enumerate(found["workers"]):
         if number:
             yield ""

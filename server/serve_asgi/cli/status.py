@@ -1,4 +1,4 @@
-"""`serve status` and `serve workers`: what the server is doing now, as lines for a person or as JSON."""
+"""`serve status` and `serve workers`: what the server is doing, as lines for people or as JSON."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from serve_asgi.cli import control_client
 from serve_asgi.cli.command import as_json, command, counted, memory, show, span
 
 AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was recycled or blocked"}
-"""Why workers are started besides those of a new generation (`serve_asgi.supervisor.lifecycles.Cause`)."""
+"""Why workers are started other than for a new generation (`serve_asgi.supervisor.lifecycles.Cause`)."""
 STATES: Final = {"passing": "ready; the agent changes"}
-"""States of a generation that need words of their own."""
+"""States of a generation that are shown under another name."""
 
 
 def status(control: str, pid_file: str, as_json: bool) -> int:
-    """Show what the server does: generations, workers, connections."""
+    """Show what the server is doing: generations, workers, connections."""
     found = control_client.look(control_client.find(control, pid_file))
     show(json.dumps(found, indent=2) if as_json else "\n".join([*_server(found), "", *_workers(found)]))
     return 0
 
 
 def workers(control: str, pid_file: str, as_json: bool) -> int:
-    """Show what each worker does."""
+    """Show what each worker is doing."""
     found = control_client.look(control_client.find(control, pid_file))
     show(json.dumps(found["workers"], indent=2) if as_json else "\n".join(_workers(found)))
     return 0
 
 
 def health(found: dict[str, Any]) -> str:
-    """What the health endpoint answers, in words."""
+    """What the health endpoint reports, in words."""
     if not found["draining"]:
         return "healthy"
     return f"draining for {span(found['draining']['since'])}, until {found['draining']['until']}"
@@ -54,7 +54,7 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
     yield from _certificates(found.get("tls"))
     totals = found["totals"]
     reloads = f"{counted(found['reloads'], 'reload')}, {found['failed_reloads']} refused"
-    yield f"generation {found['generation']}, {reloads}, {counted(totals['requests'], 'request')} answered"
+    yield f"generation {found['generation']}, {reloads}, {counted(totals['requests'], 'request')} completed"
     again = {cause: count for cause, count in found.get("starts", {}).items() if cause in AGAIN}
     if again:
         yield "workers replaced: " + ", ".join(f"{count} {AGAIN[cause]}" for cause, count in again.items())

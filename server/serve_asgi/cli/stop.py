@@ -1,8 +1,8 @@
 """`serve stop`: take a node away, from draining to the last process, and report what was cut.
 
-The steps are the listener's own (drain, keep new connections out, let requests finish, cut what has not); this
-command asks for them, follows them on the control socket and watches the process itself by a pidfd, since the socket
-goes away with the server. Only if the server has not ended in time does it kill, the workers as well.
+The listener performs the steps (drain, keep new connections out, let requests finish, cut the rest); this command
+requests them, follows them on the control socket and watches the process by a pidfd, since the socket disappears with
+the server. Only if the server has not ended in time does it kill, the workers as well.
 """
 
 from __future__ import annotations
@@ -83,23 +83,23 @@ class ServerStop:
         self.process = process
         self.before = found
         self.cut: int | None = None
-        """Requests cut since the server's start, once it has said so."""
+        """Requests cut since the server's start, once it has reported them."""
         self.held: int | None = 0
-        """Requests in flight in what was killed, if it could still report them."""
+        """Requests in flight in killed processes, if they could still be counted."""
         self._as_json = as_json
         self._began = time.monotonic()
         self._deadline = self._began
         """When (CLOCK_MONOTONIC, s) the server is killed."""
         self._timeout = 0.0
-        """How long (s) it has from the end of the drain on."""
-        self._told = False  # the server sends no more
+        """How long (s) it has from the end of the drain."""
+        self._told = False  # the server has sent everything
         self._left: tuple[str, list[str]] = ("", [])
-        """Its pid file, if it has one, and the unix sockets that it listens at."""
+        """Its pid file, if it has one, and its unix sockets."""
         self._opened = contextlib.ExitStack()
         self._next_progress = self._began + PROGRESS
 
     def run(self, delay: float | None, timeout: float | None) -> int:
-        """Do all of it; return the exit status."""
+        """Stop the server; return the exit status."""
         found = self.before
         self._step("stop_requested", f"{found['app']}, PID {found['pid']}, on {', '.join(found['listening'])}")
         try:
@@ -108,7 +108,7 @@ class ServerStop:
                 self._follow_on()
                 ended = self._wait()
         except KeyboardInterrupt:
-            complain("the server goes on stopping without this command; `serve status` tells how far it is")
+            complain("the server continues to stop without this command; `serve status` shows the progress")
             return INTERRUPTED
         if not ended:
             self._kill()
@@ -128,7 +128,7 @@ class ServerStop:
         )
         patience = own["graceful-timeout"] + own["shutdown-timeout"] + MARGIN
         self._timeout = patience if timeout is None else timeout
-        with contextlib.suppress(ServerEnded, UsageError):  # it has ended by itself meanwhile
+        with contextlib.suppress(ServerEnded, UsageError):  # it has ended meanwhile
             response = control_client.ask(self.path, "stop", delay=delay, patience=PATIENCE)
             if response["text"] != "stopping":
                 self._step("stop_followed", response["text"])
@@ -138,17 +138,17 @@ class ServerStop:
         self._deadline = time.monotonic() + before + self._timeout
 
     def _follow_on(self) -> None:
-        """Follow the program that stops: until it was told to, the listener's may have been replaced by another one.
+        """Follow the program that stops, in case the listener's was replaced before it was told to.
 
-        What that one has said by now is in its history; the count of what is cut comes last.
+        What it has reported by now is in its history; the count of cut requests comes last.
         """
         if not self._take() and not self.process.ended():
-            with contextlib.suppress(UsageError):  # it has ended by itself meanwhile
+            with contextlib.suppress(UsageError):  # it has ended meanwhile
                 self.following = self._opened.enter_context(ControlConversation(self.path, "follow"))
                 self._told = False
 
     def _wait(self) -> bool:
-        """Print what happens until the server has ended, or until the deadline; return whether it has ended."""
+        """Print events until the server has ended, or until the deadline; return whether it has ended."""
         poll = select.poll()
         poll.register(self.process, select.POLLIN)
         poll.register(self.following, select.POLLIN)
@@ -164,7 +164,7 @@ class ServerStop:
         return self.process.ended()
 
     def _take(self) -> bool:
-        """Read what the server has sent meanwhile; return whether more may come."""
+        """Read what the server has sent; return whether more may come."""
         try:
             while (message := self.following.receive(0.0)) is not None:
                 if "record" in message:
@@ -176,9 +176,9 @@ class ServerStop:
         return not self._told
 
     def _happened(self, record: dict[str, Any]) -> None:
-        if record["event"] == "stop_started" and "timeout" in record:  # drain and hooks are over: it begins now
+        if record["event"] == "stop_started" and "timeout" in record:  # drain and hooks are done: it begins now
             self._deadline = time.monotonic() + self._timeout
-            if self._timeout < record["timeout"]:  # what is in force is what is told
+            if self._timeout < record["timeout"]:  # print the timeout that applies
                 text = f"stopping: requests in progress have {self._timeout:g} s, then the server is killed (--timeout)"
                 record = {**record, "text": text, "timeout": self._timeout}
         if self._as_json:
@@ -187,7 +187,7 @@ class ServerStop:
             tell(record["text"])
 
     def _progress(self) -> None:
-        """Now and then, how much is still in progress."""
+        """Print now and then how much is still in progress."""
         if time.monotonic() < self._next_progress or self._told:
             return
         self._next_progress = time.monotonic() + PROGRESS
@@ -202,7 +202,7 @@ class ServerStop:
                 self._step("progress_reported", text, in_progress=held)
 
     def _kill(self) -> None:
-        """End what has not ended in time: the listener, then its workers, which would serve on for a while."""
+        """Kill what has not ended in time: the listener, then its workers, which would continue for a while."""
         self.held = None
         with contextlib.suppress(RequestRefused, UsageError), ControlConversation(self.path, "status") as asked:
             found = asked.outcome(LAST_WORD)["status"]
@@ -223,9 +223,9 @@ class ServerStop:
         if left:
             raise RequestRefused(f"{counted(left, 'process')} cannot be ended even by SIGKILL; the kernel holds them")
         if removed := remove_leftovers(self.process.pid, self._left[0], str(self.path), self._left[1]):
-            self._step("leftovers_removed", f"removed what it had left: {', '.join(removed)}", paths=removed)
+            self._step("leftovers_removed", f"removed what it left behind: {', '.join(removed)}", paths=removed)
 
-    # Telling
+    # Output
 
     def _outcome(self, *, killed: bool) -> int:
         known = self.held is not None and self.cut is not None
@@ -261,23 +261,24 @@ def _process(following: ControlConversation) -> ProcessHandle:
         ) from None
 
 
-# What a killed server leaves behind. The next start does without this (`serve_asgi.listener.pid_file`,
-# `serve_asgi.listener.unix_socket`); scripts and people who look for the files do not. Only what is provably the dead
-# server's goes: nobody holds its lock, it names that PID, it refuses connections.
+# What a killed server leaves behind. The next start does not need this (`serve_asgi.listener.pid_file`,
+# `serve_asgi.listener.unix_socket`), but scripts and people look for these files. Only files that are provably the dead
+# server's are removed: nobody holds the lock, they name its PID, or they refuse connections.
 
 
 def remove_leftovers(pid: int, pid_file: str, control: str, sockets: Iterable[str]) -> list[str]:
     """Remove those of these files ("": none) that the dead server `pid` has left; return their paths."""
     removed = [pid_file] if pid_file and _removed(pid_file, pid, _remove_pid_file) else []
     removed += [path for path in sockets if _removed(path, pid, lambda path, _: remove_dead(path))]
-    with contextlib.suppress(OSError, ServeError):  # which has no lock
+    with contextlib.suppress(OSError, ServeError):  # it has no lock
         if remove_dead(control):
             removed.append(control)
     return removed
 
 
 def _removed(path: str, pid: int, remove: Callable[[str, int], bool]) -> bool:
-    """Whether `remove` has removed it, under its lock; not if another server has that, or this user may not."""
+    """Remove it under its lock; return whether it was removed: not if another server holds the lock, or without
+    permission."""
     try:
         lock = PathLock(path, pid)
     except (OSError, ServeError):

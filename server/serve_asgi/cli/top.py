@@ -1,9 +1,9 @@
 """`serve top`: the server, live. The loop around `top_samples` (what is shown) and `top_view` (how).
 
-It asks for the status once per interval and draws; between, it waits for keys, signals and the response, all at once,
-so that it ends at once also while the server does not respond. A server that goes away is looked for again for a while:
-it may be started anew, with another PID, or put another program in its place. However this ends (a key, TERM, an
-error), and also while it is only stopped (Ctrl-Z), the terminal is as it was found.
+It requests the status once per interval and draws; in between, it waits for keys, signals and the response together, so
+that it can quit at once even if the server does not respond. If the server goes away, it is searched for a while: it
+may be restarted with another PID, or be replacing its program. However this ends (a key, TERM, an error), and also
+while it is suspended (Ctrl-Z), the terminal is restored.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ QUIT: Final = frozenset("qQ\x1b\x03\x04")
 TAKEN: Final = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
 """Signals after which the frame is drawn again."""
 AWAY: Final = 5.0
-"""Seconds for which a server that has ended is looked for; three intervals at least."""
+"""Seconds for which a server that has ended is searched; at least three intervals."""
 
 
 def top(control: str, pid_file: str, interval: float, once: bool) -> int:
@@ -74,7 +74,7 @@ def _print(samples: TopSamples, console: Console) -> None:
 
 
 class TopScreen:
-    """The terminal, and what is drawn on it."""
+    """The terminal and the view on it."""
 
     def __init__(
         self,
@@ -85,7 +85,8 @@ class TopScreen:
         found: list[Any],
         signals: int,
     ) -> None:
-        """`find` finds the control socket again; `found` is how the terminal was found, `signals` from `_signals`."""
+        """`find` finds the control socket again; `found` are the terminal's original settings, `signals` is from
+        `_signals`."""
         self._path = path
         self._find = find
         self._samples = samples
@@ -95,7 +96,7 @@ class TopScreen:
         self._keys = sys.stdin.fileno()
 
     def run(self, interval: float) -> None:
-        """Draw until a key ends it. Raises RequestRefused or UsageError when the server is gone."""
+        """Draw until a key is pressed to quit. Raises RequestRefused or UsageError when the server is gone."""
         from rich.live import Live
 
         with Live(console=self._console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
@@ -128,11 +129,11 @@ class TopScreen:
             if not self._wait(live, deadline, conversation):
                 return None
             if time.monotonic() >= deadline:
-                raise RequestRefused(f"the server has not answered for {PATIENCE:g} s; is its process stopped?")
+                raise RequestRefused(f"the server has not responded for {PATIENCE:g} s; is its process stopped?")
         return response
 
     def _wait(self, live: Live, until: float, conversation: ControlConversation | None = None) -> bool:
-        """Wait until then, or until something comes in the conversation; return whether to go on."""
+        """Wait until then, or until the conversation is readable; return whether to continue."""
         watched = [self._keys, self._signals, *([conversation] if conversation else [])]
         while (left := until - time.monotonic()) > 0:
             ready, _, _ = select.select(watched, [], [], left)
@@ -149,7 +150,7 @@ class TopScreen:
         return True
 
     def _stand_back(self, live: Live) -> None:
-        """Ctrl-Z: give the terminal back to the shell until this process is continued."""
+        """Ctrl-Z: restore the terminal for the shell until this process is continued."""
         live.stop()
         termios.tcsetattr(self._keys, termios.TCSADRAIN, self._found)
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -165,7 +166,7 @@ class TopScreen:
 
 @contextlib.contextmanager
 def _cbreak() -> Iterator[list[Any]]:
-    """Keys come one by one and are not shown; the terminal is left as it was found, which it gives."""
+    """Read keys one by one, without echo; yields the terminal's original settings, and restores them."""
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
@@ -176,7 +177,7 @@ def _cbreak() -> Iterator[list[Any]]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """A descriptor from which the numbers of the signals can be read that are `TAKEN` (signal.set_wakeup_fd)."""
+    """A descriptor from which the numbers of the `TAKEN` signals can be read (signal.set_wakeup_fd)."""
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for number in TAKEN:
         signal.signal(number, lambda *_: None)
@@ -203,6 +204,6 @@ COMMANDS: Final = {
             show_default=True,
             help="Time between two frames.",
         ),
-        click.Option(["--once"], is_flag=True, help="Print one frame and end."),
+        click.Option(["--once"], is_flag=True, help="Print one frame and exit."),
     ),
 }

@@ -1,6 +1,6 @@
-"""Charts of block characters (U+2581 to U+2588): columns that take the colour of what they belong to.
+"""Charts of block characters (U+2581 to U+2588), in columns with individual colours.
 
-Each function returns lines of rich text of a given size; none knows what is drawn.
+Each function returns lines of rich text of a given size; none knows what the values mean.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChartColumn:
-    """One column: `low` of `high` is drawn strongly, the rest up to `high` weakly."""
+    """One column: drawn strongly up to `low`, and weakly from there to `high`."""
 
     high: float
     colour: str
@@ -26,24 +26,24 @@ class ChartColumn:
 
 
 def columns(shown: Sequence[ChartColumn], width: int, height: int, top: float) -> list[Text]:
-    """The last `width` columns as `height` lines, the present at the right; `top` is the value of the upper edge."""
+    """The last `width` columns as `height` lines, the newest at the right; `top` is the value of the upper edge."""
     last = shown[-width:] if width else []
     lines = []
     for bottom in reversed(range(height)):
         line = Text(" " * (width - len(last)))
         cells = (_cell(column, bottom, height, top) for column in last)
-        for style, same in itertools.groupby(cells, key=lambda cell: cell[1]):  # one change of colour, not many
+        for style, same in itertools.groupby(cells, key=lambda cell: cell[1]):  # one colour change for equal neighbours
             line.append("".join(character for character, _ in same), style)
         lines.append(line)
     return lines
 
 
 def _cell(column: ChartColumn, bottom: int, height: int, top: float) -> tuple[str, str]:
-    """The character and its colours at one place, `bottom` lines above the axis."""
+    """The character and its colours in one line, `bottom` lines above the axis."""
     high = _filled(column.high, bottom, height, top)
     if column.low is None:
         if not bottom and column.high > 0:
-            high = max(1, high)  # a little is not nothing
+            high = max(1, high)  # a small value is not zero
         return (EIGHTHS[high], column.colour) if high else (" ", "")
     low = _filled(column.low, bottom, height, top)
     if not bottom and column.low > 0:
@@ -62,7 +62,7 @@ def _filled(value: float, bottom: int, height: int, top: float) -> int:
 
 
 def rounded_up(value: float, least: float) -> float:
-    """The next of 1, 1.5, 2, 3, 4, 6, 8, 10 … times `least` that is not smaller: a scale that does not jump about."""
+    """The least of 1, 1.5, 2, 3, 4, 6, 8, 10 … times `least` that is not smaller, for a stable scale."""
     scale = least
     while True:
         for step in (1, 1.5, 2, 3, 4, 6, 8):
@@ -72,7 +72,7 @@ def rounded_up(value: float, least: float) -> float:
 
 
 def marks(placed: Sequence[tuple[int, str, str]], width: int) -> Text:
-    """A line with a text and its style below each of the columns (counted from the left) given; none over another."""
+    """A line with a styled text below each of the given columns (counted from the left), without overlaps."""
     cells = [" "] * width
     styles = [""] * width
     free = 0

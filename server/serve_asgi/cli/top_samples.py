@@ -1,7 +1,7 @@
-"""What `serve top` shows, computed from one status of the server after another: rates, percentiles, marks.
+"""What `serve top` shows, computed from successive statuses of the server: rates, percentiles, marks.
 
-Pure: it knows neither sockets nor terminals. Times are the server's own (its uptime), so that a status that came late
-makes no rate wrong.
+Pure: it knows neither sockets nor terminals. Times are the server's own (its uptime), so that a late status does not
+distort rates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 KEPT: Final = 600
 """Samples kept: more than any terminal has columns."""
 WINDOW: Final = 10
-"""Samples that the percentiles are taken over: in one second there may be few requests."""
+"""Samples that percentiles are taken over, since there may be few requests in one second."""
 
 Status = dict[str, Any]
 
@@ -27,16 +27,16 @@ class Sample:
     seconds: float
     generation: int
     requests: float
-    """Per second, as all that follow."""
+    """Per second, like all of the following."""
     errors: float
-    """Answers 5xx."""
+    """5xx responses."""
     received: float
     sent: float
-    """Bytes."""
+    """In bytes."""
     cpu: float
-    """Seconds of processor time, of all workers."""
+    """Seconds of CPU time, of all workers."""
     durations: tuple[int, ...]
-    """Requests of this interval by the buckets of `durations.bounds`, and one more for all that took longer."""
+    """Requests of this interval by the buckets of `durations.bounds`, and one for all that took longer."""
     switched: bool
     """A new generation came into service in this interval."""
     refused: bool
@@ -50,7 +50,7 @@ class WorkerRate:
     requests: float = 0.0
     cpu: float = 0.0
     ticked: float = 0.0
-    """When (uptime, s) the worker had last written its processor time."""
+    """When (uptime, s) the worker last wrote its CPU time."""
 
 
 NO_CONNECTIONS: Final = {"requests": 0, "in_flight": 0, "connections": 0, "websockets": 0, "oldest": None}
@@ -61,16 +61,16 @@ class TopSamples:
 
     def __init__(self) -> None:
         self.status: Status = {}
-        """The last one."""
+        """The last status."""
         self.samples: collections.deque[Sample] = collections.deque(maxlen=KEPT)
         self.rates: dict[tuple[int, int | str], WorkerRate] = {}
-        """By generation and slot (that of an agent is "agent")."""
+        """By generation and slot ("agent" for an agent)."""
         self.first: Status = {}
         self.gone = 0.0
-        """Seconds since the server was last heard of, if it is being looked for."""
+        """Seconds since the server last responded, if it is being searched for."""
 
     def add(self, status: Status) -> None:
-        """Add a status; one of the same moment, or of another server or listener, starts over."""
+        """Add a status; one from the same moment, or from another server or listener, starts over."""
         before, self.status = self.status, status
         self.gone = 0.0
         same = before and all(status[name] == before[name] for name in ("pid", "server"))
@@ -113,7 +113,7 @@ class TopSamples:
                 was, rate = {"requests": 0, "cpu": 0.0}, WorkerRate()
             ticked = status["uptime"] - (worker["heard"] or 0.0)
             cpu = rate.cpu
-            if ticked > rate.ticked + 0.1:  # it has written its processor time meanwhile
+            if ticked > rate.ticked + 0.1:  # it has written its CPU time meanwhile
                 since = ticked - rate.ticked if rate.ticked else max(seconds, 1.0)
                 cpu = max(0.0, worker["cpu"] - was["cpu"]) / since
             rates[key] = WorkerRate((worker["requests"] - was["requests"]) / seconds, cpu, ticked)
@@ -123,12 +123,12 @@ class TopSamples:
 
     @property
     def bounds(self) -> Sequence[float]:
-        """Of the buckets of durations (s)."""
+        """The bounds (s) of the buckets of durations."""
         bounds: Sequence[float] = self.status["durations"]["bounds"]
         return bounds
 
     def percentile(self, share: float, samples: int = WINDOW) -> float | None:
-        """The time (s) in which this share of the last requests was answered; None if there were none."""
+        """The time (s) within which this share of the last requests completed; None if there were none."""
         last = itertools.islice(reversed(self.samples), samples)
         counts = [sum(column) for column in zip(*(sample.durations for sample in last), strict=True)]
         return percentile(counts, self.bounds, share)
@@ -138,15 +138,15 @@ class TopSamples:
         return [percentile(sample.durations, self.bounds, share) for sample in self.samples]
 
     def summed(self, name: str) -> int:
-        """A gauge, of all workers."""
+        """The sum of a gauge over all workers."""
         return sum(worker[name] for worker in self.status["workers"])
 
     def oldest(self) -> float | None:
-        """Seconds that the oldest request in progress has taken until now."""
+        """Seconds that the oldest request in progress has taken so far."""
         return _longest(worker.get("oldest") for worker in self.status["workers"])
 
     def lag(self) -> float | None:
-        """The worst lateness (s) of any worker's event loop in the last ten seconds."""
+        """The worst delay (s) of any worker's event loop in the last ten seconds."""
         return _longest(worker.get("lag_worst") for worker in self.status["workers"])
 
 
@@ -161,7 +161,7 @@ def _longest(values: Iterable[float | None]) -> float | None:
 
 
 def percentile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float | None:
-    """Where in its bucket the request that is asked for lies, if they lie evenly; the last bound if beyond it."""
+    """The percentile, assuming a uniform distribution within its bucket; the last bound if it is beyond that."""
     total = sum(counts)
     if not total:
         return None

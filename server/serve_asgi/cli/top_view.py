@@ -1,7 +1,7 @@
-"""One frame of `serve top`, drawn by rich for a terminal of a given size: 80 columns are enough, more show more.
+"""One frame of `serve top`, drawn by rich for a terminal of a given size: 80 columns are enough, wider ones show more.
 
-Each generation has a colour, the same in the chart, in the table of workers and in the history, so that a reload is
-seen as a change of colour. Pure: `frame` is a function of the samples.
+Each generation has a colour, the same in the chart, the table of workers and the history, so that a reload shows as a
+change of colour. Pure: `frame` is a function of the samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_asgi.cli.top_charts import ChartColumn, bar, columns, marks, rounded_
 from serve_asgi.cli.top_samples import TopSamples, WorkerRate, processes
 
 COLOURS: Final = ("cyan", "green", "magenta", "blue", "yellow")
-"""Of the generations, in turn."""
+"""Colours of the generations, in turn."""
 WIDE: Final = 112
 """Columns from which on more is shown side by side."""
 NARROW: Final = 72
@@ -39,7 +39,7 @@ MOST_HISTORY: Final = 14
 FRAME: Final = 2
 """Lines of a box."""
 AIRY: Final = 30
-"""Lines from which on one is left empty."""
+"""Lines from which on there is an empty one."""
 CLOCK: Final = 8
 """Columns of a time of day."""
 CHARTED: Final = 3
@@ -47,7 +47,7 @@ CHARTED: Final = 3
 
 
 def frame(samples: TopSamples, width: int, height: int | None) -> Group:
-    """A whole frame of at most `width` columns and `height` lines; None: as many as it takes."""
+    """A whole frame of at most `width` columns and `height` lines (None: without limit)."""
     status = samples.status
     airy = height is None or height >= AIRY
     parts: list[RenderableType] = [_head(samples, width), *([Text()] if airy else []), _figures(samples, width)]
@@ -90,7 +90,7 @@ def _head(samples: TopSamples, width: int) -> Table:
     )
     failed = status["failed_reloads"]
     head.add_row(
-        Text(f" ● gone for {span(samples.gone)}, looked for", "bold red") if samples.gone else _state(status),
+        Text(f" ● gone for {span(samples.gone)}, searching", "bold red") if samples.gone else _state(status),
         Text.assemble(
             ("generation ", ""),
             (str(status["generation"]), f"bold {colour(status['generation'])}"),
@@ -102,7 +102,7 @@ def _head(samples: TopSamples, width: int) -> Table:
 
 
 def _state(status: dict[str, Any]) -> Text:
-    """What the server is about, the most urgent first."""
+    """The state of the server, the most urgent first."""
     state = Text(" ")
     if status["state"] != "running":
         state.append(f"● {status['state']}", "yellow")
@@ -249,7 +249,7 @@ def _marks(samples: TopSamples, width: int) -> Text:
 
 
 def _workers(samples: TopSamples, width: int, shown: int) -> Panel:
-    """The table of workers, the newest generation first; what does not fit is told as one line."""
+    """The table of workers, the newest generation first; those that do not fit are summed up in one line."""
     wide = width >= WIDE
     workers = processes(samples.status)
     fits = workers if len(workers) <= shown else workers[: shown - 1]
@@ -308,7 +308,7 @@ def _worker(worker: dict[str, Any], rate: WorkerRate, most: float, *, wide: bool
 
 
 def _history(status: dict[str, Any], width: int, lines: int) -> Table:
-    """The last reloads with how long each took, and what was said last."""
+    """The last reloads with their durations, and the last events."""
     left = min(44, width * 2 // 5)
     side = Table.grid(padding=0)
     side.add_row(_reloads(status, left, lines), _recent(status, width - left, lines))
@@ -346,7 +346,7 @@ def _recent(status: dict[str, Any], width: int, lines: int) -> Panel:
 
 
 def clock(at: float) -> str:
-    """A unix time as the clock on the wall shows it."""
+    """A unix time as local time of day."""
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 

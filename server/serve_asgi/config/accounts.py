@@ -1,7 +1,7 @@
-"""The user and the group that an option names, by name or by number: one rule for all who look one up.
+"""Looks up the user and the group that an option names, by name or number, by one rule.
 
-A user must be one that this machine knows, since a process that becomes it needs its groups and its home; a group may
-be any number that setgid(2) takes.
+A user must be known to this machine, since a process that switches to it needs its groups and its home; a group may be
+any number that setgid(2) accepts.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _NO_GROUP: Final = 2**32 - 1
 
 
 def find_user(name: str) -> pwd.struct_passwd:
-    """The user with this name or number. Raises KeyError or OverflowError if there is none."""
+    """The user with this name or number. Raises KeyError or OverflowError if it does not exist."""
     return pwd.getpwuid(int(name)) if _NUMBER.fullmatch(name) else pwd.getpwnam(name)
 
 
 def find_group(name: str) -> int:
-    """The number of this group. Raises KeyError if there is none."""
+    """The number of this group. Raises KeyError if it does not exist."""
     number = int(name) if _NUMBER.fullmatch(name) else grp.getgrnam(name).gr_gid
     if number >= _NO_GROUP:
         raise KeyError(name)

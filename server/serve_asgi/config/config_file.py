@@ -1,8 +1,8 @@
-"""The configuration file: where it is looked for, how it is read, and the error for each mistake in it.
+"""The configuration file: where it is searched, how it is read, and the error for each mistake in it.
 
 It is the file that --config names, else serve.toml, else the table [tool.serve] of pyproject.toml, in the directory
 that the server was started in, by the name under which it was entered: links are resolved again each time, so that a
-release directory behind a link brings its own file. It knows names and places; what a value must be is for
+release directory behind a link brings its own file. It knows names and places; values are checked by
 `serve_asgi.config.values`.
 """
 
@@ -26,11 +26,11 @@ OWN: Final = "serve.toml"
 PROJECT: Final = "pyproject.toml"
 TABLE: Final = "[tool.serve]"
 OTHERS: Final = frozenset({"serve-asgi", "serve_asgi"})
-"""Tables that nobody else can have meant."""
+"""Names of tables that can only be meant for this server."""
 HOOKS: Final = "hooks"
-"""The table [hooks], which may stand in place of the option `hook`."""
+"""The table [hooks], which may replace the option `hook`."""
 LARGEST: Final = 1 << 20
-"""Bytes of a file that is written by hand; nobody writes more."""
+"""Most bytes of a file; one written by hand is smaller."""
 APP: Final = "app"
 """The key that names the application."""
 _HEADER: Final = re.compile(r"\s*\[\[?\s*([^\[\]]*?)\s*\]\]?\s*(?:#.*)?$")
@@ -38,7 +38,7 @@ _HEADER: Final = re.compile(r"\s*\[\[?\s*([^\[\]]*?)\s*\]\]?\s*(?:#.*)?$")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One value of the file, as TOML has read it."""
+    """One value of the file, as parsed by TOML."""
 
     value: object
     source: Source
@@ -46,14 +46,14 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """What one file says; entries by field name."""
+    """The contents of one file; entries by field name."""
 
     path: str
     entries: dict[str, FileEntry]
 
 
 def load(named: str, directory: str) -> ConfigFile | None:
-    """Read the file that `named` (from --config) says, or the one in `directory`; None if there is none there.
+    """Read the file `named` (from --config), or the one in `directory`; None if there is none.
 
     Raises UsageError, which names file, line and key.
     """
@@ -77,7 +77,7 @@ class _Table:
     in_project: bool
 
     def line(self, name: str) -> int:
-        """The line of a key or a table; 0 where the file is written so that it would take a parser to find it."""
+        """The line of a key or a table; 0 if it cannot be found without a parser."""
         own = f"{TABLE[1:-1]}." if self.in_project else ""
         inside = not self.in_project
         wanted = re.compile(rf"""\s*["']?{re.escape(name)}["']?\s*[=.]""")
@@ -102,7 +102,7 @@ def _read(path: str) -> _Table | None:
         raise UsageError(f"the configuration file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"the configuration file {path} cannot be read: it is not UTF-8") from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number with thousands of digits
         told = str(error)
         raise UsageError(
             f"the configuration file {path} is not valid TOML: {told[:1].lower()}{told[1:]}; correct it"
@@ -138,7 +138,7 @@ def _entries(path: str, table: _Table) -> ConfigFile:
 
 
 def _hooks(table: dict[str, Any], source: Source) -> list[object]:
-    """What --hook would be given for a table of hooks: `post_reload = "command"`, or an array of several."""
+    """The values of --hook that correspond to a table of hooks: `post_reload = "command"`, or an array of several."""
     found: list[object] = []
     for event, value in table.items():
         for command in value if isinstance(value, list) else [value]:
@@ -160,23 +160,23 @@ def _unknown(written: str, name: str, value: object, source: Source) -> str:
         return f"{source.place}: there is no option {written!r}: did you mean {near[0]!r}?"
     if isinstance(value, dict):
         return f"{source.place}: there is no table {written!r}: all options stand in one table, as `serve --help` names"
-    return f"{source.place}: there is no option {written!r}: `serve --help` shows those there are"
+    return f"{source.place}: there is no option {written!r}: `serve --help` lists all of them"
 
 
 def read_small(path: str) -> str:
     """The text of a file, UTF-8 with or without a byte order mark. Raises OSError or UnicodeDecodeError.
 
-    Whatever stands in the file's place, reading it does not wait nor exhaust memory: the listener reads it at a reload.
+    Whatever the file is, reading it neither blocks nor exhausts memory: the listener reads it at a reload.
     """
     return read_small_bytes(path).decode("utf-8-sig")
 
 
 def read_small_bytes(path: str, most: int = LARGEST) -> bytes:
     """The same of a file that is no text, and has `most` bytes. Raises OSError."""
-    # O_NONBLOCK for a named pipe, which would be waited for; O_NOCTTY for a terminal.
+    # O_NONBLOCK for a named pipe, which would block; O_NOCTTY for a terminal.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     mode = os.fstat(descriptor).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # what is read again at a reload must be there again
+    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # the content has to be there again at a reload
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file", path)
     with open(descriptor, "rb") as file:

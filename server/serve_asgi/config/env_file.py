@@ -1,7 +1,7 @@
 """The file of --env-file: NAME=value lines for the environment of the application, read by python-dotenv's parser.
 
-A line that cannot be parsed is refused: if it were skipped, as that library does, the application would start without
-its database's address, or with another one. No error repeats a value, since values are secrets.
+A line that cannot be parsed is an error: if it were skipped, as that library does, the application would start without
+its database's address, or with another one. No error repeats a value, since values may be secrets.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from serve_asgi.config.config_file import read_small
 from serve_asgi.errors import UsageError
 
 LONGEST: Final = 128 * 1024
-"""Bytes of one variable, name and all, that a process can be given (execve(2), MAX_ARG_STRLEN)."""
+"""Most bytes of one variable, including its name (execve(2), MAX_ARG_STRLEN)."""
 _NAME: Final = re.compile(r"[^\W\d][\w.-]*")
 _HOW: Final = "write NAME=value"
 
 
 def variables(path: str) -> dict[str, str]:
-    """The variables that the file sets; the last line of a name counts. Raises UsageError with the line at fault."""
+    """The variables that the file sets; the last line of a name wins. Raises UsageError with the line at fault."""
     try:
         text = read_small(path)
     except OSError as error:
@@ -93,7 +93,7 @@ def _check_length(name: str, value: str) -> None:
 
 
 def _line(binding: Binding) -> int:
-    """The line that the statement itself begins at: the parser takes empty ones before it for part of it."""
+    """The line at which the statement itself begins: the parser includes empty lines before it."""
     written = binding.original.string
     blank = written[: len(written) - len(written.lstrip())]
     return int(binding.original.line) + len(re.findall(r"\r\n|\n|\r", blank))

@@ -1,6 +1,6 @@
-"""Which events hooks can be attached to, and how a hook is written: EVENT=COMMAND or EVENT=MODULE:CALLABLE.
+"""The events that hooks can be attached to, and the syntax of a hook: EVENT=COMMAND or EVENT=MODULE:CALLABLE.
 
-Pure. What happens is in docs/guides/hooks.md; who starts hooks is `serve_asgi.listener.hooks`.
+Pure. docs/guides/hooks.md describes the events; `serve_asgi.listener.hooks` runs the hooks.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import shlex
 from typing import Final
 
 BEFORE: Final = frozenset({"pre_reload", "pre_drain", "pre_stop"})
-"""What waits for its hooks."""
+"""Events that wait for their hooks."""
 
 NAMES: Final = {
     "post_reload": "reload_finished",
     "post_drain": "drain_started",
     "post_stop": "server_stopped",
 }
-"""Names that hooks have for events of the log (docs/reference/events.md), which are understood as well."""
+"""Hooks' names for events of the log (docs/reference/events.md); the events' own names work, too."""
 
 AFTER: Final = frozenset(
     {
@@ -73,9 +73,9 @@ class Hook:
     """One hook."""
 
     event: str
-    """As it was written: `post_reload`."""
+    """As written: `post_reload`."""
     command: str
-    """As it was written."""
+    """As written."""
     arguments: tuple[str, ...]
     """The command's words; empty for a callable."""
 
@@ -85,7 +85,7 @@ class Hook:
         return not self.arguments
 
     def wants(self, event: str) -> bool:
-        """Whether it is to be started for this event of the log."""
+        """Whether it is run for this event of the log."""
         return NAMES.get(self.event, self.event) == event
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ def read_hook(text: str) -> Hook:
     known = BEFORE | AFTER | NAMES.keys()
     if event not in known:
         near = difflib.get_close_matches(event, sorted(known), 1)
-        instead = f"did you mean {near[0]}?" if near else "docs/guides/hooks.md names those there are"
+        instead = f"did you mean {near[0]}?" if near else "docs/guides/hooks.md lists all of them"
         raise ValueError(f"hooks know no event {event!r}: {instead}")
     if _CALLABLE.fullmatch(command):
         return Hook(event, command, ())

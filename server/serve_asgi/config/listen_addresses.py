@@ -1,4 +1,4 @@
-"""Addresses to listen on, as a person writes them. Pure: reads text, touches no socket.
+"""Parses addresses to listen on. Pure: reads text, touches no socket.
 
 Forms: HOST:PORT, [IPV6]:PORT, :PORT and *:PORT (every interface, IPv4 and IPv6), each of them perhaps with http:// or
 https:// in front; unix:/path, unix:@name (an abstract socket, unix(7)).
@@ -44,11 +44,11 @@ class UnixAddress:
 
     @property
     def is_abstract(self) -> bool:
-        """Whether it is not a file but a name that lives as long as the sockets bound to it (unix(7))."""
+        """Whether it is not a file but a name that exists as long as sockets are bound to it (unix(7))."""
         return self.path.startswith("@")
 
     def where(self) -> str:
-        """What the kernel takes."""
+        """The address for the kernel."""
         return "\0" + self.path[1:] if self.is_abstract else self.path
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The options of the server: each one is defined here once, and nowhere else.
+"""The options of the server, each defined once, here.
 
 A field of `Config` carries its name, type, default, unit, help, group and environment variables; the command line,
 the documentation and the packet that brings the configuration to a worker are all made from it. This module reads
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 ENV_PREFIX: Final = "SERVE_"
 MOST_WORKERS: Final = 500
-"""So that two generations have room in the scoreboard, and a typing error does not exhaust the machine's memory."""
+"""So that two generations fit into the scoreboard, and a typo does not exhaust the machine's memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -549,7 +549,7 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Config:
-        """The reverse of `to_json`; names that this version does not know are skipped (another minor version's)."""
+        """The reverse of `to_json`; ignores unknown names, which are another minor version's."""
         known = {field.name for field in dataclasses.fields(cls)}
         read: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in known}
         return cls(**read)
@@ -596,7 +596,7 @@ def flag_off(name: str) -> str:
 
 
 def environment_names(name: str, defined: Option) -> tuple[str, ...]:
-    """The environment variables that set the option, the first one found winning."""
+    """The environment variables that set the option; the first one found wins."""
     return (ENV_PREFIX + name.upper(), *defined.env)
 
 

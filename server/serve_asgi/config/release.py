@@ -1,7 +1,8 @@
-"""What one generation runs on: directories, interpreter and environment, resolved once when the generation begins.
+"""What one generation runs on: directories, interpreter and environment, resolved once, when the generation begins.
 
-A reload resolves them again, so that a link such as `current -> releases/42` may point elsewhere by then; a replacement
-inside a generation uses what its generation resolved. Nothing here changes the listener's own directory or environment.
+A reload resolves them again, since a link such as `current -> releases/42` may point elsewhere by then; a replacement
+within a generation uses what its generation has resolved. Nothing here changes the listener's own directory or
+environment.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Release:
 
 
 def logical_directory() -> str:
-    """The working directory by the name under which it was entered (`$PWD`), links and all.
+    """The working directory by the name under which it was entered (`$PWD`), with unresolved links.
 
     Raises UsageError if it no longer exists.
     """
@@ -60,7 +61,7 @@ def logical_directory() -> str:
 
 
 def _started_through() -> str:
-    """The interpreter by the name under which the server was started, links and all.
+    """The interpreter by the name under which the server was started, with unresolved links.
 
     `current/.venv/bin/serve` names the interpreter beside it, whatever its first line says: pip writes the path there
     that the environment had when it was made, which is that of one release. In an environment it is called `python`,
@@ -81,7 +82,7 @@ def _started_through() -> str:
 
 
 def _named_places() -> Iterator[str]:
-    """The directories by which the program was named: the script's, those of what it links to, the interpreter's."""
+    """The directories of the program's names: the script's, those of its link targets, the interpreter's."""
     script = sys.argv[0]
     while os.sep in script:
         place = os.path.dirname(script)
@@ -92,11 +93,11 @@ def _named_places() -> Iterator[str]:
 
 
 STARTED_THROUGH: Final = _started_through()
-"""Found out at the start: the link may point elsewhere later, and that is the point of it."""
+"""Determined at the start: the link may point elsewhere later, as it is meant to."""
 
 
 def _began() -> float:
-    """When this process was started (proc(5), field 22), whatever programs it has run since."""
+    """When this process was started (proc(5), field 22), whatever programs it has executed since."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -105,11 +106,11 @@ def _began() -> float:
 
 
 BEGAN: Final = _began()
-"""Unix time at which the listener was started: files that have changed since are not those that were there then."""
+"""Unix time at which the listener was started: files that have changed since are newer than the server."""
 
 
 def program() -> str:
-    """The interpreter that the listener would be started with now, links and all, so that it finds the next one too.
+    """The interpreter that the listener would be started with now, by a name that also leads to later releases.
 
     Raises UsageError if it cannot be run.
     """
@@ -118,7 +119,7 @@ def program() -> str:
 
 
 def interpreter_flags(original: Sequence[str]) -> list[str]:
-    """What the interpreter itself was told (`-O`, `-X dev`, `-W error`), out of `sys.orig_argv`.
+    """The interpreter's own options (`-O`, `-X dev`, `-W error`), from `sys.orig_argv`.
 
     What follows it is the program, `-m serve_asgi`, a script or `-c`, and the program's own arguments. `-P` is left
     out, which is found out anew.
@@ -143,14 +144,14 @@ def interpreter_flags(original: Sequence[str]) -> list[str]:
 
 
 def own_program() -> str:
-    """The interpreter for what the listener starts for itself: its own, or the present release's if that is deleted."""
+    """The interpreter for the listener's helper processes: its own, or the current release's if that is deleted."""
     return sys.executable if os.access(sys.executable, os.X_OK, effective_ids=True) else STARTED_THROUGH
 
 
 def resolve(config: Config, start_directory: str) -> Release:
     """Resolve what `config` names, relative to `start_directory`.
 
-    Raises UsageError for a directory, interpreter or environment file that is not there.
+    Raises UsageError for a directory, interpreter or environment file that does not exist.
     """
     directory = _directory(os.path.join(start_directory, config.chdir), "--chdir")
     app_dir = _directory(os.path.join(directory, config.app_dir), "--app-dir")
@@ -171,9 +172,9 @@ def _directory(path: str, option: str) -> str:
 
 
 def _interpreter(python: str, start_directory: str) -> str:
-    """`python`, or the one that runs the listener, with its directory resolved.
+    """`python`, or the listener's interpreter, with its directory resolved.
 
-    The file itself is not resolved, since a virtual environment's is a link.
+    The file itself is not resolved, since it is a link in a virtual environment.
     """
     python = python or STARTED_THROUGH
     found = python if os.sep in python else shutil.which(python)

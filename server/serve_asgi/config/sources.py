@@ -1,9 +1,9 @@
-"""Building a `Config` from the command line, the environment and a file, at the start and again at a reload.
+"""Builds a `Config` from the command line, the environment and a file, at the start and again at a reload.
 
 It owns the precedence: command line, then SERVE_<NAME>, then the variables that platforms set (PORT, WEB_CONCURRENCY),
-then the configuration file, then the default; and the memory of where each value came from. It must not know click.
+then the configuration file, then the default; and it remembers where each value came from. It must not know click.
 Single values are read by `serve_asgi.config.values`, the file by `serve_asgi.config.config_file`;
-`serve_asgi.config.validation` refuses what cannot be.
+`serve_asgi.config.validation` refuses invalid combinations.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ DEFAULT: Final = Source(SourcePriority.DEFAULT, "default")
 HIDDEN: Final = "***"
 """What is shown of a password."""
 RELOAD_DEFAULTS: Final = {"graceful_timeout": 1.0, "shutdown_timeout": 5.0, "max_generations": 16}
-"""Defaults of `--reload`, by field name: streams that browsers hold open end soon, and none of them makes a change wait
-for its reload."""
+"""Defaults of `--reload`, by field name: streams that browsers hold open end soon, and none of them delays the reload
+after a change."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """A configuration, where each of its values came from, and what it takes to read all of it again."""
+    """A configuration, where each of its values came from, and what is needed to read it again."""
 
     config: Config
     sources: Mapping[str, Source]
@@ -52,7 +52,7 @@ class Settings:
     file: str
     """Path of the configuration file; "" if there is none."""
     directory: str
-    """The working directory by the name under which it was entered: relative paths mean those in it."""
+    """The working directory by the name under which it was entered: relative paths start there."""
     _app: str = dataclasses.field(repr=False)
     _given: Mapping[str, Given] = dataclasses.field(repr=False)
     _environ: Mapping[str, str] = dataclasses.field(repr=False)
@@ -60,8 +60,8 @@ class Settings:
     def again(self) -> Settings:
         """Read the file again, together with the same command line and environment.
 
-        It reads files and must not be called where nothing may block. Raises UsageError, a sentence, and changes
-        nothing: also where there was a file and is none now, since that is more often an accident than a wish.
+        It reads files, which may block. Raises UsageError, a sentence, and changes nothing: also if the file is gone,
+        since that is more often an accident than intended.
         """
         fresh = _read(self._app, self._given, self._environ, self.directory)
         if self.file and not fresh.file:
@@ -69,7 +69,7 @@ class Settings:
         return fresh
 
     def to_state(self) -> dict[str, Any]:
-        """All of it, JSON-compatible, for a program that takes this one's place."""
+        """All of it, JSON-compatible, for a program that replaces this one."""
         return {
             "config": self.config.to_json(secrets=True),
             "sources": {name: dataclasses.astuple(source) for name, source in self.sources.items()},
@@ -82,7 +82,7 @@ class Settings:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Settings:
-        """The reverse of `to_state`; what another version had and this one does not know is passed over."""
+        """The reverse of `to_state`; ignores options of another version that this one does not know."""
         names = {field.name for field in dataclasses.fields(Config)}
         sources = {
             name: Source(SourcePriority(tier), *rest)
@@ -118,14 +118,14 @@ class Settings:
         now, then = self.sources[name], other.sources[name]
         if then.tier is SourcePriority.FILE:
             where = str(then)
-        elif now.tier is SourcePriority.FILE:  # the line is gone, or another place has taken over
+        elif now.tier is SourcePriority.FILE:  # the line is gone, or another source now wins
             where = f"{now.path}: {now.name}"
         else:
             where = key(name)
         return f"{where} would change from {written(self.config, name)} to {written(other.config, name)}"
 
     def told(self, resolved: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """What `serve config` shows, JSON-compatible; `resolved` are values that the listener has found, by field name.
+        """What `serve config` shows, JSON-compatible; `resolved` are values resolved by the listener, by field name.
 
         `source` is "command line", "environment", "file" or "default", `place` names the option, the variable or the
         line of the file, `resolved` what the value means on this machine, where that is known.
@@ -185,7 +185,7 @@ def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], dire
             found[name] = value
     file = config_file.load(found["config"].value if "config" in found else "", directory)
     for name, entry in file.entries.items() if file is not None else ():
-        if name != config_file.APP:  # also of those that are not used: a mistake is reported before it matters
+        if name != config_file.APP:  # also those that are not used: a mistake is reported before it matters
             from_file = from_toml(name, options()[name][1], entry.value, entry.source)
             found.setdefault(name, from_file)
     if "reload" in found and found["reload"].value:
@@ -237,7 +237,7 @@ def _application(app: str, environ: Mapping[str, str], file: config_file.ConfigF
 
 
 def written(config: Config, name: str) -> str:
-    """A value as it stands in a configuration file, without passwords; "nothing" for an empty one."""
+    """A value as written in a configuration file, without passwords; "nothing" for an empty one."""
     value = _plain(_public(config, name))
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -257,5 +257,5 @@ def _public(config: Config, name: str) -> object:
 
 
 def _plain(value: object) -> Any:
-    """A value as JSON has it."""
+    """A value as a JSON type."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""What `--state` names: a file, or a Redis by its URL; and how it is shown to people, without its password.
+"""The value of `--state`: a file, or a Redis URL; and how it is shown, without its password.
 
 It knows no files and no network.
 """
@@ -16,9 +16,9 @@ from serve_asgi.errors import UsageError
 SCHEMES: Final = ("redis", "rediss", "unix")
 PREFIX: Final = "serve"
 TIMEOUT: Final = 3.0
-"""Seconds that Redis has to answer, unless the URL says otherwise."""
+"""Seconds that Redis has to respond, unless the URL says otherwise."""
 START_TIME: Final = 15.0
-"""Seconds that the state has to be there when a server starts, unless the URL says otherwise."""
+"""Seconds within which the state has to be available when a server starts, unless the URL says otherwise."""
 
 _PASSWORD: Final = re.compile(r"(?<=://).*(?=@)", re.DOTALL)
 _PASSWORDS: Final = re.compile(r"(?i)(?<=[?&])([^=&#]*(?:pass|secret|credential|user)[^=&#]*=)[^&#]*")
@@ -28,33 +28,33 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._:{}-]{1,100}")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where a Redis is, and what this server's part of it is called."""
+    """Where a Redis is, and the prefix of this server's keys in it."""
 
     urls: tuple[str, ...]
-    """As redis-py takes them, tried in order; with the password. More than one: whichever takes writes is used."""
+    """For redis-py, tried in order, with the password. If there are several, the one that accepts writes is used."""
     prefix: str = PREFIX
-    """What all keys begin with: servers with the same one share everything."""
+    """The prefix of all keys: servers with the same one share everything."""
     replicas: int = 0
     """How many replicas must have a write before it counts as written (WAIT)."""
     timeout: float = TIMEOUT
     start: float = START_TIME
-    """How long (s) a server that starts waits for it."""
+    """How long (s) a starting server waits for it."""
 
 
 def is_url(state: str) -> bool:
-    """Whether `--state` names no file."""
+    """Whether `--state` is a URL rather than a file."""
     return _URL.match(state) is not None
 
 
 def shown(state: str) -> str:
-    """For people: a URL without its user and password, a path as it is."""
+    """For display: a URL without its user and password, a path as it is."""
     if not is_url(state):
         return state
     return _PASSWORDS.sub(r"\1***", _PASSWORD.sub("***", state))
 
 
 def redis_address(state: str) -> RedisAddress:
-    """Take a URL apart. Raises UsageError, a sentence without the password."""
+    """Parse a URL. Raises UsageError, a sentence without the password."""
     try:
         parts = urlsplit(state)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
@@ -87,7 +87,7 @@ def redis_address(state: str) -> RedisAddress:
 
 
 def _check_hosts(state: str, hosts: str) -> None:
-    """Raise UsageError unless these are HOST:PORT with commas between them, or nothing, which is this machine."""
+    """Raise UsageError unless these are HOST:PORT, separated by commas, or empty, which means this machine."""
     for host in hosts.split(",") if hosts else ():
         try:
             parts = urlsplit(f"//{host}")

@@ -1,5 +1,5 @@
 """Which proxies are trusted, and which of their headers: the values of --forwarded-allow-ips, --forwarded-headers and
---proxy-protocol-allow-ips, as they are checked at the start and asked for each connection. Pure.
+--proxy-protocol-allow-ips, as they are checked at the start and used for each connection. Pure.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class TrustedNetworks:
         self._four = [_bounds(each) for each in networks if each.version == 4]
         self._six = [_bounds(each) for each in networks if each.version == 6]
         self.among = functools.lru_cache(KEPT_NODES)(self._among)
-        """Whether an address (of IPv4 or IPv6, as text) is in one of the networks; `*` names none."""
+        """Whether an address (IPv4 or IPv6, as text) is in one of the networks, of which `*` is none."""
 
     def trusts(self, peer: Address) -> bool:
-        """Whether the peer of a connection is trusted; None is that of a unix socket."""
+        """Whether the peer of a connection is trusted; None is a unix socket's."""
         if self._anybody:
             return True
         if peer is None or peer[1] is None:
@@ -79,18 +79,18 @@ def _bounds(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[int
 
 
 def plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address; one of IPv4 that is written as IPv6 (a socket for both shows it so) is one of IPv4."""
+    """The address; an IPv4-mapped IPv6 address, as dual-stack sockets report it, becomes IPv4."""
     address = ipaddress.ip_address(host)
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def plain_address(host: str) -> str:
-    """An address in its canonical form. Raises ValueError if it is none."""
+    """An address in its canonical form. Raises ValueError if it is not an address."""
     return str(plain(host))
 
 
 def believed(text: str) -> frozenset[bytes]:
-    """The headers that `--forwarded-headers` names, in lower case; `none` is none. Raises ValueError."""
+    """The headers that `--forwarded-headers` names, in lower case; `none` means none. Raises ValueError."""
     names = frozenset(name.encode() for name in re.split(r"[\s,]+", text.lower()) if name)
     if names == {b"none"}:
         return frozenset()

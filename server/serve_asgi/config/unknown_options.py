@@ -1,11 +1,10 @@
-"""Options that this server does not have: those of other servers, and environment variables that were misspelt.
+"""Options that this server does not have: those of other servers, and misspelt environment variables.
 
-What people write who know other servers is not skipped, nor guessed at: they are told what to write here.
+Options of other servers are neither ignored nor guessed: the error says what to write instead.
 
-A wrong key of the configuration file is an error, since the file is this server's alone. The environment is
-everybody's: an application may have names of its own that begin with SERVE_, and Kubernetes sets some in every pod
-beside a service that is called `serve` or `serve-…`. So only a name that is near to one of ours is reported, and it is
-no error.
+A wrong key of the configuration file is an error, since the file is only for this server. The environment is shared: an
+application may have variables of its own that begin with SERVE_, and Kubernetes sets some in every pod if there is a
+service called `serve` or `serve-…`. So only a name that is similar to one of ours is reported, and only as a warning.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ HINTS: Final = {
     "--error-logfile": "{option} is --log-file here",
     "--log-config": "{option} is not offered: use --log-level, --log-file and --access-log-format",
 }
-"""What to say to those who know the options of other servers."""
+"""The errors for the options of other servers."""
 
 
 def of_another_server(option: str) -> str:
@@ -61,16 +60,16 @@ def of_another_server(option: str) -> str:
 
 
 def key_of_another_server(written: str) -> str:
-    """The same about a key of a configuration file, in which options have no dashes in front."""
+    """The same for a key of a configuration file, without leading dashes."""
     told = of_another_server("--" + written.replace("_", "-")).replace("--" + written.replace("_", "-"), written)
     told = re.sub(r"--bind (\S+)", r'bind = "\1"', told)
     return re.sub(r"(?<!\S)--(?=[a-z])", "", told)
 
 
 OTHERS: Final = ("SERVE_APP", "SERVE_CONTROL", "SERVE_EVENT", "SERVE_LISTENER_PID", "SERVE_RE_EXEC")
-"""Names of ours that are no options: the application, and what hooks and a listener's new program are given."""
+"""Variables of ours that are not options: the application, and those for hooks and for a re-exec."""
 NEAR: Final = 0.75
-"""From which similarity on (`difflib`, 0 to 1) a name was meant to be another one."""
+"""The similarity (`difflib`, 0 to 1) from which on a name is considered a misspelling of another."""
 _OF_KUBERNETES: Final = re.compile(r".*_(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.*)?)")
 
 

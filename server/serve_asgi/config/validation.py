@@ -1,7 +1,7 @@
-"""Checks of values beyond their types: which exclude each other, and what can be found out before a start.
+"""Checks of values beyond their types: which exclude each other, and what can be checked before a start.
 
-It owns the errors about invalid values; each begins with the place that the value came from. Relative paths
-mean those in the directory that the server was started in.
+It owns the errors about invalid values; each begins with the place that the value came from. Relative paths start in
+the directory that the server was started in.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Found = dict[str, FoundValue]
 
 
 def settle_addresses(found: Found, environ: Mapping[str, str]) -> None:
-    """--bind excludes --host and --port: the nearer source wins, and both from one source is an error.
+    """--bind excludes --host and --port: the source with priority wins, and both from one source is an error.
 
-    A platform's PORT also yields to sockets that were inherited, since nobody asked for it by hand.
+    A platform's PORT also yields to inherited sockets, since nobody has set it by hand.
     """
     bind = found.get("bind")
     by_hand = [found[name] for name in ("host", "port") if name in found]
@@ -80,7 +80,7 @@ def check(found: Found, directory: str) -> None:
 
 
 def check_application(app: FoundValue) -> None:
-    """Refuse what cannot name an application. Raises UsageError."""
+    """Raise UsageError for what cannot be the name of an application."""
     text = str(app.value)
     module, colon, attribute = text.partition(":")
     if IMPORTED.fullmatch(text):
@@ -244,7 +244,7 @@ def _check_logging(found: Found) -> None:
 
 def _check_paths(found: Found, directory: str) -> None:
     for name in ("chdir", "app_dir"):
-        # A relative --app-dir is looked for in --chdir, when the workers start.
+        # A relative --app-dir starts in --chdir, when the workers start.
         if name not in found or (name == "app_dir" and "chdir" in found):
             continue
         if not os.path.isdir(os.path.join(directory, found[name].value)):

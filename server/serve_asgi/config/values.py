@@ -1,8 +1,8 @@
-"""Reading one value of an option, and remembering where it was found.
+"""Reads one value of an option, and remembers where it was found.
 
 Values come as text (command line, environment) or as TOML (a configuration file); both end as the option's type, and
-each error names the place that the value came from. It knows one option at a time; what options mean together is for
-`serve_asgi.config.validation`, which of several values counts for `serve_asgi.config.sources`.
+each error names the place that the value came from. It knows one option at a time; `serve_asgi.config.validation`
+checks combinations, and `serve_asgi.config.sources` decides which of several values wins.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TRUE: Final = frozenset({"1", "true", "yes", "on"})
 FALSE: Final = frozenset({"0", "false", "no", "off"})
 QUOTE: Final = "'"
 SHOWN: Final = 100
-"""Characters of a wrong value that are told."""
+"""Characters of a wrong value that are shown."""
 UNITS: Final = frozenset({"SECONDS", "BYTES", "MIB"})
 
 
 class SourcePriority(enum.IntEnum):
-    """The kinds of places that a value is found in, the one that wins first."""
+    """The kinds of places that a value can come from, the winning one first."""
 
     COMMAND_LINE = 0
     ENVIRONMENT = 1
@@ -41,19 +41,19 @@ class SourcePriority(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """Where a value was found. As text it is what an error begins with: `--workers`, `/srv/serve.toml:3: workers`."""
+    """Where a value was found. As text, the beginning of an error: `--workers`, `/srv/serve.toml:3: workers`."""
 
     tier: SourcePriority
     name: str
-    """What it is called there: `--workers`, `SERVE_WORKERS`, `workers`."""
+    """Its name there: `--workers`, `SERVE_WORKERS`, `workers`."""
     path: str = ""
     """Of a file."""
     line: int = 0
-    """In the file; 0 if it is not known."""
+    """In the file; 0 if unknown."""
 
     @property
     def place(self) -> str:
-        """The file and line, or the option or variable; for a table of what is in force."""
+        """The file and line, or the option or variable."""
         return f"{self.path}:{self.line}" if self.line else self.path or self.name
 
     def __str__(self) -> str:
@@ -62,14 +62,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FoundValue:
-    """A value that was read, and where it was found."""
+    """A value, and where it was found."""
 
     value: Any
     source: Source
 
 
 def from_given(name: str, defined: Option, raw: Given, source: Source) -> FoundValue:
-    """Read what the command line gives. Raises UsageError."""
+    """Read a value of the command line. Raises UsageError."""
     if isinstance(raw, bool):
         return FoundValue(raw, source)
     if isinstance(raw, tuple):
@@ -78,8 +78,9 @@ def from_given(name: str, defined: Option, raw: Given, source: Source) -> FoundV
 
 
 def from_variable(name: str, defined: Option, text: str, source: Source) -> FoundValue:
-    """Read the text of an environment variable; several values are separated by spaces or commas,
-    or by line breaks if they hold spaces. Raises UsageError.
+    """Read an environment variable; several values are separated by spaces or commas, or by line breaks.
+
+    Raises UsageError. Line breaks are for values that contain spaces.
     """
     between = r"\s*\n\s*" if defined.one_per_line else r"[\s,]+"
     raw: Given = tuple(t for t in re.split(between, text) if t) if several(name) else text
@@ -89,7 +90,7 @@ def from_variable(name: str, defined: Option, text: str, source: Source) -> Foun
 
 
 def from_toml(name: str, defined: Option, raw: object, source: Source) -> FoundValue:
-    """Read a value of a configuration file, which has types already. Raises UsageError."""
+    """Read a value of a configuration file, which already has a type. Raises UsageError."""
     if several(name):
         items = raw if isinstance(raw, list) else [raw]
         return FoundValue(tuple(_from_toml(name, defined, _item(item, source), source) for item in items), source)
@@ -99,7 +100,7 @@ def from_toml(name: str, defined: Option, raw: object, source: Source) -> FoundV
 
 
 def _item(item: Any, source: Source) -> Any:
-    """One of several values, which may not be empty. Raises UsageError."""
+    """One of several values, which must not be empty. Raises UsageError."""
     if isinstance(item, str) and not item.strip():
         raise UsageError(f"{source} holds an empty value: take it out, or write what was meant")
     return item
@@ -150,13 +151,13 @@ def _as_toml(raw: object) -> str:
 
 
 def _short(text: str) -> str:
-    """As much of a value as a sentence has room for, on one line."""
+    """A value, on one line and shortened."""
     line = " ".join(text.split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
 
 
 def _example(defined: Option, written: str) -> str:
-    """What to put in quotes; TOML has read 0o660 as 432 by the time that it is seen here."""
+    """What to put in quotes; TOML has already parsed 0o660 as 432."""
     return "0660" if defined.unit == "MODE" else written
 
 

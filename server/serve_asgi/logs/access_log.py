@@ -1,8 +1,8 @@
-"""The access log: its lines are collected, and written together; and the texts that they are put together from.
+"""The access log, whose lines are collected and written together, and the cached texts that lines are built from.
 
 Rules: nothing raises into the caller; a full disk or a closed pipe costs lines, never a request. The formats are in
-`serve_asgi.logs.access_log_standard` (the usual ones, which cost least) and `serve_asgi.logs.access_log_format`
-(whatever a person lists).
+`serve_asgi.logs.access_log_standard` (the usual ones, which are cheapest) and `serve_asgi.logs.access_log_format`
+(custom ones).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from serve_asgi.logs.stdio_guard import original
 if TYPE_CHECKING:
     from serve_asgi.ipc.peer_address import Address
 
-FLUSH_AT: Final = 32768  # characters held until a write, if the housekeeping does not come before
-KEPT: Final = 2048  # texts kept of each kind
-TELL_EVERY: Final = 60.0  # seconds between two warnings that lines are lost
+FLUSH_AT: Final = 32768  # characters that trigger a write, unless the housekeeping writes before
+KEPT: Final = 2048  # cached texts of each kind
+TELL_EVERY: Final = 60.0  # seconds between two warnings about lost lines
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 MILLISECONDS: Final = tuple(f"{number:03d}" for number in range(1000))
@@ -54,7 +54,7 @@ class LoggedRequest(Protocol):
         """Names in lower case."""
 
     logged: tuple[str, ...] | None
-    """The access log's own note of what it writes of this request; None at first."""
+    """The access log's cached text for this request; None at first."""
 
 
 class RefusedRequest:
@@ -84,13 +84,13 @@ class LoggedTls(Protocol):
 
 
 class LoggedResponse(Protocol):
-    """What only some formats ask for, besides the request (which equal requests share)."""
+    """What only some formats need, besides the request (which equal requests share)."""
 
     def peer(self) -> Address:
-        """Who is connected: the client, or the proxy that speaks for it."""
+        """The connected peer: the client, or a proxy in front of it."""
 
     def client_scheme(self) -> str:
-        """What the client speaks: http, https, ws or wss."""
+        """The client's scheme: http, https, ws or wss."""
 
     def tls(self) -> LoggedTls | None:
         """Of the connection; None if it is not this server that speaks TLS."""
@@ -99,11 +99,11 @@ class LoggedResponse(Protocol):
         """The request's id, "" if it has none."""
 
     def response_header(self, name: bytes) -> bytes:
-        """The value of a header that the application has set, b"" if it has not."""
+        """The value of a header that the application has set, or b""."""
 
 
 class ServerResponse:
-    """A response that the server made without the application."""
+    """A response of the server itself, without the application."""
 
     __slots__ = ("_peer", "_scheme", "_tls")
 
@@ -137,7 +137,7 @@ NOBODY: Final = ServerResponse(None, "")
 
 
 class TextCache(dict[T, str]):
-    """Rendered texts by value, made when they are first needed."""
+    """Rendered texts by value, created when they are first needed."""
 
     __slots__ = ("_make",)
 
@@ -155,8 +155,8 @@ class TextCache(dict[T, str]):
 class AccessLog(abc.ABC):
     """Collects lines.
 
-    `record` writes nothing by itself until much has come together; `flush` writes: once per tick and at the end. One
-    object per worker; not for several threads.
+    `record` does not write until there is much to write; `flush` writes: once per tick and at the end. One object per
+    worker; not thread-safe.
     """
 
     __slots__ = (
@@ -176,11 +176,11 @@ class AccessLog(abc.ABC):
         self._lines: list[str] = []
         self._held = 0
         self._until = 0.0
-        """CLOCK_MONOTONIC (time.perf_counter(), s) at which the time that lines say is over."""
+        """CLOCK_MONOTONIC (time.perf_counter(), s) up to which the cached time is valid."""
         self._told = 0
-        """How many of the bytes that the sink has dropped the server's own log has reported."""
+        """How many of the bytes dropped by the sink have been reported in the server's own log."""
         self._tell_at = 0.0
-        """CLOCK_MONOTONIC (s) before which it reports no more."""
+        """CLOCK_MONOTONIC (s) of the next report, at the earliest."""
 
     @abc.abstractmethod
     def record(
@@ -192,7 +192,8 @@ class AccessLog(abc.ABC):
         begun: float,
         response: LoggedResponse = NOBODY,
     ) -> None:
-        """Note one response: `size` in bytes of body, `begun` the time.perf_counter() at which its request came."""
+        """Record one response: `size` in bytes of body, `begun` the time.perf_counter() at which its request
+        arrived."""
 
     def _add(self, line: str) -> None:
         self._lines.append(line)
@@ -201,7 +202,7 @@ class AccessLog(abc.ABC):
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been collected; what cannot be written now is kept, within bounds, for the next time."""
+        """Write the collected lines; what cannot be written now is kept, within bounds, for the next time."""
         if self._lines:
             data = "".join(self._lines).encode(errors="backslashreplace")
             self._lines.clear()
@@ -223,7 +224,7 @@ class AccessLog(abc.ABC):
         self._tell_at = time.monotonic() + TELL_EVERY
 
     def reopen(self) -> None:
-        """USR1: write what is pending to the old file, then go on in a new one of the same name."""
+        """USR1: write what is pending to the old file, then continue in a new one of the same name."""
         self.flush()
         if self._file is not None:
             self._file.reopen()
@@ -240,26 +241,26 @@ class AccessLog(abc.ABC):
 
 
 def complain() -> None:
-    """Report that a line could not be made; its request has been answered."""
+    """Report that a line could not be rendered; its request has been served."""
     logging.getLogger("serve").exception("a line of the access log could not be written", extra=about("internal_error"))
 
 
 def common_time(wall: float) -> str:
-    """Local time as the common log format has it: [22/Nov/2026:10:43:10 +0000]."""
+    """Local time in the common log format: [22/Nov/2026:10:43:10 +0000]."""
     local = time.localtime(wall)
     zone = time.strftime("%z", local)
     return f"[{local.tm_mday:02d}/{MONTHS[local.tm_mon - 1]}/{time.strftime('%Y:%H:%M:%S', local)} {zone}]"
 
 
 def seconds(microseconds: int) -> str:
-    """With six digits behind the point."""
+    """Seconds with six decimal places."""
     if microseconds < 1_000_000:
         return "0." + str(1_000_000 + microseconds)[1:]
     return f"{microseconds / 1e6:.6f}"
 
 
 def escape(text: str) -> str:
-    """`text` with quotes, backslashes and everything that is not printable ASCII written as escapes."""
+    """`text` with quotes, backslashes and everything but printable ASCII escaped."""
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text
     made = []

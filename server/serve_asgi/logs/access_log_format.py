@@ -1,9 +1,8 @@
-"""Access log formats that a person puts together: a line with gunicorn's atoms, or JSON with a list of fields.
+"""Custom access log formats: a line with gunicorn's atoms, or JSON with a list of fields.
 
-`compile_format` reads the format; `CustomLog` writes it. A format is cut at the fields that differ from response to
-response ("moving": client, time, status, size, duration …); what stands between them depends on the request alone and
-is kept with its head. Rule: every value is escaped where its text is made; a format cannot be chosen that would let a
-request write a line of its own.
+`compile_format` reads the format; `CustomLog` writes it. A format is split at the fields that differ between responses
+("moving": client, time, status, size, duration …); the text between them depends only on the request and is cached with
+its head. Rule: every value is escaped where its text is rendered; no format lets a request forge a line.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from serve_asgi.ipc.peer_address import Address
 
 NAMED: Final = ("auto", "common", "combined", "json")
-"""Formats that are called by their names."""
+"""Formats with names."""
 
 ATOMS: Final = {
     "h": "client",
@@ -64,7 +63,7 @@ _ATOM: Final = re.compile(r"%(?:\(([^)]*)\)s|(%))?")
 _HEADER: Final = re.compile(r"\{([^{}]*)\}([a-zA-Z])")
 
 Value = str | int | float | None
-"""Of a field: what JSON has. None is written as null, and as "-" in a line; a float is a duration (s)."""
+"""A field's value, of a JSON type. None is written as null, and as "-" in a line; a float is a duration (s)."""
 OfRequest = Callable[[LoggedRequest], Value]
 Ask = Callable[[LoggedResponse], str | None]
 
@@ -87,14 +86,14 @@ class LogField:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CompiledFormat:
-    """A format that was read: literal texts and fields, in turn."""
+    """A parsed format: literal texts and fields, alternating."""
 
     as_json: bool
     parts: tuple[str | LogField, ...]
 
 
 def compile_format(text: str) -> CompiledFormat:
-    """Read a format. Raises ValueError with a sentence for one that cannot be used."""
+    """Parse a format. Raises ValueError, a sentence, if it is invalid."""
     if text.startswith("json:"):
         fields = [_field(name.strip()) for name in re.split(r",(?![^{]*\})", text.removeprefix("json:"))]
         parts: list[str | LogField] = []
@@ -120,7 +119,7 @@ def _parts(text: str) -> list[str | LogField]:
         parts.append(text[end : found.start()])
         end = found.end()
         if found[1] is not None:
-            literal = "-" if found[1] in ("l", "u") else ""  # nobody's identity is known
+            literal = "-" if found[1] in ("l", "u") else ""  # identities are never known
             parts.append(literal or _field(found[1]))
         elif found[2]:
             parts.append("%")
@@ -150,7 +149,7 @@ def _field(name: str) -> LogField:
     return LogField(known, empty_size="-" if name == "b" else "0")
 
 
-# ---- where values come from
+# Values
 
 _CONSTANTS: Final = frozenset({"generation", "slot", "pid"})
 
@@ -203,10 +202,9 @@ _MOVING: Final = frozenset(
 
 
 class CustomLog(AccessLog):
-    """Writes what a compiled format says.
+    """Writes lines in a compiled format.
 
-    Of each request a template is kept, with a `%s` where a field moves; what moves is looked up among texts that have
-    been made before.
+    For each request a template is cached, with a `%s` for each moving field, whose texts are cached by value.
     """
 
     __slots__ = ("_as_json", "_asks", "_between", "_ids", "_moments", "_pick", "_since", "_stamp", "_texts", "_write")
@@ -219,16 +217,16 @@ class CustomLog(AccessLog):
         self._stamp = ""
         self._since = 0.0
         self._moments = TextCache[int](self._moment)
-        """Times of the present second, by the millisecond; in a line there is but one."""
+        """Times of the current second, by millisecond; a line format has only one."""
         constants: dict[str, Value] = {"generation": generation, "slot": slot, "pid": os.getpid()}
         self._between: list[str | OfRequest] = []
-        """What a template is made of: texts (in which a moving field is `%s`), and what depends on the request."""
+        """The parts of a template: texts (in which a moving field is `%s`), and functions of the request."""
         self._texts: list[TextCache[Any]] = []
-        """Of each moving field, by its value."""
+        """For each moving field, its texts by value."""
         self._asks: list[Ask] = []
-        """What is asked of the response, beyond what every line is given."""
+        """What is read from the response, besides the values of every line."""
         picked: list[int] = []
-        """Of each moving field: where its value stands in what a line is given."""
+        """For each moving field, the index of its value."""
         for part in compiled.parts:
             if isinstance(part, str):
                 self._between.append(_literal(part))
@@ -276,7 +274,7 @@ class CustomLog(AccessLog):
         return logged
 
     def _of_request(self, field: LogField) -> OfRequest | None:
-        """How the field is found in the request alone; None if that is not all it takes."""
+        """How to get the field from the request alone; None if that is not possible."""
         if field.direction == "i":
             return _header(field.header)
         if field.name == "request_id" and not self._ids.generates:
@@ -284,7 +282,7 @@ class CustomLog(AccessLog):
         return _OF_REQUEST.get(field.name) if not field.direction else None
 
     def _moving(self, field: LogField) -> tuple[int, TextCache[Any]]:
-        """Where the value of a moving field stands in what a line is given, and the texts for it."""
+        """The index of a moving field's value, and its cached texts."""
         name, write = field.name, self._write
         if name == "client":
             return _CLIENT, TextCache[str | None](write)
@@ -312,16 +310,16 @@ class CustomLog(AccessLog):
 
 
 _CLIENT, _TIME, _STATUS, _SIZE, _DURATION = range(5)
-"""Where values stand in what a line is given; what is asked of the response follows."""
+"""Indexes of a line's values; those from the response follow."""
 
 
 def _literal(text: str) -> str:
-    """Text as it stands in a template."""
+    """Text, escaped for a template."""
     return text.replace("%", "%%")
 
 
 def _few(picked: list[int]) -> Callable[[tuple[Any, ...]], Any]:
-    """As operator.itemgetter for several: a tuple."""
+    """As operator.itemgetter, but always returning a tuple."""
     return lambda given: tuple([given[place] for place in picked])
 
 

@@ -1,9 +1,9 @@
 """The usual formats of the access log: common, combined and JSON, one line per request.
 
-A line is put together from texts that have been made before: what a request says of itself is kept with its head (which
-equal requests share), and so are clients, statuses, sizes and durations that come again; the time is told once per
-second. So all escaping, without which a request could write lines of its own, is done where such a text is made, and
-costs a repeated request nothing. It knows nothing of protocols.
+A line is assembled from cached texts: the request's part is cached with its head (which equal requests share), as are
+repeated clients, statuses, sizes and durations; the time is rendered once per second. So all escaping, without which a
+request could forge lines, is done when such a text is rendered, and is free for repeated requests. It knows nothing of
+protocols.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class CommonLog(AccessLog):
         super().__init__(config)
         self._stamp = ""
         self._clients = TextCache[str](escape)
-        self._statuses = TextCache[int](lambda status: f'" {status} ')  # with the quote that ends the request
+        self._statuses = TextCache[int](lambda status: f'" {status} ')  # with the closing quote of the request
         self._sizes = TextCache[int](lambda size: f"{size or '-'} ")
         self._durations = TextCache[int](lambda microseconds: seconds(microseconds) + "\n")
 
@@ -72,7 +72,7 @@ class CommonLog(AccessLog):
                 f"{self._clients[client[0]] if client else '-'}{self._stamp}{before}{self._statuses[status]}"
                 f"{self._sizes[size]}{after}{self._durations[int((now - begun) * 1e6)]}"
             )
-            # What `_add` does, without the call.
+            # Inlined `_add`.
             self._lines.append(line)
             self._held += len(line)
             if self._held >= FLUSH_AT:
@@ -81,7 +81,7 @@ class CommonLog(AccessLog):
             complain()
 
     def _describe(self, request: LoggedRequest) -> tuple[str, str]:
-        """What stands before status and size, and behind them."""
+        """The texts before and after status and size."""
         said = f"{request.method} {str(request.target, 'latin-1')} HTTP/{request.version}"
         if not said.isascii() or not said.isprintable() or '"' in said or "\\" in said:
             said = escape(said)
@@ -168,7 +168,7 @@ JSON_FIELDS = (
     "json:time,client,method,target,version,status,size,seconds,referer,user_agent,request_id,traceparent,"
     "generation,slot,pid"
 )
-"""What JsonLog writes, as a list of fields."""
+"""The fields that JsonLog writes."""
 
 
 def _two_headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, str]:
@@ -184,7 +184,7 @@ def _two_headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, str]:
 def open_access_log(config: Config, generation: int = 0, slot: int = 0) -> AccessLog | None:
     """The access log that `config` asks for, or None; `generation` and `slot` are the worker's.
 
-    Raises UsageError if its file cannot be opened, ValueError for a format that there is not.
+    Raises UsageError if its file cannot be opened, ValueError for an unknown format.
     """
     if not config.access_log:
         return None
@@ -198,5 +198,5 @@ def open_access_log(config: Config, generation: int = 0, slot: int = 0) -> Acces
     if wanted == "json":
         if not RequestIds(config).generates:
             return JsonLog(config, generation, slot)
-        wanted = JSON_FIELDS  # the id is not the head's, which equal requests share
+        wanted = JSON_FIELDS  # the id is not part of the head, which equal requests share
     return CustomLog(config, compile_format(wanted), generation, slot)

@@ -1,6 +1,6 @@
-"""The output pipes of a child, made by its parent: the child empties them, and its parent what is left after its death.
+"""The output pipes of a child, created by its parent: the child reads them, and its parent the rest after its death.
 
-So the last words of a crash are not lost, and if the parent dies nothing changes for the child.
+So the last output before a crash is not lost, and the death of the parent does not affect the child.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final
 from serve_asgi.logs.nonblocking_sink import LIMIT, SplicePipe, open_again
 from serve_asgi.logs.stdio_guard import GuardedStream, OutputGuard, as_text, current, make_pipe
 
-MOST_LEFT: Final = 4 * LIMIT  # bytes that are read from the pipe of a child that has died: others may go on filling it
+MOST_LEFT: Final = 4 * LIMIT  # most bytes read from a dead child's pipe: other processes may keep filling it
 
 
 class ChildOutput:
-    """The pipes of a child, made before it is started, and read once more after its death."""
+    """The pipes of a child, created before it is started, and read once more after its death."""
 
     __slots__ = ("_given", "_streams", "_write_ends")
 
@@ -26,7 +26,7 @@ class ChildOutput:
         self._streams: list[GuardedStream] = []
         self._write_ends: list[int] = []
         self._given: list[tuple[int, bool]] = []
-        """What the child writes to, by stream: a descriptor, and whether its open file is shared."""
+        """The child's output for each stream: a descriptor, and whether its open file is shared."""
         try:
             for stream in guard.streams if guard else ():
                 _splice()
@@ -47,18 +47,19 @@ class ChildOutput:
         return pairs
 
     def argument(self) -> str:
-        """What the child passes to `adopt`; "" if its descriptors 1 and 2 are to be left as they are."""
+        """The argument for `adopt` in the child; "" if its descriptors 1 and 2 are to be left alone."""
         streams = zip(self._streams, self._given, strict=True)
         return ",".join(as_text(each.targets, each.read_end, *given) for each, given in streams)
 
     def to_state(self, descriptors: list[int]) -> list[tuple[list[int], int, int]]:
-        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that replaces this one; adds to `descriptors` those that must stay
+        open."""
         descriptors += [stream.read_end for stream in self._streams]
         return [(list(stream.targets), stream.read_end, stream.sink.fileno()) for stream in self._streams]
 
     @classmethod
     def from_state(cls, state: list[tuple[list[int], int, int]]) -> ChildOutput:
-        """The output of a child that this very process has started before; its sinks are those of the guard."""
+        """The output of a child started by an earlier program of this process; its sinks are the guard's."""
         sinks = {stream.sink.fileno(): stream.sink for stream in current().streams}
         output = cls(None)
         for targets, read_end, sink in state:
@@ -68,16 +69,16 @@ class ChildOutput:
         return output
 
     def started(self) -> None:
-        """The child has its descriptors (or was not started after all): close here what is the child's alone."""
+        """The child has its descriptors (or was not started after all): close the child's ends here."""
         for fd in [*self._write_ends, *(sink for sink, _ in self._given)]:
             os.close(fd)
         self._write_ends.clear()
         self._given.clear()
 
     def read_rest(self) -> None:
-        """The child has been reaped: pass on what it left in its pipes and close them. Waits for nothing.
+        """The child has been reaped: forward what is left in its pipes, without blocking, and close them.
 
-        Processes that the child has left behind may hold both ends, clear O_NONBLOCK, and go on writing.
+        Processes that the child has left behind may hold both ends, clear O_NONBLOCK, and keep writing.
         """
         self.started()
         for stream in self._streams:
@@ -95,10 +96,10 @@ class ChildOutput:
 
 @functools.cache
 def _splice() -> SplicePipe:
-    """For the pipes of children that have died; made with the first child: later there may be no descriptor left."""
+    """For the pipes of dead children; created with the first child: later there may be no descriptor left."""
     return SplicePipe()
 
 
 def for_child() -> ChildOutput:
-    """The output of a child that is about to be started by a guarded process; of an unguarded one: nothing to do."""
+    """The output of a child that is about to be started by a guarded process; an unguarded one has nothing to do."""
     return ChildOutput(current())

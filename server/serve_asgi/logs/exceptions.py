@@ -1,10 +1,10 @@
-"""What an application has raised, looked at without trusting it.
+"""Inspects exceptions of an application without trusting them.
 
-An exception is an object of the application's: its links may lead in a circle, through groups and by way of
-`__context__` (Starlette's BaseHTTPMiddleware makes such a circle of every error), a group may hold others a thousand
-deep, and asking it for its truth, equality, hash, class or text runs code that may raise in its turn. Rules: links are
-read from the slots of BaseException, past whatever a class puts over them; every walk remembers by identity where it
-has been and ends after `MOST` exceptions; kinds are told by the type. Nothing here raises.
+An exception is an object of the application's: its links may form cycles, through groups and `__context__` (Starlette's
+BaseHTTPMiddleware makes a cycle of every error), groups may be nested a thousand deep, and its truth value, equality,
+hash, class or text may run code that raises in turn. Rules: links are read from the slots of BaseException, bypassing
+overrides in a class; every walk tracks visited exceptions by identity and ends after `MOST` of them; kinds are checked
+by type. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, Final
 
 MOST: Final = 1000
-"""Exceptions of one graph that are looked at."""
+"""Most exceptions of one graph that are visited."""
 IN_PLACE_OF: Final = 8
-"""So far back it is looked for what an exception was raised in place of."""
+"""How far back in the chain of contexts to look for the exception that one replaced."""
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
@@ -26,18 +26,18 @@ _slots: Final[dict[str, Any]] = {**BaseException.__dict__, "exceptions": BaseExc
 
 
 def is_a(error: BaseException, kind: type[BaseException]) -> bool:
-    """`isinstance`, which would ask the object for its `__class__`."""
+    """As `isinstance`, but without using the object's `__class__`."""
     return issubclass(type(error), kind)
 
 
 def cause_of(error: BaseException) -> BaseException | None:
-    """What it was raised from."""
+    """Its `__cause__`: what it was raised from."""
     found: BaseException | None = _slots["__cause__"].__get__(error)
     return found
 
 
 def context_of(error: BaseException) -> BaseException | None:
-    """What was being handled when it was raised."""
+    """Its `__context__`: what was being handled when it was raised."""
     found: BaseException | None = _slots["__context__"].__get__(error)
     return found
 
@@ -48,13 +48,13 @@ def hides_context(error: BaseException) -> bool:
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
-    """Where it has been raised."""
+    """Its traceback."""
     found: TracebackType | None = _slots["__traceback__"].__get__(error)
     return found
 
 
 def members_of(error: BaseException) -> tuple[BaseException, ...]:
-    """What a group holds; of any other exception nothing."""
+    """The members of a group; nothing for any other exception."""
     if not is_a(error, BaseExceptionGroup):
         return ()
     found: tuple[BaseException, ...] = _slots["exceptions"].__get__(error)
@@ -62,14 +62,14 @@ def members_of(error: BaseException) -> tuple[BaseException, ...]:
 
 
 def exc_info(error: BaseException) -> ExcInfo:
-    """For a log call: given the exception itself, `logging` asks whether it is true."""
+    """The argument of a log call: given only the exception, `logging` would evaluate its truth value."""
     return type(error), error, traceback_of(error)
 
 
 def all_tell(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether it is of this kind, a group of nothing else, or was raised in place of such a one.
+    """Whether it is of this kind, a group of nothing else, or was raised while such a one was handled.
 
-    What leads back to itself tells of nothing: in doubt the answer is no, and the error is logged.
+    A cycle proves nothing: in doubt the result is False, and the error is logged.
     """
     seen = {id(error)}
     waiting: list[BaseException] = [error]
@@ -98,16 +98,16 @@ def all_tell(error: BaseException, kind: type[BaseException]) -> bool:
 
 
 def is_from_outside(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
-    """Whether it is the GeneratorExit by which a coroutine of `task` is closed, not one that its code has raised.
+    """Whether it is the GeneratorExit by which a coroutine of `task` is closed, not one raised by its code.
 
-    A coroutine is closed when it is thrown away, at the end of the loop or by the garbage collector: its task does not
-    run then. `task` is None while it is in its first, eager step.
+    A coroutine is closed when it is discarded, at the end of the loop or by the garbage collector: its task is not
+    running then. `task` is None during its first, eager step.
     """
     if not is_a(error, GeneratorExit) or task is None:
         return False
     try:
         return asyncio.current_task() is not task
-    except RuntimeError:  # no loop runs
+    except RuntimeError:  # no running loop
         return True
 
 
@@ -115,8 +115,8 @@ _TOLD: Final = "_serve_told"
 
 
 def mark_told(error: BaseException) -> None:
-    """Its traceback is in the log, though it may be on its way to somebody who will want to log it."""
-    with contextlib.suppress(BaseException):  # its namespace may be of a kind of the application's own
+    """Mark that its traceback has been logged, although it may still propagate to code that would log it again."""
+    with contextlib.suppress(BaseException):  # its namespace may be of an application's own class
         dict.__setitem__(_slots["__dict__"].__get__(error), _TOLD, time.monotonic())
 
 
@@ -130,7 +130,7 @@ def was_told(error: BaseException, within: float = 1.0) -> bool:
 
 
 def innermost(error: BaseException) -> str:
-    """Where it was raised, in short: for when no more can be said of it."""
+    """Where it was raised, in short, for when nothing else can be rendered."""
     link = traceback_of(error)
     if link is None:
         return ""
@@ -141,7 +141,7 @@ def innermost(error: BaseException) -> str:
 
 
 def name_of(kind: type[BaseException]) -> str:
-    """The name of its class, past what a metaclass says of it."""
+    """The name of its class, bypassing a metaclass."""
     return str(type.__dict__["__name__"].__get__(kind))
 
 
@@ -150,12 +150,12 @@ def text_of(error: BaseException, limit: int) -> str:
     try:
         text = str(error)
         return shortened(str.__getitem__(text, slice(None)), limit)
-    except BaseException:  # its own __str__ raises, be it SystemExit
+    except BaseException:  # its own __str__ raises, perhaps even SystemExit
         return "<exception str() failed>"
 
 
 def shortened(text: str, limit: int) -> str:
-    """The beginning and the end of a text that has more than `limit` characters, and how many are left out."""
+    """The beginning and the end of a text longer than `limit` characters, and how many are omitted."""
     size = len(text)
     if size <= limit:
         return text

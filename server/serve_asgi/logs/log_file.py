@@ -1,8 +1,8 @@
-"""The files that logs are written to: opened for appending, written by whole lines, and opened again for USR1.
+"""The files that logs are written to: opened for appending, written in whole lines, and reopened for USR1.
 
-Opened again under its name, since logrotate has given the old file another one. What a line says is
-`serve_asgi.logs.server_log`'s and `serve_asgi.logs.access_log`'s; that nobody waits for the disk,
-`serve_asgi.logs.nonblocking_sink`'s.
+A file is reopened by its path, since logrotate has renamed the old one. The contents of lines are up to
+`serve_asgi.logs.server_log` and `serve_asgi.logs.access_log`; `serve_asgi.logs.nonblocking_sink` ensures that nobody
+waits for the disk.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ from serve_asgi.logs.nonblocking_sink import Sink
 
 
 class LogFile:
-    """A log file that can be opened again. Owns its descriptor."""
+    """A log file that can be reopened. Owns its descriptor."""
 
     __slots__ = ("path", "sink")
 
     def __init__(self, path: str) -> None:
-        """Open `path` for appending. Raises UsageError if that cannot be."""
+        """Open `path` for appending. Raises UsageError if it cannot be opened."""
         self.path = os.path.abspath(path)
         try:
             self.sink = Sink(self._open())
         except OSError as error:
-            raise UsageError(
-                f"the log file {path} cannot be opened: {error.strerror}; give a path that can be"
-            ) from None
+            raise UsageError(f"the log file {path} cannot be opened: {error.strerror}; give another path") from None
 
     def _open(self) -> int:
-        # O_NONBLOCK for a named pipe; O_NOCTTY for a terminal: neither may hold us up.
+        # O_NONBLOCK for a named pipe; O_NOCTTY for a terminal: neither may block us.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         return os.open(self.path, flags, 0o644)
 
@@ -39,15 +37,16 @@ class LogFile:
         self.sink.write(data)
 
     def reopen(self) -> None:
-        """Open the path again. If that fails, the old one stays in use.
+        """Reopen the path.
 
-        What was pending goes to the old file, or to the new one if the disk was full: a rotation makes room.
+        If that fails, the old file stays in use. Pending lines go to the old file, or to the new one if the disk was
+        full: a rotation makes room.
         """
         try:
             fresh = Sink(self._open())
         except OSError as error:
             logging.getLogger("serve").error(
-                "the log file %s cannot be opened again: %s; the old one stays in use",
+                "the log file %s cannot be reopened: %s; the old one stays in use",
                 self.path,
                 error.strerror,
                 extra={"event": "log_reopen_failed", "about": {"path": self.path}},
@@ -77,6 +76,6 @@ class ForkedLogFile:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write to the descriptor, however long that takes. Raises OSError."""
+    """Write to the descriptor, blocking. Raises OSError."""
     while data:
         data = data[os.write(fd, data) :]

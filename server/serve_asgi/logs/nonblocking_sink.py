@@ -1,12 +1,12 @@
 """Sinks: bounded buffers that are written to a pipe, terminal, socket or file without ever blocking.
 
-When a buffer is full the oldest whole lines go; when whoever reads is gone everything goes; either way the bytes are
-counted.
+When a buffer is full the oldest whole lines are dropped; when the reader is gone everything is; either way the bytes
+are counted.
 
-O_NONBLOCK belongs to the open file (fcntl(2)), which other processes share: whoever of them clears it could have us
-wait. So the original is opened again, by each process for itself, which also lets the others keep their mode; and where
-an open file is shared nevertheless (the pipe of a child that has died, an original that cannot be opened again), bytes
-move by splice(2), which is told with each call not to wait. It knows nothing of logs or workers.
+O_NONBLOCK belongs to the open file (fcntl(2)), which other processes share: any of them that clears it could make us
+block. So each process reopens the original for itself, which also leaves the others' mode alone; and where an open file
+is shared nevertheless (the pipe of a dead child, an original that cannot be reopened), bytes are moved by splice(2),
+which has a non-blocking flag per call. It knows nothing of logs or workers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import threading
 import time
 from typing import Final
 
-LIMIT: Final = 1 << 20  # bytes that a sink holds
-ATOMIC: Final = 4096  # PIPE_BUF (pipe(7)): a write of no more is never mixed with another process's
+LIMIT: Final = 1 << 20  # bytes that a sink buffers
+ATOMIC: Final = 4096  # PIPE_BUF (pipe(7)): writes up to this size are never mixed with another process's
 READ: Final = 65536
 MEMORY: Final = 1  # major number of /dev/null and its like (Linux, devices.txt)
-FINISH_TIME: Final = 1.0  # seconds that the end of a process waits for its output to be written, all of it together
+FINISH_TIME: Final = 1.0  # seconds that a process waits at its exit for all its output to be written
 
 _sinks: Final[set[Sink]] = set()
 _dropped_by_closed = 0
@@ -35,7 +35,7 @@ _dropped_by_closed = 0
 
 @functools.cache
 def last_moment() -> float:
-    """Until when (CLOCK_MONOTONIC, s) the end of this process waits: the time runs from the first that asks."""
+    """Until when (CLOCK_MONOTONIC, s) the exit of this process waits, counted from the first call."""
     return time.monotonic() + FINISH_TIME
 
 
@@ -45,7 +45,7 @@ def dropped() -> int:
 
 
 class SplicePipe:
-    """A pipe of our own, through which bytes move out of a pipe or into one without waiting, whatever its mode is."""
+    """A pipe of our own, through which bytes are moved from or to another pipe without blocking, whatever its mode."""
 
     __slots__ = ("_read_end", "_write_end")
 
@@ -54,23 +54,23 @@ class SplicePipe:
         self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def read(self, fd: int) -> bytes:
-        """What is in the pipe `fd`, as far as this one holds it; b"" at its end. Raises BlockingIOError, OSError."""
+        """Read the pipe `fd`, as much as this one holds; b"" at its end. Raises BlockingIOError, OSError."""
         if not os.splice(fd, self._write_end, READ, flags=os.SPLICE_F_NONBLOCK):
             return b""
         return os.read(self._read_end, READ)
 
     def write(self, fd: int, piece: bytes) -> int:
-        """Write the beginning of `piece` to the pipe `fd`; how much of it. Raises BlockingIOError, OSError."""
+        """Write the beginning of `piece` to the pipe `fd`; return how much. Raises BlockingIOError, OSError."""
         held = os.write(self._write_end, piece)
         try:
             return os.splice(self._read_end, fd, held, flags=os.SPLICE_F_NONBLOCK)
         finally:
             with contextlib.suppress(BlockingIOError):
                 while os.read(self._read_end, READ):
-                    pass  # what has not gone is kept by who called
+                    pass  # the caller keeps the rest
 
     def descriptors(self) -> list[int]:
-        """What is open here."""
+        """The open descriptors."""
         return [self._read_end, self._write_end]
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class SplicePipe:
 
 
 class Sink:
-    """Where output goes. `write` never waits and never raises; threads may share a sink."""
+    """A destination of output. `write` never blocks and never raises; thread-safe."""
 
     __slots__ = (
         "_fd",
@@ -97,7 +97,7 @@ class Sink:
     )
 
     def __init__(self, fd: int, *, shared: bool = False) -> None:
-        """Take over `fd`. `shared`: others share the open file, so that its mode is theirs to change and not ours."""
+        """Take over `fd`. `shared`: other processes share the open file, so that its mode is not ours to change."""
         self._fd = fd
         self.shared = shared
         mode = os.fstat(fd).st_mode
@@ -115,32 +115,32 @@ class Sink:
 
     @classmethod
     def onto(cls, fd: int) -> Sink:
-        """A sink that writes to the same thing as `fd` and changes nothing about `fd`."""
+        """A sink that writes to the same file as `fd`, and leaves `fd` alone."""
         anew, shared = open_again(fd)
         return cls(anew, shared=shared)
 
     def again(self) -> Sink:
-        """Another sink of this process onto the same thing."""
+        """Another sink of this process for the same file."""
         return Sink(fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 3), shared=self.shared)
 
     def fileno(self) -> int:
         return self._fd
 
     def descriptors(self) -> list[int]:
-        """What is open here."""
+        """The open descriptors."""
         return [self._fd, *(self._splice.descriptors() if self._splice is not None else ())]
 
     @property
     def waiting(self) -> bool:
-        """Whether something is left to be written later (`pump`)."""
+        """Whether something is buffered, to be written later (`pump`)."""
         return bool(self._pending)
 
     def pending(self) -> bytes:
-        """What was kept and is not written yet."""
+        """What is buffered."""
         return bytes(self._pending)
 
     def write(self, data: bytes) -> None:
-        """Write what can be written now, keep the rest, drop the oldest lines if that is too much."""
+        """Write what can be written now, buffer the rest, and drop the oldest lines if that is too much."""
         with self._lock:
             self._pending += data
             self._pump()
@@ -148,12 +148,12 @@ class Sink:
                 self._drop_oldest()
 
     def pump(self) -> None:
-        """Write what can be written now of what was kept."""
+        """Write as much of the buffer as can be written now."""
         with self._lock:
             self._pump()
 
     def take_lines(self) -> bytes:
-        """Take away what was kept and has not been begun: whole lines, for another sink to write."""
+        """Remove and return the buffered whole lines, except a partly written one, for another sink."""
         with self._lock:
             start = self._pending.find(b"\n") + 1 if self._mid_line else 0
             lines = bytes(self._pending[start:])
@@ -161,9 +161,9 @@ class Sink:
         return lines
 
     def finish(self, deadline: float) -> None:
-        """Write what was kept, waiting until `deadline` (CLOCK_MONOTONIC, s); what is left then is dropped.
+        """Write the buffer, waiting until `deadline` (CLOCK_MONOTONIC, s); what is left then is dropped.
 
-        A full disk is not waited for: nothing tells of room.
+        A full disk is not waited for: there is no event for room.
         """
         self.pump()
         while self._pending and self._in_pieces and (left := deadline - time.monotonic()) > 0:
@@ -173,13 +173,13 @@ class Sink:
             self._drop_all()
 
     def let_go(self) -> None:
-        """In a forked child: nothing is written any more. The lock may be held by a thread that there is not."""
+        """In a forked child: write nothing any more. The lock may be held by a thread that no longer exists."""
         self._lock = threading.Lock()
         self._pending.clear()
         self._gone = True
 
     def close(self) -> None:
-        """Close the descriptor; what was kept is dropped."""
+        """Close the descriptor; the buffer is dropped."""
         global _dropped_by_closed
         with self._lock:
             self._drop_all()
@@ -217,19 +217,19 @@ class Sink:
         if self._splice is not None:
             return self._splice.write(self._fd, piece)
         if self._unblocks:
-            os.set_blocking(self._fd, False)  # again and again: the application may have come across it
+            os.set_blocking(self._fd, False)  # each time: the application may have changed it
         elif self._needs_poll and not wait_writable(self._fd, 0):
             raise BlockingIOError
         return os.write(self._fd, piece)
 
     def _cut(self) -> int:
-        """How much to write at once: whole lines, and no more than is written in one go."""
+        """How much to write at once: whole lines, and no more than is written atomically."""
         if len(self._pending) <= ATOMIC or not self._in_pieces:
             return len(self._pending)
         return self._pending.rfind(b"\n", 0, ATOMIC) + 1 or ATOMIC
 
     def _drop_oldest(self) -> None:
-        """Make room down to the limit by dropping whole lines, but not one that has been begun."""
+        """Drop whole lines down to the limit, but not a partly written one."""
         start = self._pending.find(b"\n") + 1 if self._mid_line else 0
         end = self._pending.find(b"\n", max(start, len(self._pending) - LIMIT)) + 1 or len(self._pending)
         del self._pending[start:end]
@@ -241,15 +241,15 @@ class Sink:
 
 
 def blocks(fd: int) -> bool:
-    """Whether a write to `fd` may block or fail because of who reads it: pipes, sockets, terminals."""
-    # Not isatty(3): that says no to a terminal that has vanished.
+    """Whether a write to `fd` may block or fail because of its reader: pipes, sockets, terminals."""
+    # Not isatty(3): that is false for a terminal that has vanished.
     status = os.fstat(fd)
     mode = status.st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and os.major(status.st_rdev) != MEMORY)
 
 
 def wait_writable(fd: int, seconds: float) -> bool:
-    """Wait until `fd` is writable (or broken), at most so long; False if it is not."""
+    """Wait until `fd` is writable (or broken), at most `seconds`; return False if it is not."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(seconds * 1000))
@@ -265,21 +265,22 @@ def say(fd: int, text: str) -> None:
 
 
 def open_again(fd: int) -> tuple[int, bool]:
-    """A descriptor for what `fd` is open on, with an O_NONBLOCK of its own where that is possible, and whether not."""
+    """Reopen the file of `fd`, for an O_NONBLOCK of its own; return the descriptor, and whether it is shared
+    instead."""
     mode = os.fstat(fd).st_mode
     if blocks(fd) and not stat.S_ISSOCK(mode):
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        # ENXIO: a pipe without a reader. EACCES: another user's terminal. The copy tells either, later.
+        # ENXIO: a pipe without a reader. EACCES: another user's terminal. The duplicate will show either, later.
         with contextlib.suppress(OSError):
             return os.open(f"/proc/self/fd/{fd}", flags), False
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), True
 
 
 def descriptors() -> list[int]:
-    """What the sinks of this process write to."""
+    """The descriptors of this process's sinks."""
     return [fd for sink in _sinks for fd in sink.descriptors()]
 
 
 def all_sinks() -> list[Sink]:
-    """Those that this process has open."""
+    """The open sinks of this process."""
     return list(_sinks)

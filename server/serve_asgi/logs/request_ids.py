@@ -1,7 +1,7 @@
-"""What ties together the lines that several programs write about one request: its id and its trace.
+"""Correlates the lines that several programs log about one request: its id and its trace.
 
-Pure. Rules: nothing is accepted that could harm a log or a reader of it; what is not valid is ignored; a header that
-is sent twice is ambiguous and not valid. An id is only a name that somebody chose: it proves nothing.
+Pure. Rules: nothing is accepted that could harm a log or its reader; invalid values are ignored; a header that is sent
+twice is ambiguous and invalid. An id is only a name that somebody chose: it proves nothing.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class RequestIds:
     def __init__(self, config: Config) -> None:
         mode = config.request_id
         self.name = config.request_id_header.lower().encode() if mode != "off" else b""
-        """The header that carries the id; empty if nobody looks."""
+        """The header that carries the id; empty if ids are off."""
         self.generates = mode in ("generate", "echo")
-        """Whether a request without one is given one."""
+        """Whether a request without an id is given one."""
         self.echoes = mode == "echo"
         """Whether the response carries it."""
         self._random = random.Random(_source.getrandbits(256))
 
     def carried(self, headers: Headers) -> str:
-        """The id that a request carries, if it is one: 1 to 128 visible characters of ASCII; else ""."""
+        """The request's id, if it is valid: 1 to 128 visible characters of ASCII; else ""."""
         return _only(headers, self.name, _ID) if self.name else ""
 
     def keep_or_generate(self, headers: list[tuple[bytes, bytes]]) -> str:
-        """The id that the request carries, or a new one, which then stands in `headers` in place of what was no id."""
+        """The request's id, or a new one, which then replaces an invalid one in `headers`."""
         found = self.carried(headers)
         if not found:
             found = f"{self._random.getrandbits(128):032x}"
@@ -73,13 +73,13 @@ class RequestIds:
 
 
 def named(request_id: str, trace: str) -> str:
-    """How a line for people names a request: " (request id …, traceparent …)", or nothing."""
+    """The request in a line for people: " (request id …, traceparent …)", or ""."""
     said = [f"request id {request_id}"] if request_id else []
     said += [f"traceparent {trace}"] if trace else []
     return f" ({', '.join(said)})" if said else ""
 
 
 def of_request(method: str, path: str, request_id: str, trace: str) -> dict[str, str]:
-    """How a line for programs names a request; what it does not have is left out."""
+    """The request in a line for programs; what it does not have is omitted."""
     said = {"method": method, "path": path, "request_id": request_id, "traceparent": trace}
     return {name: value for name, value in said.items() if value}

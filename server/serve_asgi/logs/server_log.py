@@ -1,13 +1,12 @@
 """The server log: the server's own events as lines.
 
-The loggers are "serve" (the server's own events) and "serve.error" (what the application did wrong). Each record says
-what happened by a stable name, and of whom (`about`): a line for people on a terminal, a JSON object per line elsewhere
+The loggers are "serve" (the server's own events) and "serve.error" (the application's errors). Each record has the
+stable name of an event, and its fields (`about`): a line for people on a terminal, a JSON object per line elsewhere
 (docs/guides/logs.md). Nothing in here raises into its caller: a full disk or a closed pipe costs lines, not requests.
-Nobody can forge a line of the log by a request or by an exception's text: control characters are escaped, and the
-further lines of a text are indented. Nobody makes a line long: sentences and what they name have `TEXT_LIMIT`
-characters at most, a traceback has those of `serve_asgi.logs.tracebacks`. What the application adds to our loggers
-(handlers, filters) may fail, and costs nothing but what it would have written. The file that it may be written to is
-`serve_asgi.logs.log_file`'s.
+Neither a request nor an exception's text can forge a line of the log: control characters are escaped, and the further
+lines of a text are indented. Lines are bounded: sentences and their parts have `TEXT_LIMIT` characters at most,
+tracebacks are limited by `serve_asgi.logs.tracebacks`. Handlers and filters that the application adds to our loggers
+may fail, which loses nothing but their own output. The log file is in `serve_asgi.logs.log_file`.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from serve_asgi.logs.nonblocking_sink import last_moment
 from serve_asgi.logs.tracebacks import TRACEBACK_LIMIT, traceback_text
 
 TEXT_LIMIT: Final = 8192
-"""Characters of a sentence, and of each text that belongs to it."""
+"""Characters of a sentence, and of each of its fields."""
 DETAIL_LIMIT: Final = 2 * TRACEBACK_LIMIT
 """Characters of a traceback from another process."""
 COMPLAINTS: Final = 20
-"""How many failing handlers and filters of the application are reported, each once."""
+"""Most failing handlers and filters of the application that are reported, each once."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _INDENT: Final = "\n  "
@@ -45,13 +44,15 @@ COLOURS: Final = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
 def about(event: str, **whom: object) -> dict[str, object]:
-    """The `extra` of a log call: the stable name of what happened, and whom it is about (JSON-compatible values)."""
+    """The `extra` of a log call: the stable name of the event, and its fields (JSON-compatible values)."""
     return {"event": event, "about": whom}
 
 
 class _Logger(logging.Logger):
-    """Stays on whatever the application does: `logging.config.dictConfig` disables loggers that it does not know,
-    `logging.disable` all, and a record factory of its own may fail, or claim the names that we use.
+    """A logger that works whatever the application does.
+
+    `logging.config.dictConfig` disables loggers that it does not know, `logging.disable` all of them, and a custom
+    record factory may fail, or use our field names.
     """
 
     @property
@@ -83,7 +84,7 @@ class _Logger(logging.Logger):
         return record
 
     def filter(self, record: logging.LogRecord) -> Any:
-        """As `logging` has it; a filter of the application's that fails has let the record pass."""
+        """As in `logging`, but a failing filter of the application's lets the record pass."""
         try:
             return super().filter(record)
         except BaseException as error:
@@ -91,9 +92,7 @@ class _Logger(logging.Logger):
             return True
 
     def callHandlers(self, record: logging.LogRecord) -> None:
-        """As `logging` has it; a handler of the application's that fails, with whatever it raises, keeps no other one
-        from its work, nor the caller.
-        """
+        """As in `logging`, but a failing handler of the application's affects neither other handlers nor the caller."""
         found = False
         logger: logging.Logger | None = self
         while logger is not None:
@@ -104,7 +103,7 @@ class _Logger(logging.Logger):
                 try:
                     handler.handle(record)
                 except BaseException as error:
-                    if handler is _handler:  # a filter that the application has given it
+                    if handler is _handler:  # a filter that the application has added to it
                         handler.write(record)
                     _complain(f"the handler {type(handler).__name__}", error)
             logger = logger.parent if logger.propagate else None
@@ -118,7 +117,7 @@ _complained: Final[set[str]] = set()
 
 
 def _complain(what: str, error: BaseException) -> None:
-    """Report that a handler or filter that the application has added to our loggers fails."""
+    """Report that a handler or filter of the application on our loggers fails."""
     of = f"{what}: {name_of(type(error))}"
     if _handler is None or of in _complained or len(_complained) >= COMPLAINTS:
         return
@@ -131,7 +130,7 @@ def _complain(what: str, error: BaseException) -> None:
 
 
 class LogEntry:
-    """One log record in parts, from which both formats are made."""
+    """The parts of one log record, for both formats."""
 
     __slots__ = ("at", "detail", "event", "level", "text", "whom")
 
@@ -149,7 +148,7 @@ class LogEntry:
         }
         try:
             self.text = shortened(record.getMessage(), TEXT_LIMIT)
-        except BaseException:  # whatever an application's object does when it is asked for its text
+        except BaseException:  # an application's object may raise anything when it is rendered
             self.text = (
                 shortened(record.msg, TEXT_LIMIT) if type(record.msg) is str else "(a text that cannot be rendered)"
             )
@@ -170,17 +169,17 @@ class _LineHandler(logging.Handler):
         self._as_json = as_json
         self._colour = colour
         self._always = always
-        """What every JSON line of this process says."""
-        # The listener shares the pipe at its standard error with processes that it starts; a worker keeps the order of
-        # what the server and the application write.
+        """Fields of every JSON line of this process."""
+        # The listener shares the pipe at its stderr with processes that it starts; a worker preserves the order of the
+        # server's and the application's output.
         self._write = stdio_guard.write if role == "listener" else write_all
         self._writing = False
         self._meanwhile: list[bytes] = []
-        """What this very thread has come to say while it writes: the garbage collector runs anywhere, and what it
-        throws away may complain. A sink's lock cannot be taken twice."""
+        """Lines logged by this thread while it is writing: the garbage collector runs anywhere, and finalisers may log.
+        A sink's lock is not reentrant."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Whatever is wrong with a record or the disk: the caller's work goes on.
+        # Whatever is wrong with a record or the disk: the caller continues.
         with contextlib.suppress(BaseException):
             happening = LogEntry(record)
             line = self._object(happening) if self._as_json else self._line(happening)
@@ -190,24 +189,24 @@ class _LineHandler(logging.Handler):
                     pass
 
     def write(self, record: logging.LogRecord) -> None:
-        """Write the record, past all filters."""
+        """Write the record, bypassing all filters."""
         with self.lock or contextlib.nullcontext():
             self.emit(record)
 
     def let_go(self) -> None:
-        """In a forked child: the file is its parent's, as is what another thread was about to write."""
+        """In a forked child: the file belongs to its parent, as do lines that another thread was about to write."""
         self._writing, self._meanwhile = False, []
         if self.file is not None:
             self.file = ForkedLogFile(self.file.path)
 
     def forget(self) -> None:
-        """Begin anew in a child."""
+        """Reset in a child."""
         self._writing = False
         self._meanwhile.clear()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Do something with the file; what is logged meanwhile is written behind it."""
+        """Use the file exclusively; lines logged meanwhile are written afterwards."""
         with self.lock or contextlib.nullcontext():
             self._writing = True
             try:
@@ -251,9 +250,9 @@ class _LineHandler(logging.Handler):
 
 
 def as_json(wanted: str, path: str, fd: int) -> bool:
-    """Whether `--log-format` means JSON for what goes to the file `path`, or to descriptor `fd` if there is none.
+    """Whether `--log-format` means JSON for the file `path`, or for descriptor `fd` if there is none.
 
-    `auto` is text where a person reads along: on a terminal.
+    `auto` means text on a terminal.
     """
     if wanted == "auto":
         return bool(path) or not stdio_guard.is_terminal(fd)
@@ -261,7 +260,7 @@ def as_json(wanted: str, path: str, fd: int) -> bool:
 
 
 def _coloured(path: str) -> bool:
-    """Whether lines may be coloured: on a terminal that can, unless its user says no (no-color.org)."""
+    """Whether lines may be coloured: on a capable terminal, unless its user declines (no-color.org)."""
     return (
         not path and stdio_guard.is_terminal(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     )
@@ -271,7 +270,7 @@ _handler: _LineHandler | None = None
 
 
 def _in_a_child() -> None:
-    """A fork may have come in the middle of a line, which the parent writes."""
+    """A fork may have happened in the middle of a line, which the parent writes."""
     if _handler is not None:
         _handler.forget()
 
@@ -280,9 +279,9 @@ os.register_at_fork(after_in_child=_in_a_child)
 
 
 def configure(config: Config, role: str, **always: object) -> None:
-    """Set the loggers up for this process.
+    """Set up the loggers for this process.
 
-    `role` names it in each line for people ("listener", "worker 2.7"); `always` is what each JSON line says of it
+    `role` names it in each line for people ("listener", "worker 2.7"); `always` are fields of each JSON line
     (generation, slot). May be called again: the last call counts. Raises UsageError if the log file cannot be opened.
     """
     global _handler
@@ -304,20 +303,20 @@ def configure(config: Config, role: str, **always: object) -> None:
 
 
 def let_go() -> None:
-    """In a forked child: the parent's log file is the parent's."""
+    """In a forked child: leave the log file to the parent."""
     if _handler is not None:
         _handler.let_go()
 
 
 def reopen() -> None:
-    """USR1: open the server's own log file again, if there is one."""
+    """USR1: reopen the server's own log file, if there is one."""
     if _handler is not None and isinstance(_handler.file, LogFile):
         with _handler.alone():
             _handler.file.reopen()
 
 
 def finish() -> None:
-    """Close the log file, if there is one; what is logged later goes to stderr."""
+    """Close the log file, if there is one; later lines go to stderr."""
     if _handler is not None and isinstance(_handler.file, LogFile):
         file, _handler.file = _handler.file, None
         file.sink.finish(last_moment())

@@ -1,13 +1,13 @@
-"""Standard output and error that never stop or block a process, whoever reads them, or does not.
+"""Keeps standard output and error from ever blocking or killing a process, whether or not anybody reads them.
 
 A write to a full pipe, a stopped terminal or a socket blocks; one to a closed pipe or a vanished terminal fails. So
-where descriptor 1 or 2 is such a thing, it is replaced by a pipe of our own (`guarded`), which a thread empties into
-a sink (`serve_asgi.logs.nonblocking_sink`), from which it is written to the original without blocking. Regular files
-never block and are left alone.
+such a descriptor 1 or 2 is replaced by a pipe of our own (`guarded`), which a thread empties into a sink
+(`serve_asgi.logs.nonblocking_sink`), which writes to the original without blocking. Regular files never block and are
+left alone.
 
-A worker's pipes are made by the listener (`serve_asgi.logs.child_output`); the worker empties them itself (`adopt`). A
-write by code that holds the interpreter lock for all of it (a C library's) can wait for the thread only if it is larger
-than the pipe, 1 MiB where the kernel grants that. It knows nothing of logs or workers.
+A worker's pipes are created by the listener (`serve_asgi.logs.child_output`); the worker empties them itself (`adopt`).
+A write by code that holds the interpreter lock (in a C library) blocks only if it is larger than the pipe, 1 MiB where
+the kernel allows it. It knows nothing of logs or workers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from typing import Final
 from serve_asgi.logs.nonblocking_sink import LIMIT, READ, Sink, SplicePipe, all_sinks, blocks, last_moment
 
 MOST_ORPHANS: Final = 64
-"""Pipes of processes that have ended, which those that they have left behind write to."""
+"""Most pipes of dead processes that processes left behind by them still write to."""
 ORPHANS_REST: Final = 0.01
-"""Seconds between two pieces out of such pipes, so that nobody keeps this process busy by writing much."""
-SHARED: Final = "*"  # marks an original whose open file is shared, in what `adopt` takes
+"""Seconds between two reads of such pipes, so that nobody keeps this process busy by writing much."""
+SHARED: Final = "*"  # marks an original whose open file is shared, in the argument of `adopt`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GuardedStream:
-    """One pipe of ours: it stands at the descriptors `targets` of its process, and what comes out goes to `sink`."""
+    """One pipe of ours: it replaces the descriptors `targets` of its process, and its output goes to `sink`."""
 
     targets: tuple[int, ...]
     read_end: int
@@ -53,7 +53,7 @@ class OutputGuard:
         self._orphans: dict[int, Sink] = {}
         self._splice: SplicePipe | None = None
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if streams else -1
-        self._moving = threading.Lock()  # held while anything moves out of a pipe or a sink
+        self._moving = threading.Lock()  # held while a pipe or a sink is being emptied
         self._thread = threading.Thread(target=self._write_queued, name="serve-output", daemon=True)
         for stream in streams:
             for target in stream.targets:
@@ -66,7 +66,7 @@ class OutputGuard:
         return self._streams
 
     def finish(self) -> None:
-        """Give the descriptors their originals back, and wait a bounded time until everything is written."""
+        """Restore the original descriptors, and wait a bounded time until everything is written."""
         for text in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 text.flush()
@@ -79,9 +79,9 @@ class OutputGuard:
                 stream.sink.finish(last_moment())
 
     def take_over(self, read_end: int, sink: Sink) -> bool:
-        """Read the pipe `read_end` of a process that has ended, until those that it has left behind have as well.
+        """Read the pipe `read_end` of a dead process, until the processes that it has left behind have ended as well.
 
-        They would be killed by their next line otherwise (SIGPIPE). False if there are too many of these already.
+        Otherwise SIGPIPE would kill them at their next line. Returns False if there are already too many of these.
         """
         if not self._streams or len(self._orphans) >= MOST_ORPHANS:
             return False
@@ -95,7 +95,7 @@ class OutputGuard:
         return True
 
     def _empty(self) -> None:
-        """Move what is in the pipes. Their end is not waited for: children of this process may hold the other ends."""
+        """Empty the pipes, without waiting for their end: children of this process may hold the other ends."""
         poll = select.poll()
         for stream in self._streams:
             poll.register(stream.read_end, select.POLLIN)
@@ -109,40 +109,40 @@ class OutputGuard:
                         else:
                             poll.unregister(stream.read_end)
 
-    # For a program that takes this one's place in the same process
+    # For a re-exec
 
     def stand_still(self) -> None:
-        """Move nothing any more, so that what is in the pipes stays there and all else can be told."""
+        """Stop emptying the pipes, so that their contents stay there and the rest can be handed over."""
         for text in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 text.flush()
         self._moving.acquire()
 
     def go_on(self) -> None:
-        """Nothing came of it."""
+        """Continue: the re-exec failed."""
         self._moving.release()
 
     def argument(self) -> str:
-        """What `adopt` takes."""
+        """The argument of `adopt`."""
         return _argument(self._streams)
 
     def descriptors(self) -> list[int]:
-        """What must stay open; 1 and 2 are so anyway."""
+        """Descriptors that must stay open, besides 1 and 2."""
         return [fd for stream in self._streams for fd in (stream.read_end, stream.sink.fileno())]
 
     def pending(self) -> dict[int, bytes]:
-        """What has not been written yet, by the descriptor that it is to be written to."""
+        """What has not been written yet, by target descriptor."""
         return {stream.sink.fileno(): stream.sink.pending() for stream in self._streams if stream.sink.waiting}
 
     def restore(self, pending: dict[int, bytes]) -> None:
-        """Write first what another had not."""
+        """Take over what an earlier program had not written."""
         for stream in self._streams:
             stream.sink.write(pending.get(stream.sink.fileno(), b""))
 
     def _write_queued(self) -> None:
-        """The thread: until the pipes end, which a process's own descriptors 1 and 2 prevent while it lives."""
+        """The thread: runs until the pipes end, which a process's own descriptors 1 and 2 prevent while it is alive."""
         reading = {stream.read_end: stream.sink for stream in self._streams}
-        rest = 0.0  # until when (CLOCK_MONOTONIC, s) orphans are not looked at
+        rest = 0.0  # until when (CLOCK_MONOTONIC, s) orphans are not read
         while reading:
             poll = select.poll()
             poll.register(self._news, select.POLLIN)
@@ -167,12 +167,12 @@ class OutputGuard:
                         sink_to.write(data)
                 if data is not None and not data:
                     del reading[ready]
-            with self._moving:  # what `pending` has told is written by nobody else
+            with self._moving:  # nobody else writes what `pending` has returned
                 for sink in reading.values():
                     sink.pump()
 
     def _move_orphan(self, read_end: int) -> None:
-        """Move what is there, a piece at a time; at its end close it."""
+        """Forward its contents, a piece at a time; close it at its end."""
         assert self._splice is not None
         data = b""
         with self._moving:
@@ -190,7 +190,7 @@ class OutputGuard:
 
 
 def _read(fd: int) -> bytes | None:
-    """What is in the pipe: b"" at its end, None if it is empty (the listener and a worker share the reading end)."""
+    """Read the pipe: b"" at its end, None if it is empty (the listener and a worker share the reading end)."""
     try:
         return os.read(fd, READ)
     except BlockingIOError:
@@ -198,7 +198,7 @@ def _read(fd: int) -> bytes | None:
 
 
 def _by_lines(target: int) -> None:
-    """Let what is printed appear line by line: Python holds back what goes to a pipe, also if a person reads it."""
+    """Make printed text appear line by line: Python buffers output to a pipe, even if a person reads it."""
     for text in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if isinstance(text, io.TextIOWrapper) and text.fileno() == target:
@@ -206,16 +206,16 @@ def _by_lines(target: int) -> None:
 
 
 def make_pipe() -> tuple[int, int]:
-    """A pipe, as large as the kernel grants, whose reading end does not block."""
+    """A pipe, as large as the kernel allows, whose reading end does not block."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(read_end, False)
-    with contextlib.suppress(OSError):  # EPERM: over the user's share (pipe(7))
+    with contextlib.suppress(OSError):  # EPERM: beyond the user's limit (pipe(7))
         fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, LIMIT)
     return read_end, write_end
 
 
 def _fill_standard_descriptors() -> None:
-    """Open /dev/null on 0, 1 and 2 where they are closed: or else the first socket would be taken for stdout."""
+    """Open /dev/null on 0, 1 and 2 where they are closed: otherwise the first socket would become stdout."""
     while True:
         fd = os.open(os.devnull, os.O_RDWR)
         if fd > 2:
@@ -225,7 +225,7 @@ def _fill_standard_descriptors() -> None:
 
 
 def _targets() -> list[tuple[int, ...]]:
-    """The descriptors to be guarded; 1 and 2 together where they are the same thing, so that their order is kept."""
+    """The descriptors to be guarded; 1 and 2 together if they are the same file, so that their order is preserved."""
     needed = [fd for fd in (1, 2) if blocks(fd)]
     if len(needed) == 2 and os.path.sameopenfile(1, 2):
         return [(1, 2)]
@@ -236,7 +236,7 @@ _current: OutputGuard | None = None
 
 
 def current() -> OutputGuard:
-    """This process's guard; one without any streams, if its output is not guarded."""
+    """This process's guard; one without streams if its output is not guarded."""
     return _current if _current is not None else OutputGuard([])
 
 
@@ -250,7 +250,7 @@ def as_text(targets: tuple[int, ...], read_end: int, sink: int, shared: bool) ->
 
 
 def guard_self() -> OutputGuard:
-    """Guard this process's descriptors 1 and 2 from here on."""
+    """Start to guard this process's descriptors 1 and 2."""
     global _current
     last_moment.cache_clear()
     _fill_standard_descriptors()
@@ -267,7 +267,7 @@ def guard_self() -> OutputGuard:
 
 
 def original(fd: int) -> Sink:
-    """A sink of its own onto what descriptor `fd` (1 or 2) was before it was guarded: a way around the thread."""
+    """A sink for the original file of descriptor `fd` (1 or 2), bypassing the guard's thread."""
     stream = _stream_of(fd)
     return Sink.onto(fd) if stream is None else stream.sink.again()
 
@@ -285,7 +285,7 @@ def is_terminal(fd: int) -> bool:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[OutputGuard]:
-    """Guard this process's output inside the block; all of it is written, or dropped, when it ends."""
+    """Guard this process's output within the block; all of it is written, or dropped, when the block ends."""
     guard = guard_self()
     try:
         yield guard
@@ -294,9 +294,9 @@ def guarded() -> Iterator[OutputGuard]:
 
 
 def write(fd: int, data: bytes) -> None:
-    """Write to descriptor `fd` (1 or 2), around a guard of this process: others may hold the other end of its pipe.
+    """Write to descriptor `fd` (1 or 2), bypassing a guard of this process: others may hold the other end of its pipe.
 
-    Raises OSError, and may wait, if `fd` is not guarded: it is a file then.
+    Raises OSError, and may block, if `fd` is not guarded: it is a file then.
     """
     stream = _stream_of(fd)
     if stream is not None:
@@ -307,15 +307,15 @@ def write(fd: int, data: bytes) -> None:
 
 
 def given(argument: str) -> list[int]:
-    """The descriptors that come with `argument` (`ChildOutput.argument()`), besides those that are guarded."""
+    """The descriptors in `argument` (`ChildOutput.argument()`), besides the guarded ones."""
     return [int(fd) for part in filter(None, argument.split(",")) for fd in part.split(":")[1:]]
 
 
 def let_go() -> None:
-    """In a forked child: write to what its parent's output goes to, and by no thread or pipe of the parent's.
+    """In a forked child: write to the parent's original output, without the parent's thread and pipe.
 
-    What the parent had not written yet is the parent's. Where the original cannot be opened by this user, the pipe of
-    the parent stays, which the listener reads when the parent has gone.
+    What the parent has not written yet is left to the parent. If this user cannot open the original, the parent's pipe
+    stays, which the listener reads when the parent has ended.
     """
     global _current
     guard, _current = _current, None
@@ -325,13 +325,13 @@ def let_go() -> None:
         pipe = os.fstat(stream.read_end)
         for target in stream.targets:
             with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(target), pipe):  # not if it is a new terminal's (forkpty(3))
+                if os.path.samestat(os.fstat(target), pipe):  # not if it is a new terminal (forkpty(3))
                     _restore(stream.sink.fileno(), target)
 
 
 def _restore(original: int, target: int) -> None:
-    """Have `target` write to what `original` is open on, without its O_NONBLOCK. Raises OSError."""
-    if stat.S_ISSOCK(os.fstat(original).st_mode):  # which a sink never makes non-blocking
+    """Make `target` write to the file of `original`, without its O_NONBLOCK. Raises OSError."""
+    if stat.S_ISSOCK(os.fstat(original).st_mode):  # a sink never makes it non-blocking
         os.dup2(original, target)
         return
     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # O_NONBLOCK: a pipe may have no reader
@@ -342,7 +342,7 @@ def _restore(original: int, target: int) -> None:
 
 
 def adopt(argument: str) -> OutputGuard:
-    """In the child: empty the pipes that the listener made, from here on. `argument` is `ChildOutput.argument()`."""
+    """In the child: start to empty the pipes that the listener created. `argument` is `ChildOutput.argument()`."""
     global _current
     streams = []
     for part in filter(None, argument.split(",")):

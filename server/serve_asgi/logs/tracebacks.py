@@ -1,9 +1,9 @@
-"""An exception as the text of its traceback: bounded in size and time, and never an error of its own.
+"""Renders an exception's traceback, bounded in size and time, and without ever raising.
 
-`traceback` of the standard library renders a single exception well, and follows its links without a bound: a group of
-groups by recursion, a hundred thousand members each, a message of 30 MB whole. So it is asked for one exception at a
-time, and what leads from one to the next is followed here (`serve_asgi.logs.exceptions`): each exception is shown once,
-at most `TRACEBACK_LIMIT` characters in all, those that were raised last before those that they were raised in place of.
+The standard library's `traceback` renders a single exception well, but follows its links without a bound: groups of
+groups by recursion, a hundred thousand members each, a message of 30 MB in full. So it renders one exception at a time,
+and the links are followed here (`serve_asgi.logs.exceptions`): each exception is shown once, at most `TRACEBACK_LIMIT`
+characters in all, giving priority to those that were raised last.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TRACEBACK_LIMIT: Final = 65_536
 MESSAGE_LIMIT: Final = 8_192
 """Characters of one exception's message and notes."""
 FRAME_LIMIT: Final = 1_000
-"""Characters of one frame: a line of source may be long."""
+"""Characters of one frame, since a line of source may be long."""
 FIRST_FRAMES, LAST_FRAMES = 20, 60
-"""Of one exception."""
+"""The frames of one exception that are shown."""
 CHAIN: Final = 20
-"""Exceptions that one was raised in place of, one after another."""
+"""Most exceptions in a chain."""
 MEMBERS, DEPTH = 15, 10
-"""Of a group; as `traceback` has it."""
+"""Most members of a group, and levels of nested groups, as in `traceback`."""
 
 CAUSE: Final = "The above exception was the direct cause of the following exception:"
 CONTEXT: Final = "During handling of the above exception, another exception occurred:"
@@ -47,28 +47,27 @@ PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 
 def traceback_text(error: BaseException) -> str:
-    """The traceback, as `traceback.format_exception` has it, within its bounds. Raises nothing."""
+    """The traceback, as in `traceback.format_exception`, within bounds. Never raises."""
     return _text(error, traceback_of(error))
 
 
 def application_traceback(error: BaseException) -> str:
     """The same, from the first frame of the application's own code on.
 
-    This server's frames and the import machinery's are cut off at the front; if there is no other frame, all are
-    kept.
+    Leading frames of this server and of the import machinery are omitted, unless there are no others.
     """
     whole = own = traceback_of(error)
     while own is not None and _is_ours(own.tb_frame):
         own = own.tb_next
-    if own is None and not is_a(error, SyntaxError):  # a SyntaxError names file and line by itself
+    if own is None and not is_a(error, SyntaxError):  # a SyntaxError itself names file and line
         own = whole
     return _text(error, own)
 
 
 def error_text(error: BaseException) -> str:
-    """Kind and message of an application's error on one line, which any error has and every frame and log can hold."""
+    """Kind and message of an application's error, on one line, safe for any frame and log."""
     text = ": ".join(filter(None, (name_of(type(error)), " ".join(text_of(error, MESSAGE_LIMIT).split()))))
-    return text.encode(errors="backslashreplace").decode()  # a file's name may hold what is no character
+    return text.encode(errors="backslashreplace").decode()  # a file name may contain lone surrogates
 
 
 def _is_ours(frame: FrameType) -> bool:
@@ -79,12 +78,12 @@ def _is_ours(frame: FrameType) -> bool:
 def _text(error: BaseException, first: TracebackType | None) -> str:
     try:
         return shortened("\n".join(_Rendering(error).chain(error, first, 0)), 2 * TRACEBACK_LIMIT) + "\n"
-    except BaseException:  # whatever the application's objects have done
+    except BaseException:  # the application's objects may raise anything
         return f"{innermost(error)}\n{name_of(type(error))} [its traceback cannot be rendered]\n".lstrip("\n")
 
 
 class _Rendering:
-    """One traceback on its way to text: what may still be written, and what has been shown."""
+    """The rendering of one traceback: how much may still be written, and what has been shown."""
 
     __slots__ = ("_left", "_seen")
 
@@ -93,7 +92,7 @@ class _Rendering:
         self._seen = {id(error)}
 
     def chain(self, error: BaseException, first: TracebackType | None, depth: int) -> list[str]:
-        """An exception behind those that it was raised in place of, as lines; `first` is its traceback."""
+        """The lines of an exception, after those of its causes and contexts; `first` is its traceback."""
         blocks = [self._block(error, first, depth)]
         shown = 0
         while True:
@@ -117,11 +116,11 @@ class _Rendering:
 
     @staticmethod
     def _framed(lines: list[str], depth: int) -> list[str]:
-        """Within a group there is a line at the left."""
+        """Add the vertical line that marks a group."""
         return [f"| {line}" for line in lines] if depth else lines
 
     def _block(self, error: BaseException, first: TracebackType | None, depth: int) -> list[str]:
-        """One exception; a group with what it holds."""
+        """The lines of one exception, and of a group's members."""
         members = members_of(error)
         lines = []
         if frames := _frames(first):
@@ -142,7 +141,7 @@ class _Rendering:
                 self._seen.add(id(member))
                 inner = self.chain(member, traceback_of(member), depth + 1)
             lines += [f"  {line}" for line in inner]
-        if not lines[-1].endswith(END):  # a group that is the last member has ended this one too
+        if not lines[-1].endswith(END):  # the last member was a group, whose end is also this one's
             lines.append(f"  {END}")
         if not depth:
             lines = [f"  {line}" for line in lines]
@@ -151,7 +150,7 @@ class _Rendering:
 
 
 def _frames(first: TracebackType | None) -> list[str]:
-    """The frames' lines, without the middle of very many."""
+    """The frames' lines, without the middle if there are too many."""
     links = []
     while first is not None:
         links.append(first)
@@ -161,30 +160,30 @@ def _frames(first: TracebackType | None) -> list[str]:
             return _stack(links[0], None) if links else []
         left_out = f"  [… {len(links) - FIRST_FRAMES - LAST_FRAMES} frames are left out here …]"
         return [*_stack(links[0], FIRST_FRAMES), left_out, *_stack(links[-LAST_FRAMES], None)]
-    except BaseException:  # a loader of the application's that is asked for a line of source
+    except BaseException:  # the application's loader, when it reads a line of source
         return [f'  File "{x.tb_frame.f_code.co_filename}", line {x.tb_lineno}' for x in links[-LAST_FRAMES:]]
 
 
 def _stack(first: TracebackType, limit: int | None) -> list[str]:
-    # With `_seen` it looks at this exception alone.
+    # `_seen` limits it to this exception.
     stack = traceback.TracebackException(Exception, Exception(), first, limit=limit, _seen=set()).stack
     return [line for entry in stack.format() for line in shortened(entry.rstrip("\n"), FRAME_LIMIT).split("\n")]
 
 
 def _description(error: BaseException, first: TracebackType | None) -> list[str]:
-    """Kind, message and notes, and what the interpreter suggests."""
+    """Kind, message and notes, and the interpreter's suggestions."""
     last = first
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     try:
         found = traceback.TracebackException(type(error), error, last, limit=1, _seen=set())
-        found.exceptions = None  # it looks for them, and has not been let look into the group
+        found.exceptions = None  # it expects this attribute, and was kept from the group
         pieces: list[str] = []
         size = 0
         for piece in found.format_exception_only():
             pieces.append(piece)
             size += len(piece)
-            if size > MESSAGE_LIMIT:  # further notes are not looked at
+            if size > MESSAGE_LIMIT:  # further notes are skipped
                 break
         text = shortened("".join(pieces), MESSAGE_LIMIT)
     except BaseException:
