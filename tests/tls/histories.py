@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import json
@@ -26,8 +25,9 @@ from unittest import mock
 
 import pytest
 
-from serve_asgi.tls import record_protection, session, tickets
+from serve_asgi.tls import record_protection, session
 from serve_asgi.tls.moved_session import MovedSession
+from serve_asgi.tls.openssl_library import set_tls_1_3_suites
 from serve_asgi.tls.record_protection import SUITES
 from serve_asgi.tls.session import TlsSession, TlsState
 from tests.tls.memory import Client, Contexts, client_context, shake_hands
@@ -52,14 +52,8 @@ def contexts() -> Contexts:
 @functools.cache
 def client_of(suite: int) -> ssl.SSLContext | None:
     """A context of a client that speaks this suite alone; None where that cannot be had from OpenSSL."""
-    found = tickets._open_ssl()
-    if isinstance(found, str):
-        return None
     context = client_context()
-    set_suites = found.library.SSL_CTX_set_ciphersuites
-    set_suites.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
-    assert set_suites(tickets._pointer(context), SUITES[suite].name.encode()) == 1
-    return context
+    return context if set_tls_1_3_suites(context, SUITES[suite].name) else None
 
 
 @contextlib.contextmanager

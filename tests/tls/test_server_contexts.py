@@ -17,6 +17,7 @@ import pytest
 from serve_asgi.errors import UsageError
 from serve_asgi.tls import tickets
 from serve_asgi.tls.material import ClientAuth, TlsMaterial, TlsPair, contents
+from serve_asgi.tls.openssl_library import OpenSslLibrary, find_openssl, set_tls_1_3_suites
 from serve_asgi.tls.server_contexts import ServerContexts, examine
 from serve_asgi.tls.tickets import DerivedKey, TicketKeys
 from tests.certificates import Authority, Pair
@@ -305,7 +306,7 @@ def test_keys_can_be_set_here() -> None:
 
 
 def test_without_openssl_at_hand_tickets_are_a_workers_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets, "_open_ssl", lambda: "it is hidden")
+    monkeypatch.setattr(tickets, "find_openssl", lambda: "it is hidden")
     assert tickets.unavailable() == "it is hidden"
     made, client = material(), newest(ssl.TLSVersion.TLSv1_3)
     one, other = ServerContexts(made), ServerContexts(made)
@@ -315,9 +316,9 @@ def test_without_openssl_at_hand_tickets_are_a_workers_own(monkeypatch: pytest.M
 
 
 def test_an_older_openssl_takes_the_newest_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tickets._open_ssl()
+    found = find_openssl()
     assert not isinstance(found, str)
-    monkeypatch.setattr(tickets, "_open_ssl", lambda: tickets._OpenSsl(found.library, takes_callback=False))
+    monkeypatch.setattr(tickets, "find_openssl", lambda: OpenSslLibrary(found.library, takes_callback=False))
     made, client = material(), newest(ssl.TLSVersion.TLSv1_3)
     one, other = ServerContexts(made), ServerContexts(made)
     session = Meeting(one, client, tells_hello=False).session
@@ -450,3 +451,20 @@ def test_a_process_with_keys_leaves_no_core_file() -> None:
     wanted = resource.getrlimit(resource.RLIMIT_CORE)[1]
     assert hard == wanted
     assert soft == (1 if hard == resource.RLIM_INFINITY else min(1, hard))
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ("TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256"),
+        ("TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"),
+        ("TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384"),
+    ],
+)
+def test_the_cheapest_suite_of_tls_1_3_that_is_good_enough(offered: str, chosen: str) -> None:
+    """Who puts ChaCha20 first has no hardware for AES."""
+    client = ROOT.client_context()
+    assert set_tls_1_3_suites(client, offered)
+    cipher = Meeting(ServerContexts(material()), client).server.cipher()
+    assert cipher is not None
+    assert cipher[0] == chosen

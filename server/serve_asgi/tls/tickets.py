@@ -6,29 +6,27 @@ derives from each of them, and from what decides which clients are let in (`TlsM
 construction: AES-256-CBC, HMAC-SHA-256. A ticket of a client whose certificate was checked against another authority or
 revocation list is thus worth nothing.
 
-The standard library has no way to set them. OpenSSL has two, and is reached through ctypes, if the library is the very
-one that `_ssl` has loaded. One key alone can be told to it (SSL_CTRL_SET_TLSEXT_TICKET_KEYS), or it can be told to call
-back for each ticket, which knows all keys and costs 20 to 30 µs of the 330 that a handshake takes here (OpenSSL 3.0,
-Python 3.13). So there are contexts of both kinds: a client hello that bears the name of the key before, 16 random
-bytes, gets one that calls back, which reads the ticket and replaces it by one of the present key; all others get one
-that has the present key alone. OpenSSL before 3.0 has the first kind only. Where neither can be, `unavailable` says
-why, and a ticket is valid for one worker.
+The standard library has no way to set them. OpenSSL has two, where it can be reached (`openssl_library.py`). One key
+alone can be told to it (SSL_CTRL_SET_TLSEXT_TICKET_KEYS), or it can be told to call back for each ticket, which knows
+all keys and costs 20 to 30 µs of the 330 that a handshake takes here (OpenSSL 3.0, Python 3.13). So there are contexts
+of both kinds: a client hello that bears the name of the key before, 16 random bytes, gets one that calls back, which
+reads the ticket and replaces it by one of the present key; all others get one that has the present key alone. OpenSSL
+before 3.0 has the first kind only. Where neither can be, `unavailable` says why, and a ticket is valid for one worker.
 """
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
-import functools
 import hashlib
 import hmac
 import os
 import ssl
-import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from serve_asgi.tls.material import TICKET_KEY_SIZE
+from serve_asgi.tls.openssl_library import TicketKeyCallback, context_pointer, find_openssl
 
 ROTATION: Final = 3600.0
 """Seconds that new tickets are made with one key; it is accepted for as long again."""
@@ -40,8 +38,6 @@ _IV_SIZE: Final = 16
 _SET_TICKET_KEYS: Final = 59  # SSL_CTRL_SET_TLSEXT_TICKET_KEYS
 _SET_CACHE_MODE: Final = 44  # SSL_CTRL_SET_SESS_CACHE_MODE
 _TLS_1_3: Final = 0x0304
-_LAYOUT_KNOWN: Final = (3, 15)
-"""Before this version of CPython the pointer to OpenSSL's context is the first member of `ssl.SSLContext`."""
 
 IGNORED: Final = 0
 USED: Final = 1
@@ -96,61 +92,12 @@ class _Parameter(ctypes.Structure):
 
 
 _UTF8, _OCTETS, _UNSET = 4, 5, ctypes.c_size_t(-1).value
-_Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
-)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _OpenSsl:
-    """The library that `_ssl` has loaded."""
-
-    library: Any
-    takes_callback: bool
-    """OpenSSL 3."""
-
-
-@functools.cache
-def _open_ssl() -> _OpenSsl | str:
-    """The library, or why it cannot be reached."""
-    if sys.implementation.name != "cpython" or sys.version_info[:2] >= _LAYOUT_KNOWN:
-        return "this interpreter is not known well enough to reach OpenSSL's contexts"
-    import _ssl
-
-    try:
-        # The symbols of what _ssl was linked with; where it is part of the interpreter, the interpreter's own.
-        library = ctypes.CDLL(getattr(_ssl, "__file__", None))
-        library.OpenSSL_version.restype = ctypes.c_char_p
-        version = library.OpenSSL_version(0).decode()
-        if version != ssl.OPENSSL_VERSION:
-            return f"another OpenSSL answers ({version}) than the one that Python uses ({ssl.OPENSSL_VERSION})"
-        library.SSL_CTX_ctrl.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_void_p)
-        library.SSL_CTX_ctrl.restype = ctypes.c_long
-        takes_callback = ssl.OPENSSL_VERSION_INFO[0] >= 3
-        if takes_callback:
-            pointer, number = ctypes.c_void_p, ctypes.c_int
-            library.SSL_CTX_set_tlsext_ticket_key_evp_cb.argtypes = (pointer, _Callback)
-            library.EVP_EncryptInit_ex.argtypes = (pointer, pointer, pointer, ctypes.c_char_p, ctypes.c_char_p)
-            library.EVP_DecryptInit_ex.argtypes = (pointer, pointer, pointer, ctypes.c_char_p, pointer)
-            library.EVP_MAC_CTX_set_params.argtypes = (pointer, pointer)
-            library.EVP_aes_256_cbc.restype = pointer
-            library.SSL_version.argtypes, library.SSL_version.restype = (pointer,), number
-    except (OSError, AttributeError):
-        return "Python is linked with OpenSSL in a way that hides it, as when it is built in"
-    return _OpenSsl(library, takes_callback)
 
 
 def unavailable() -> str:
     """Why the keys of tickets cannot be set here, so that a session is resumed by the same worker only; "" if so."""
-    found = _open_ssl()
+    found = find_openssl()
     return found if isinstance(found, str) else ""
-
-
-def _pointer(context: ssl.SSLContext) -> int:
-    """OpenSSL's SSL_CTX of a context: the first member behind the object's head."""
-    found = ctypes.c_void_p.from_address(id(context) + object.__basicsize__).value
-    assert found is not None
-    return found
 
 
 class _UsableKey:
@@ -179,7 +126,7 @@ class ContextTicketKeys:
     """The keys of tickets that the contexts of a worker have, and what OpenSSL calls for a ticket."""
 
     def __init__(self) -> None:
-        found = _open_ssl()
+        found = find_openssl()
         self._open_ssl = None if isinstance(found, str) else found
         self._keys: tuple[_UsableKey, ...] = ()
         self._newest = b""
@@ -192,7 +139,7 @@ class ContextTicketKeys:
             self._cipher = library.EVP_aes_256_cbc()
             self._encrypt, self._decrypt = library.EVP_EncryptInit_ex, library.EVP_DecryptInit_ex
             self._set_mac, self._version = library.EVP_MAC_CTX_set_params, library.SSL_version
-            self._callback = _Callback(self._called)
+            self._callback = TicketKeyCallback(self._called)
 
     def use(self, secrets: Sequence[bytes], trust: bytes) -> None:
         """From now on: the first for new tickets, all for those that come back. Contexts are to be attached again."""
@@ -208,7 +155,7 @@ class ContextTicketKeys:
         """
         if self._open_ssl is None:
             return
-        pointer, library = _pointer(context), self._open_ssl.library
+        pointer, library = context_pointer(context), self._open_ssl.library
         library.SSL_CTX_ctrl(pointer, _SET_CACHE_MODE, 0, None)
         if not self._newest:
             return

@@ -1,0 +1,81 @@
+"""The OpenSSL that `_ssl` has loaded, reached through ctypes for what the standard library does not offer.
+
+That is the keys of session tickets (`tickets.py`) and the order of the cipher suites of TLS 1.3. Where the library
+cannot be reached, because it is part of the interpreter or because this interpreter is not known well enough, whoever
+asks gets a sentence that says so, and does without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import ssl
+import sys
+from typing import Any, Final
+
+_LAYOUT_KNOWN: Final = (3, 15)
+"""Before this version of CPython the pointer to OpenSSL's context is the first member of `ssl.SSLContext`."""
+
+TicketKeyCallback = ctypes.CFUNCTYPE(
+    ctypes.c_int, *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+)
+"""What OpenSSL 3 calls for a ticket (SSL_CTX_set_tlsext_ticket_key_evp_cb(3))."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenSslLibrary:
+    """The library, whose functions know their arguments."""
+
+    library: Any
+    takes_callback: bool
+    """OpenSSL 3."""
+
+
+@functools.cache
+def find_openssl() -> OpenSslLibrary | str:
+    """The library, or why it cannot be reached."""
+    if sys.implementation.name != "cpython" or sys.version_info[:2] >= _LAYOUT_KNOWN:
+        return "this interpreter is not known well enough to reach OpenSSL's contexts"
+    import _ssl
+
+    pointer, number, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
+    try:
+        # The symbols of what _ssl was linked with; where it is part of the interpreter, the interpreter's own.
+        library = ctypes.CDLL(getattr(_ssl, "__file__", None))
+        library.OpenSSL_version.restype = text
+        version = library.OpenSSL_version(0).decode()
+        if version != ssl.OPENSSL_VERSION:
+            return f"another OpenSSL answers ({version}) than the one that Python uses ({ssl.OPENSSL_VERSION})"
+        library.SSL_CTX_ctrl.argtypes = (pointer, number, ctypes.c_long, pointer)
+        library.SSL_CTX_ctrl.restype = ctypes.c_long
+        library.SSL_CTX_set_ciphersuites.argtypes = (pointer, text)
+        takes_callback = ssl.OPENSSL_VERSION_INFO[0] >= 3
+        if takes_callback:
+            library.SSL_CTX_set_tlsext_ticket_key_evp_cb.argtypes = (pointer, TicketKeyCallback)
+            library.EVP_EncryptInit_ex.argtypes = (pointer, pointer, pointer, text, text)
+            library.EVP_DecryptInit_ex.argtypes = (pointer, pointer, pointer, text, pointer)
+            library.EVP_MAC_CTX_set_params.argtypes = (pointer, pointer)
+            library.EVP_aes_256_cbc.restype = pointer
+            library.SSL_version.argtypes, library.SSL_version.restype = (pointer,), number
+    except (OSError, AttributeError):
+        return "Python is linked with OpenSSL in a way that hides it, as when it is built in"
+    return OpenSslLibrary(library, takes_callback)
+
+
+def context_pointer(context: ssl.SSLContext) -> int:
+    """OpenSSL's SSL_CTX of a context: the first member behind the object's head."""
+    found = ctypes.c_void_p.from_address(id(context) + object.__basicsize__).value
+    assert found is not None
+    return found
+
+
+def set_tls_1_3_suites(context: ssl.SSLContext, names: str) -> bool:
+    """Have `context` know these cipher suites of TLS 1.3 alone, joined by colons, in this order.
+
+    Whether that was possible; Python before 3.15 has no way of its own. Those of TLS 1.2 stay as they are.
+    """
+    found = find_openssl()
+    if isinstance(found, str):
+        return False
+    return bool(found.library.SSL_CTX_set_ciphersuites(context_pointer(context), names.encode()) == 1)
