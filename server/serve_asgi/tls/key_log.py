@@ -5,8 +5,9 @@ name, is closed on exec, and holds no more than the lines of one step of one han
 Whoever could read it through /proc could read the memory of this process as well. (A memfd does it too, but has to be
 emptied, which takes three times as long and loses what another handshake writes between the reading and that.)
 
-Rule: a context that is attached does handshakes under the lock, and what they have written is taken before that is
-released. Nobody else would take it, and a pipe that is full would stop the next handshake.
+Rules: a context that is attached does handshakes under the lock, and what they have written is taken before that is
+released; nobody else would take it, and a pipe that is full would stop the next handshake. A key log is made by the
+process that uses it, after any fork: two processes would take each other's lines.
 """
 
 from __future__ import annotations
