@@ -586,3 +586,34 @@ def test_what_comes_too_late_changes_nothing(late: Callable[[Agent], e.Event], s
 def test_the_table_refuses_what_it_does_not_hold() -> None:
     with pytest.raises(IllegalTransition):
         advance(AGENT_TRANSITIONS, AgentState.FINISHING, AgentState.ACTIVE)
+
+
+# What comes where it changes nothing
+
+
+def test_log_files_are_reopened_by_agents_that_are_not_ending() -> None:
+    shell = AgentShell().up()
+    old, new = shell.to_passing()
+    shell.send(e.StopAsked())
+    assert (old.state, new.state) == (AgentState.FINISHING, AgentState.ENDING)
+    shell.forget()
+    shell.send(e.ReopenAsked())
+    assert [told.worker for told in shell.of(actions.TellReopen) if isinstance(told.worker, Agent)] == [old]
+
+
+def test_an_agent_that_is_active_waits_for_nobody() -> None:
+    shell = AgentShell().up()
+    agent = shell.one(AgentState.ACTIVE)
+    assert shell.send(e.AgentWaits(agent, 7)) == []
+    assert (agent.state, agent.in_the_way) == (AgentState.ACTIVE, "")
+
+
+def test_an_agent_may_be_killed_again() -> None:
+    """It has been told to end, or been killed, and a third request to stop finds it still there."""
+    shell = AgentShell().up()
+    old, new = shell.to_passing()
+    for _ in range(4):
+        shell.send(e.QuickStopAsked())
+    assert (old.state, new.state) == (AgentState.KILLED, AgentState.ENDING)
+    killed = [kill.worker for kill in shell.of(actions.Kill) if isinstance(kill.worker, Agent)]
+    assert killed.count(old) == killed.count(new) > 1
