@@ -169,6 +169,7 @@ def test_what_an_application_is_told(server: RunningServer, version: str) -> Non
         assert scheme == "https"
         assert tls["tls_version"] == {"1.3": 0x0304, "1.2": 0x0303}[version]
         assert tls["cipher_suite"] in (0x1301, 0x1302, 0x1303, 0xC02B, 0xC02C, 0xCCA9)
+        assert tls["server_cert"].strip() == (server.directory / "server.pem").read_text().strip()
         assert tls["client_cert_chain"] == []
         assert (tls["client_cert_name"], tls["client_cert_error"]) == (None, None)
         assert tuple(peer) == connected.socket.getsockname()

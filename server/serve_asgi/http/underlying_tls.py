@@ -25,6 +25,10 @@ class TlsDetails(LoggedTls, Protocol):
         """Its number in IANA's registry; 0 if it is not known."""
 
     @property
+    def server_certificate(self) -> str | None:
+        """What the client was shown, in PEM; None if that is not known."""
+
+    @property
     def client_certificates(self) -> Sequence[str]:
         """The client's certificate and its chain, in PEM; empty if it has shown none."""
 
@@ -68,12 +72,9 @@ def tls_of(transport: asyncio.BaseTransport) -> UnderlyingTls | None:
 
 
 def tls_extension(info: TlsDetails) -> dict[str, Any]:
-    """`scope["extensions"]["tls"]` (ASGI TLS extension 0.2): plain data, a request's own.
-
-    `server_cert` is None, as the specification allows: OpenSSL does not say which of several certificates it has sent.
-    """
+    """`scope["extensions"]["tls"]` (ASGI TLS extension 0.2): plain data, a request's own."""
     return {
-        "server_cert": None,
+        "server_cert": info.server_certificate,
         "client_cert_chain": list(info.client_certificates),
         "client_cert_name": info.client_name,
         "client_cert_error": info.client_error,

@@ -173,6 +173,7 @@ class NegotiatedTls(msgspec.Struct, frozen=True):
     client_certificates: Annotated[list[Certificate], msgspec.Meta(max_length=10)] = []
     client_name: Sentence | None = None
     client_error: Sentence | None = None
+    server_certificate: Certificate | None = None
     resumed: bool = False
 
 

@@ -191,6 +191,7 @@ def negotiated(ssl_object: ssl.SSLObject, server_name: str | None) -> TlsInfo:
         alpn=ssl_object.selected_alpn_protocol(),
         client_certificates=certificates,
         client_name=client_name,
+        server_certificate=getattr(ssl_object.context, "certificate", None),
         resumed=bool(ssl_object.session_reused),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 from typing import Any, Final
 
 from serve_asgi.tls.record_protection import MAX_FRAGMENT
@@ -38,6 +39,8 @@ class TlsInfo:
     """The subject of the client's certificate, by RFC 4514: "CN=ada,O=Example"."""
     client_error: str | None = None
     """Why the client's certificate is not to be believed; always None, as such a handshake fails."""
+    server_certificate: str | None = None
+    """The certificate that the client was shown, in PEM; None if that is not known."""
     resumed: bool = False
     """By a session ticket, without a signature and without the client's certificate."""
 
@@ -90,6 +93,7 @@ class MovedSession:
             if field.name in values["info"]
         }
         info["client_certificates"] = tuple(info.get("client_certificates", ()))
+        info["server_certificate"] = the_same(info.get("server_certificate"))
         return cls(
             suite=values["suite"],
             read_secret=base64.b64decode(values["read_secret"]),
@@ -101,3 +105,9 @@ class MovedSession:
             message=base64.b64decode(values["message"]),
             max_fragment=values["max_fragment"],
         )
+
+
+@functools.lru_cache(maxsize=64)
+def the_same(text: str | None) -> str | None:
+    """The text, so that thousands of connections with equal ones keep it once."""
+    return text

@@ -38,6 +38,7 @@ TICKETS: Final = 1
 """Session tickets after a full handshake of TLS 1.3; whoever resumes with one gets the next. OpenSSL's own two cost
 another message, and are for clients that open several connections at once before the first is idle."""
 _PRIORITIZE_CHACHA: Final = 1 << 21  # SSL_OP_PRIORITIZE_CHACHA: for clients that put it first, having no AES hardware
+END: Final = "-----END CERTIFICATE-----"
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _OPTIONS: Final = (
     ssl.OP_NO_RENEGOTIATION
@@ -164,9 +165,23 @@ def context_for(name: str, by_name: Mapping[str, ssl.SSLContext], otherwise: ssl
     return otherwise if found is None else found
 
 
+class CertifiedContext(ssl.SSLContext):
+    """A context that knows what it shows to clients."""
+
+    certificate: str | None = None
+    """In PEM, without its chain; None if there are several, of which OpenSSL takes one."""
+
+
+def first_certificate(chain: bytes) -> str:
+    """The first certificate of a chain in PEM."""
+    return chain.decode("ascii", "replace").partition(END)[0] + END + "\n"
+
+
 def _context(group: Sequence[TlsPair], material: TlsMaterial) -> ssl.SSLContext:
     """A context with the pairs of one set of names. Raises UsageError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = CertifiedContext(ssl.PROTOCOL_TLS_SERVER)
+    if len(group) == 1:
+        context.certificate = first_certificate(group[0].chain)
     context.minimum_version = _VERSIONS[material.min_version]
     context.options |= _OPTIONS if material.ticket_keys else _OPTIONS | ssl.OP_NO_TICKET
     context.num_tickets = TICKETS if material.ticket_keys else 0
