@@ -119,14 +119,16 @@ class World:
     def _go_again(self) -> None:
         self.again += 1
 
-    def receiver(self) -> Side:
+    def receiver(self, understands: Callable[[HandOverRecord], bool] = lambda _: True) -> Side:
         ours, theirs = pair()
         self.pairs += 1
         arrived: list[tuple[socket.socket, HandOverRecord]] = []
         orphaned: list[int] = []
         self.rows.append(row := cells())
         row[Cell.HEARTBEAT] = time.monotonic_ns()
-        receiver = HandOverReceiver(self.loop, row, orphaned.append, lambda s, r: arrived.append((s, r)))
+        receiver = HandOverReceiver(
+            self.loop, row, orphaned.append, lambda s, r: arrived.append((s, r)), understands=understands
+        )
         self.sender.add_receiver(self.pairs, ours.detach(), row)
         self.sides.append(Side(receiver, arrived, orphaned, theirs.detach()))
         return self.sides[-1]
@@ -181,6 +183,21 @@ def test_a_refused_connection_goes_to_another(run: Callable[[Coroutine[Any, Any,
         second.take_part(2)
         world.rows[2][Cell.CONNECTIONS] = 10  # so that the first is asked first
         connection = Connection()
+        world.sender.hand_over(connection)
+        await until(lambda: bool(second.arrived))
+        assert connection.events == ["leave", "stay", "leave", "gone"]
+
+    run(main())
+
+
+def test_a_connection_goes_to_a_worker_that_understands_it(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def main() -> None:
+        world = World()
+        first, second = world.receiver(lambda record: record.leftover != b"new"), world.receiver()
+        first.take_part()
+        second.take_part(2)
+        world.rows[2][Cell.CONNECTIONS] = 10  # so that the first is asked first
+        connection = Connection(b"new")
         world.sender.hand_over(connection)
         await until(lambda: bool(second.arrived))
         assert connection.events == ["leave", "stay", "leave", "gone"]
