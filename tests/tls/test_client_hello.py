@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 
 import pytest
 from hypothesis import given
@@ -88,6 +89,24 @@ def test_what_is_no_client_hello_is_noticed_at_once(data: bytes) -> None:
 def test_a_long_one_is_given_up() -> None:
     done, found = read(records(bytes(1 << 23))[: 1 << 17])
     assert (done, found) == (True, None)
+
+
+def test_a_byte_costs_the_same_behind_many_records() -> None:
+    """In records of one byte, and each byte alone: what has come is not looked at again with each byte."""
+    data = records(bytes(20_000), 1)
+    reader = ClientHelloReader()
+    calls = 0
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event == "c_call"
+
+    reader.feed(data[:50_000])
+    sys.setprofile(count)
+    for at in range(50_000, 50_060):
+        reader.feed(data[at : at + 1])
+    sys.setprofile(None)
+    assert calls < 60 * 20
 
 
 @given(st.lists(st.integers(1, 100), max_size=20), st.integers(1, 80))

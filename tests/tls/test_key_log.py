@@ -6,8 +6,10 @@ import os
 import ssl
 import subprocess
 import threading
+from pathlib import Path
 
 from serve_asgi.tls.key_log import KeyLog, open_key_log, secret_of
+from serve_asgi.tls.record_protection import SUITES, RecordSealer
 from serve_asgi.tls.session import TlsSession, TlsState
 from tests.tls.memory import Client, Contexts, client_context, shake_hands
 
@@ -104,3 +106,29 @@ def test_secrets_are_found_by_their_random() -> None:
     assert secret_of(lines, b"CLIENT_TRAFFIC_SECRET_0", b"\1\3") == b"\xbb"
     assert secret_of(lines, b"CLIENT_TRAFFIC_SECRET_0", b"\1\4") is None
     assert secret_of(lines, b"TRAFFIC_SECRET_0", b"\1\2") is None
+
+
+def test_key_updates_of_a_connection_that_stays_with_openssl_do_not_fill_the_pipe(tmp_path: Path) -> None:
+    """Whoever begins with an empty record stays with OpenSSL, which logs a secret for each KeyUpdate: the pipe would
+    be full after some 350 of them, and the worker would wait for ever."""
+    contexts, context = Contexts(), client_context()
+    context.keylog_filename = str(tmp_path / "secrets")
+    session, client = TlsSession(contexts), Client(context)
+    client.step()
+    hello = client.outgoing.read()
+    session.receive(b"\x16\3\1\0\0" + hello)
+    client.incoming.write(session.take_outgoing())
+    assert client.step()
+    session.receive(client.outgoing.read())
+    assert session.state is TlsState.OPEN
+    assert not session.can_move
+    assert session.info is not None
+    secret = secret_of((tmp_path / "secrets").read_bytes(), b"CLIENT_TRAFFIC_SECRET_0", hello[11:43])
+    assert secret is not None
+    sealer = RecordSealer(SUITES[session.info.cipher_suite], secret)
+    for _ in range(1000):
+        assert session.receive(sealer.seal_key_update(True) + sealer.seal(b"content")) == b"content"
+        assert contexts.key_log is not None
+        assert contexts.key_log.take() == b""
+    assert session.failure is None
+    assert client.receive(session.take_outgoing() + session.send(b"response")) == b"response"

@@ -36,44 +36,52 @@ class ClientHello:
 
 
 class ClientHelloReader:
-    """Collects the records at the beginning of a connection until a ClientHello is whole."""
+    """Collects the records at the beginning of a connection until a ClientHello is whole.
+
+    Each record is looked at once, when it is whole: a client may send byte by byte, in records of one byte.
+    """
 
     def __init__(self) -> None:
-        self.records = b""
+        self.records = bytearray()
         """All that has come."""
+        self._at = 0
+        """Where in it the first record begins that is not whole."""
+        self._message = bytearray()
+        """What the whole records hold."""
 
     def feed(self, data: bytes) -> tuple[bool, ClientHello | None]:
         """Whether that was the last that is needed, and the ClientHello if it could be read."""
-        self.records = data = self.records + data if self.records else data
+        self.records += data
         try:
-            body = client_hello_body(data)
+            body = self._body()
             if body is not None:
                 return True, parse(body)
         except (IndexError, ValueError, struct.error):
             return True, None
-        return len(data) > MAX_BUFFERED, None
+        return len(self.records) > MAX_BUFFERED, None
 
-
-def client_hello_body(records: bytes) -> bytes | None:
-    """The handshake message in these records, without its head; None: not whole yet. ValueError: it is another one."""
-    message = b""
-    at = 0
-    while len(records) > at:
-        if records[at] != HANDSHAKE:
-            raise ValueError("no handshake record")
-        if len(records) < at + 5:
-            return None
-        end = at + 5 + int.from_bytes(records[at + 3 : at + 5])
-        if not at + 5 < end <= at + 5 + MAX_FRAGMENT:
-            raise ValueError("no size of a handshake record")
-        message += records[at + 5 : end]
-        if message and message[0] != CLIENT_HELLO:
-            raise ValueError("no ClientHello")
-        size = 4 + int.from_bytes(message[1:4])
-        if len(message) >= size:  # which it is not as long as it is shorter than its head
-            return message[4:size]
-        at = end
-    return None
+    def _body(self) -> bytes | None:
+        """The handshake message without its head; None: not whole yet. ValueError: it is another one."""
+        records, message = self.records, self._message
+        at = self._at
+        while len(records) > at:
+            if records[at] != HANDSHAKE:
+                raise ValueError("no handshake record")
+            if len(records) < at + 5:
+                return None
+            end = at + 5 + int.from_bytes(records[at + 3 : at + 5])
+            if not at + 5 < end <= at + 5 + MAX_FRAGMENT:
+                raise ValueError("no size of a handshake record")
+            if not message and len(records) > at + 5 and records[at + 5] != CLIENT_HELLO:
+                raise ValueError("no ClientHello")
+            if len(records) < end:
+                return None
+            message += records[at + 5 : end]
+            self._at = at = end
+            size = 4 + int.from_bytes(message[1:4])
+            if len(message) >= size:  # which it is not as long as it is shorter than its head
+                return bytes(message[4:size])
+        return None
 
 
 def parse(body: bytes) -> ClientHello:

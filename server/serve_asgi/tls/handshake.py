@@ -96,8 +96,10 @@ class TlsHandshake:
         connection = self._connection
         if connection is None:
             done, self._hello = self._reader.feed(data)
-            data = self._reader.records
-            if not done or (self._hello is None and self._is_http(data)):
+            if not done:
+                return
+            data = bytes(self._reader.records)
+            if self._hello is None and self._is_http(data):
                 return
             connection = self._connection = OpenSslConnection(self._contexts.for_handshake(data))
         connection.feed(data)
@@ -134,11 +136,10 @@ class TlsHandshake:
     def _succeed(self, connection: OpenSslConnection, flight: bytes, lines: bytes) -> None:
         hello = self._hello
         self.info = info = negotiated(connection.ssl_object, hello.server_name if hello is not None else None)
-        self.outcome = connection
-        if hello is None or self._server_secret is None or info.cipher_suite not in SUITES:
-            return
-        client_secret = secret_of(lines, CLIENT_SECRET, hello.random)
-        if client_secret is None:
+        client_secret = None if hello is None else secret_of(lines, CLIENT_SECRET, hello.random)
+        if hello is None or client_secret is None or self._server_secret is None or info.cipher_suite not in SUITES:
+            connection.end_key_log()  # which nobody takes from here on: a pipe that is full would stop the worker
+            self.outcome = connection
             return
         self.outcome = OwnRecords(
             info.cipher_suite,

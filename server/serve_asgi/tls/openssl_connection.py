@@ -7,6 +7,7 @@ was read, and a `TlsFailure` with a sentence for people. It knows nothing of soc
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import ssl
 from typing import Final
@@ -62,6 +63,10 @@ class OpenSslConnection:
         except ssl.SSLError as error:
             return self._failure(error)
         return True
+
+    def end_key_log(self) -> None:
+        """Write no more secrets: each KeyUpdate of the client, of which there may be any number, would write one."""
+        self.ssl_object.context = without_key_log()
 
     def take_unread(self) -> bytes:
         """What has come and OpenSSL has not touched: it reads a record at a time, and nothing behind the last one.
@@ -124,3 +129,9 @@ class OpenSslConnection:
         else:
             sentence = f"OpenSSL ended the connection: {error}"
         return TlsFailure(sentence)
+
+
+@functools.cache
+def without_key_log() -> ssl.SSLContext:
+    """For connections whose handshake is over: of their context nothing else is asked any more."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
