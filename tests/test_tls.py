@@ -23,6 +23,15 @@ import asyncio, json, os
 
 LARGE = bytes(range(256)) * 4096
 
+def open_files():
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink("/proc/self/fd/" + name))
+        except FileNotFoundError:  # what the directory was read by
+            pass
+    return found
+
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         while True:
@@ -65,6 +74,17 @@ async def app(scope, receive, send):
     elif scope["path"] == "/wait":
         while not os.path.exists("go"):
             await asyncio.sleep(0.01)
+    elif scope["path"] == "/open-files":
+        body = json.dumps(open_files()).encode()
+    elif scope["path"] == "/open-files-of-a-fork":
+        read_end, write_end = os.pipe()
+        if (pid := os.fork()) == 0:
+            os.write(write_end, json.dumps(open_files()).encode())
+            os._exit(0)
+        os.close(write_end)
+        body = os.read(read_end, 65536)
+        os.close(read_end)
+        os.waitpid(pid, 0)
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -444,3 +464,15 @@ def test_a_killed_worker_costs_its_connections_alone(tmp_path: Path) -> None:
             else:
                 assert int(each.ask("/pid")) == pid
             each.close()
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_forked_child_has_neither_connections_nor_the_key_log(tmp_path: Path, loop: str) -> None:
+    with serving(tmp_path, "--loop", loop) as server, client(server) as connected:
+        parents: list[str] = json.loads(connected.ask("/open-files"))
+        childs: list[str] = json.loads(connected.ask("/open-files-of-a-fork"))
+        sockets = {each for each in parents if each.startswith("socket:")}
+        key_log = {each for each in parents if each.startswith("pipe:") and parents.count(each) >= 3}
+        assert sockets
+        assert key_log
+        assert not (sockets | key_log) & set(childs)

@@ -12,6 +12,7 @@ process that uses it, after any fork: two processes would take each other's line
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import threading
@@ -43,6 +44,16 @@ class KeyLog:
         if len(lines) == READ_SIZE:
             lines += self.take()
         return lines
+
+    def descriptors(self) -> list[int]:
+        """All that this process has open of the pipe: the two ends, and one of each context that is attached."""
+        pipe = os.fstat(self._read_end)
+        found = []
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # such as the descriptor by which the directory was read
+                if os.path.samestat(os.fstat(int(name)), pipe):
+                    found.append(int(name))
+        return found
 
     def close(self) -> None:
         """Let go of it, once no context that is attached is in use any more."""

@@ -66,6 +66,11 @@ class TlsUpdates:
         else:
             self._tell({"type": "tls taken", "version": material.version})
 
+    def descriptors(self) -> list[int]:
+        """The open descriptors: of the key log, in which are the secrets of connections."""
+        key_log = None if self.contexts is None else self.contexts.key_log
+        return [] if key_log is None else key_log.descriptors()
+
     def _ask_again(self) -> None:
         if descriptors.available():
             self._tell({"type": "tls lost"})

@@ -165,7 +165,7 @@ class WorkerProcess:
         """In a forked child: the descriptors that were opened after the application's first code had run."""
         parts = (self.order, self.acceptor, self.sender, self.receiver) if hasattr(self, "receiver") else ()
         clients = self.context.let_go(forks.Ended()) if hasattr(self, "context") else []
-        return [*clients, *(each for part in parts for each in part.descriptors())]
+        return [*clients, *self.tls.descriptors(), *(each for part in parts for each in part.descriptors())]
 
     async def _cancel_when_ordered(self, starting: anyio.CancelScope) -> None:
         """Cancel a start that has not completed at an order to leave."""
