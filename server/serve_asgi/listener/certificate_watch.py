@@ -398,6 +398,7 @@ class CertificateWatch:
             self._served[TlsFiles(**named)] = ServedTls(LoadedTls.from_values(loaded), trouble)
         self._keys = TicketKeys(held["keys"])
         self._rotated, self._version, self._warned = held["rotated"], held["version"], held["warned"]
+        self._forget_state()
 
     def _forget_state(self) -> None:
         """What the memory holds is no longer all."""
