@@ -24,7 +24,7 @@ ONCE = (
         "test_load.py",
         "test_proxies.py",
     ),
-    "test_slow_clients.py",
+    *("test_slow_clients.py", "test_tls_real_clients.py"),
 )
 """What does not depend on the interpreter and takes long: run on the newest one alone (the marker `once`)."""
 assert all((ROOT / each).exists() for each in ONCE), "what was moved is to be moved here too"

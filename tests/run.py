@@ -26,10 +26,12 @@ LOCK = "requirements-dev.txt"
 """The packages of the tests with their versions and the hashes of their files: a run next month is the run of today."""
 PROGRAMS = {
     "chromium": "chromium",
+    "curl": "curl",
     "dumb-init": "dumb-init",
     "haproxy": "haproxy",
     "logrotate": "logrotate",
     "nginx": "nginx",
+    "node": "nodejs",
     "openssl": "openssl",
     "prometheus": "prometheus",
     "redis-server": "redis-server",

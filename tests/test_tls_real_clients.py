@@ -1,0 +1,196 @@
+"""Clients that people use, each on one TLS connection over two reloads: none of them may notice.
+
+They ask the demonstration who serves them: its answer has the generation and the client's port, so that a client that
+connects again behind its caller's back is found out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.browser import page
+from tests.certificates import Authority
+from tests.running import PATIENCE, RunningServer, running
+
+GENERATIONS = (2, 3)
+"""What the two reloads lead to."""
+FEW = 5
+NODE = """
+const https = require("node:https");
+const agent = new https.Agent({keepAlive: true, maxSockets: 1, ca: require("node:fs").readFileSync(process.argv[2])});
+function ask() {
+  https.get(process.argv[1], {agent}, answer => {
+    let body = "";
+    answer.on("data", piece => body += piece);
+    answer.on("end", () => { console.log(body); setTimeout(ask, 10); });
+  });
+}
+ask();
+"""
+"""Asks for one URL after the other; whatever fails ends it with a traceback."""
+
+
+class Secure:
+    """A server of the demonstration that speaks TLS."""
+
+    def __init__(self, server: RunningServer, authority: Authority, directory: Path) -> None:
+        self.server = server
+        self.authority = authority
+        self.port = server.address()[1]
+        self.url = f"https://localhost:{self.port}/who"
+        self.trusted = str(directory / "authority.pem")
+        Path(self.trusted).write_bytes(authority.pem)
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[Secure]:
+    authority = Authority()
+    certificate, key = authority.server("localhost", "127.0.0.1").write(tmp_path)
+    options = ("--workers", "2", "--tls-cert", str(certificate), "--tls-key", str(key))
+    with running("serve_asgi.demo:asgi", *options, directory=tmp_path) as server:
+        yield Secure(server, authority, tmp_path)
+        assert server.stop() == 0
+        assert "error" not in server.log()
+
+
+def over_reloads(secure: Secure, answers: Iterator[dict[str, Any]]) -> list[int]:
+    """Take some answers before the reloads, between them and after them; the connections on which they came."""
+    seen = list(itertools.islice(answers, FEW))
+    for generation in GENERATIONS:
+        secure.server.reload()
+        while seen[-1]["generation"] < generation:
+            seen.append(next(answers))
+        seen += itertools.islice(answers, FEW)
+    generations = [answer["generation"] for answer in seen]
+    assert generations == sorted(generations)
+    assert generations[-1] == GENERATIONS[-1]
+    return list(dict.fromkeys(answer["connection"] for answer in seen))
+
+
+@contextlib.contextmanager
+def client(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A client's process, ended by its PID when the block ends."""
+    environment = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def lines(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    """The answers of a client that prints one per line."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        assert line.startswith(b"{"), (line + process.stdout.read()).decode(errors="replace")
+        yield json.loads(line)
+    raise AssertionError(f"the client has ended with status {process.wait()}")
+
+
+@pytest.mark.needs("curl")
+def test_curl(secure: Secure) -> None:
+    command = ("curl", "--silent", "--show-error", "--fail", "--no-buffer", "--tlsv1.3", "--cacert", secure.trusted)
+    many = ("--rate", "100/s", "--write-out", "\\n", f"{secure.url}?[1-100000]")
+    with client(*command, *many) as process:
+        assert len(over_reloads(secure, lines(process))) == 1
+
+
+@pytest.mark.needs("node")
+def test_node(secure: Secure) -> None:
+    with client("node", "--eval", NODE, secure.url, secure.trusted) as process:
+        assert len(over_reloads(secure, lines(process))) == 1
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2])
+def test_httpx(secure: Secure, version: ssl.TLSVersion) -> None:
+    """It sends nothing twice. A connection of TLS 1.2 is closed at a reload, and no request is lost by that."""
+    context = secure.authority.client_context()
+    context.maximum_version = version
+    limits = httpx.Limits(max_connections=1)
+
+    def ask(session: httpx.Client) -> Iterator[dict[str, Any]]:
+        while True:
+            answer = session.get(secure.url)
+            assert answer.status_code == 200
+            yield answer.json()
+
+    with httpx.Client(verify=context, limits=limits, timeout=PATIENCE, trust_env=False) as session:
+        connections = over_reloads(secure, ask(session))
+    assert len(connections) == 1 if version is ssl.TLSVersion.TLSv1_3 else len(connections) <= 1 + len(GENERATIONS)
+
+
+class OpenSsl:
+    """`openssl s_client`, whose commands K and k send a KeyUpdate, with and without asking for one in return."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._in, self._out = process.stdin, process.stdout
+        self._said = b""
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """One after the other, with KeyUpdates between them."""
+        self.wait(rb"---\n")
+        for command in itertools.cycle((b"", b"K", b"k", b"K")):
+            if command:
+                self.send(command + b"\n")  # by itself: what comes in one read with it is thrown away
+                self.wait(rb"KEYUPDATE\n")
+            self.send(b"GET /who HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            yield json.loads(self.wait(rb"\r\n\r\n({[^}]*})")[1])
+
+    def send(self, data: bytes) -> None:
+        """To its standard input."""
+        self._in.write(data)
+        self._in.flush()
+
+    def wait(self, pattern: bytes) -> re.Match[bytes]:
+        """Until it has said this; what was said before it is forgotten."""
+        while (found := re.search(pattern, self._said)) is None:
+            piece = os.read(self._out.fileno(), 65536)
+            assert piece, self._said.decode(errors="replace")
+            self._said += piece
+        self._said = self._said[found.end() :]
+        return found
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("suite", ["TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"])
+def test_openssl_with_key_updates(secure: Secure, suite: str) -> None:
+    command = ("openssl", "s_client", "-connect", f"localhost:{secure.port}", "-CAfile", secure.trusted)
+    strict = ("-verify_return_error", "-verify_hostname", "localhost", "-servername", "localhost")
+    with client(*command, *strict, "-tls1_3", "-ciphersuites", suite) as process:
+        assert len(over_reloads(secure, OpenSsl(process).answers())) == 1
+
+
+@pytest.mark.needs("chromium")
+def test_chromium(secure: Secure, tmp_path: Path) -> None:
+    """The demonstration: its requests keep their connection; its streams and WebSockets come again, by design."""
+    with page(tmp_path / "profile", "--ignore-certificate-errors") as browser:
+        browser.open(f"https://localhost:{secure.port}/")
+        browser.wait_for("document.getElementById('live').textContent === 'live'")
+        connection = browser.number("connection")
+        for count, generation in enumerate(GENERATIONS, 1):
+            fetches = browser.number("fetches")
+            browser.wait_for(f"+document.getElementById('fetches').textContent > {fetches + FEW}")
+            secure.server.reload()
+            browser.wait_for(f"+document.getElementById('generation').textContent === {generation}")
+            for what in ("stream", "socket"):
+                browser.wait_for(f"+document.getElementById('{what}-reconnects').textContent === {count}")
+            browser.wait_for("document.getElementById('live').textContent === 'live'")
+        assert browser.number("connection") == connection
+        assert [browser.number(name) for name in ("failed", "missed", "duplicated")] == [0, 0, 0]
+        browser.open("about:blank")
