@@ -12,11 +12,10 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # servers: a test may write an appl
 CI = os.environ.get("CI") == "true"
 ROOT = Path(__file__).resolve().parent
 ONCE = (
-    *("admin", "compliance", "examples", "frameworks", "loadtest", "system"),
+    *("admin", "agent_process", "compliance", "examples", "frameworks", "loadtest", "system"),
     *("cli/test_commands.py", "cli/test_finding.py", "cli/test_reload.py", "cli/test_schedules.py"),
     *("cli/test_stop.py", "cli/test_top.py", "listener/test_file_watcher.py", "listener/test_reload_on_change.py"),
     *(
-        "test_agent.py",
         "test_balance.py",
         "test_blocked.py",
         "test_demo.py",

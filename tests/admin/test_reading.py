@@ -23,7 +23,7 @@ from serve_asgi.listener.status import admin_state
 from serve_asgi.supervisor.supervisor import Supervisor
 from tests.rows import Rows
 from tests.running import PATIENCE
-from tests.supervisor.test_supervisor import POLICY
+from tests.supervisor.shell import POLICY
 
 BUCKETS = len(DURATION_BOUNDS) + 1
 ABOUT: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The supervisor's decisions about agents as tables; the shell is that of test_supervisor.py, with agents."""
+"""The supervisor's decisions about agents, as tables of events and actions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from serve_asgi.supervisor.lifecycles import (
     WorkerState,
     advance,
 )
-from tests.supervisor.test_supervisor import Shell
+from tests.supervisor.shell import Shell
 
 STARTUP, ALLOWED = 60.0, 10.0
 

@@ -12,8 +12,8 @@ from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.hand_over_pairs import PairFate
 from serve_asgi.supervisor.lifecycles import Policy, WorkerState
 from serve_asgi.supervisor.re_exec_snapshot import at_rest, from_state, to_state
+from tests.supervisor.shell import Shell
 from tests.supervisor.test_agents import AgentShell
-from tests.supervisor.test_supervisor import Shell
 
 
 @pytest.mark.parametrize("kind", [Shell, AgentShell])
