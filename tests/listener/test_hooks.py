@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from serve_asgi.cli import control_client
-from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import resolve
 from serve_asgi.listener.hooks import trouble_at_start
@@ -69,28 +68,7 @@ def pid_in(path: Path) -> int:
     return int(path.read_text())
 
 
-# ---- how they are written
-
-
-@pytest.mark.parametrize(
-    ("text", "event", "arguments"),
-    [
-        ("post_reload=notify --to 'a b'", "post_reload", ("notify", "--to", "a b")),
-        (" pre-stop = x=1 ", "pre_stop", ("x=1",)),
-        ("worker_died=hooks.chat:tell", "worker_died", ()),
-        ("server_started=C:/x", "server_started", ("C:/x",)),
-    ],
-)
-def test_how_a_hook_is_written(text: str, event: str, arguments: tuple[str, ...]) -> None:
-    hook = read_hook(text)
-    assert (hook.event, hook.arguments) == (event, arguments)
-
-
-def test_names_of_hooks_and_of_the_log() -> None:
-    assert read_hook("post_reload=x").wants("reload_finished")
-    assert read_hook("reload_finished=x").wants("reload_finished")
-    assert read_hook("worker_recycled=x").wants("worker_recycled")
-    assert not read_hook("post_stop=x").wants("stop_started")
+# ---- at the start
 
 
 def test_one_that_is_missing_is_an_error_at_the_start(project: Path) -> None:
