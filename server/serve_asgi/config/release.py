@@ -26,7 +26,7 @@ PRIVATE_VARIABLES = (
     *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"),
     *SECRET_VARIABLES,
 )
-"""What the listener alone is told: by the service manager (sd_notify(3), sd_listen_fds(3)), and passwords."""
+"""What is meant for the listener alone: from the service manager (sd_notify(3), sd_listen_fds(3)), and passwords."""
 _FLAGS: Final = re.compile(r"-(?!$)([A-VY-Zabd-ln-z?]*)(?:([WXcm])(.*))?", re.DOTALL)
 """A word of the interpreter's options: some that stand alone, then perhaps one that takes the rest or the next word.
 
@@ -63,7 +63,7 @@ def logical_directory() -> str:
 def _started_through() -> str:
     """The interpreter by the name under which the server was started, with unresolved links.
 
-    `current/.venv/bin/serve` names the interpreter beside it, whatever its first line says: pip writes the path there
+    `current/.venv/bin/serve` names the interpreter next to it, whatever its first line says: pip writes the path there
     that the environment had when it was made, which is that of one release. In an environment it is called `python`,
     though the first line may say `python3.11`: the next release may have another one.
     """
@@ -122,7 +122,7 @@ def interpreter_flags(original: Sequence[str]) -> list[str]:
     """The interpreter's own options (`-O`, `-X dev`, `-W error`), from `sys.orig_argv`.
 
     What follows it is the program, `-m serve_asgi`, a script or `-c`, and the program's own arguments. `-P` is left
-    out, which is found out anew.
+    out, since it is determined again.
     """
     flags: list[str] = []
     rest = iter(original[1:])

@@ -4,7 +4,7 @@ member -> hub
     schedule.define  {name, …} body=rules of the time zone     it has this function (`ScheduleDefinition.to_head`)
     schedule.ended     {run, outcome, seconds, text} body=traceback   a run has ended
     schedule.overdue {run}                                 its time is over, and it continues
-    schedule.request     {id, do, name}                        pause, resume, run, list, next -> answer
+    schedule.request     {id, do, name}                        pause, resume, run, list, next -> reply
 hub -> member
     schedule.run      {run, name, instant, attempt, kind, token}   run it
     schedule.withdraw {run}                                it is paused: do not start it

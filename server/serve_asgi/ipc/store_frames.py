@@ -4,52 +4,52 @@ Every frame with an `id` gets exactly one reply, even if the store process dies 
 requester chooses ids, unique among writes and reads, among sends, and among grants. Values are MessagePack.
 
 hub -> store
-    store.snapshot {} body=[[key, version, value], …]         what the hub has from an earlier store process, in pieces;
-    store.known    {version}                                  and the version of its last change: for a Redis that comes
-                                                              back empty. Only if `store.open` says so
+    store.snapshot {} body=[[key, version, value], …]         what the hub has from an earlier store process, in parts,
+    store.known    {version}                                  and the version of its last change, for a Redis that comes
+                                                              back empty. Only if `store.open` requests it
     store.write   {id, op, key, version?, by?} body=value     as `Write.head`; -> written | refused
-    store.read    {id, key}                                   the truth, not this server's copy; -> value | refused
+    store.read    {id, key}                                   the authoritative value; -> value | refused
     store.send    {id, …} body                                to the hubs of all other servers; -> sent | unsent
     store.grant   {id, name, tick, holder, lease, exclusive?} may this server run the tick?; -> granted | taken
-    store.renew   {name, token, lease}                        -> renewed | lost (no answer while Redis is away)
-    store.release {name, token}                               the run has ended; no answer
+    store.renew   {name, token, lease}                        -> renewed | lost (no reply while Redis is unavailable)
+    store.release {name, token}                               the run has ended; no reply
 
 store -> hub
-    store.snapshot  {first?} body=[[key, version, value], …]  pieces of the whole state, before each `store.up`; what
-                                                              came before the `first` was of one that was broken off
-    store.up        {server, shared, at?}                     the pieces were all; what the hub has besides is gone.
-                                                              Comes again after each `store.down` and each new process;
-                                                              `shared`: other servers may be there (Redis); `at`:
-                                                              the place in the stream of messages, for a next process
-    store.down      {text}                                    why nothing can be asked at present
-    store.refuses   {text}                                    why writes are refused, though the store can be asked (a
-                                                              full disk); "": they are taken again. Told when it
-                                                              changes; of what was before `store.up`, nothing is left
-    store.written   {id, key, version, deleted} body=value    the write stands; `version` is that of the change
-    store.refused   {id, code, text, version, exists?} body   answer to write and read: `RefusalCode` or `StoreFailure`;
-                                                              for "conflict" the present version and value (`exists`)
-    store.change    {key, version, deleted} body=value        a write that this hub did not ask for, or that it was told
-                                                              to be refused with code "unknown" or "replicas"
-    store.value     {id, key, version, exists} body=value     answer to read
+    store.snapshot  {first?} body=[[key, version, value], …]  parts of the whole state, before each `store.up`; parts
+                                                              before a `first` belong to an interrupted snapshot
+    store.up        {server, shared, at?}                     the snapshot is complete; the hub drops anything else.
+                                                              Sent after each `store.down` and by each new process;
+                                                              `shared`: there may be other servers (Redis); `at`: the
+                                                              position in the stream of messages, for the next process
+    store.down      {text}                                    why the store is unavailable
+    store.refuses   {text}                                    why writes are refused although the store is available (a
+                                                              full disk); "": they are accepted again. Sent when it
+                                                              changes; `store.up` resets it
+    store.written   {id, key, version, deleted} body=value    the write has been made; `version` is the change's
+    store.refused   {id, code, text, version, exists?} body   reply to write and read: `RefusalCode` or `StoreFailure`;
+                                                              for "conflict" the current version and value (`exists`)
+    store.change    {key, version, deleted} body=value        a write of another hub, or one that this hub was told was
+                                                              refused with code "unknown" or "replicas"
+    store.value     {id, key, version, exists} body=value     reply to read
     store.sent      {id}                                      every server that follows gets it
     store.unsent    {id, code, text}                          `StoreFailure`
-    store.message   {server, at, …} body                      what another server's hub has sent: its head without `id`
-    store.at        {at}                                      this hub's own have come by; now and then
+    store.message   {server, at, …} body                      sent by another server's hub: its head without `id`
+    store.at        {at}                                      the position after this hub's own messages; now and then
     store.granted   {id, token, renewed_until}
     store.taken     {id, why, text}                           `GrantRefusal`
     store.renewed   {name, token, renewed_until}
-    store.lost      {name, token, text}                       the lease is over: another server may run it now
+    store.lost      {name, token, text}                       the lease has expired: another server may run it now
 
-`written` and `change` together are the changes of the state in order: a hub applies them as they come (a `written` that
-is not newer than a `change` before it is the answer alone). An answer never comes before the changes that it is about:
-after a "conflict" the hub has the change that was in the way.
+`written` and `change` together are the changes of the state, in order: a hub applies them as they arrive (a `written`
+that is not newer than a `change` before it is only the reply). A reply never arrives before the changes that it is
+about: after a "conflict" the hub has the conflicting change.
 
 `tick` is the scheduled instant (unix time, s) and has to grow with each grant of a name: one that is not later than the
-last one granted is taken. `holder` names a server in its life (two grants of one tick to one holder are the same grant,
-so that it may ask again when an answer did not come). `lease` is in seconds; `renewed_until` is on the clock of
-time.monotonic(), and lies a little before what the store believes. With `exclusive`, a tick is not granted while any
-run of that name has a lease. `token` is larger than that of every earlier grant (a fencing token). A server that renews
-nothing loses the lease. With a file there is one server, and a lease ends with its store process.
+last one granted is taken. `holder` identifies one life of a server (two grants of one tick to one holder are the same
+grant, so that it may retry when a reply did not arrive). `lease` is in seconds; `renewed_until` is on the clock of
+time.monotonic(), a little before the store's own deadline. With `exclusive`, a tick is not granted while any run of
+that name has a lease. `token` is larger than that of every earlier grant (a fencing token). A server that does not
+renew a lease loses it. With a file there is one server, and a lease ends with its store process.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ class Children:
                 if each.worker.generation is worker.generation:
                     self._make_known(each, [child])
         except OSError as error:  # without descriptors to spare only balance suffers
-            log.debug("%s cannot be told which workers serve beside it: %s", worker, error)
+            log.debug("%s cannot be told which other workers serve: %s", worker, error)
         self._say(child, {"type": "serve"})
 
     def _make_known(self, to: Child, others: Sequence[Child]) -> None:

@@ -1,4 +1,4 @@
-"""Processes beside the workers: hooks, the file watcher, the admin and the store process.
+"""Processes besides the workers: hooks, the file watcher, the admin and the store process.
 
 It owns their PIDs until they have been reaped. `HelperProcess.wait` is the only way to wait for one: the listener reaps
 all children in one place (as PID 1 it also gets orphans) and reports them here. Each leads a process group, so that
