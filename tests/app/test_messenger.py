@@ -103,7 +103,7 @@ def test_topics_that_are_none(topic: str) -> None:
 def test_nobody_handles_it() -> None:
     async def main() -> None:
         assert await messenger.broadcast("t") == 0
-        with pytest.raises(messenger.NoReceiver, match="nobody who is there handles topic 't'"):
+        with pytest.raises(messenger.NoReceiver, match="no process handles topic 't'"):
             await messenger.call("t")
         with pytest.raises(messenger.NoReceiver, match="no worker 1"):
             await messenger.send_to(1, "t")

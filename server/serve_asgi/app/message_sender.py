@@ -282,7 +282,7 @@ class MessageSender:
     def _give_up(self, id: str) -> None:
         sent = self._unconfirmed.get(id)
         if sent is not None and not sent.future.done():
-            text = f"the listener does not say what became of a message of topic {sent.topic!r}"
+            text = f"the listener has not reported on a message of topic {sent.topic!r}"
             sent.future.set_exception(NotDelivered(text))
 
     def _take(self, frame: Frame) -> None:

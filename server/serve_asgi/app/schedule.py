@@ -278,7 +278,7 @@ class Schedule:
             async with asyncio.timeout(timeout):
                 answer: Frame = await reply
         except TimeoutError:
-            raise TimeoutError(f"the listener has not answered for {timeout:g} s: {do} {name}") from None
+            raise TimeoutError(f"the listener has not replied for {timeout:g} s: {do} {name}") from None
         finally:
             del self._requests[number]
         if not answer.head["ok"] and not (do == "run" and unpack_value(answer.body)):

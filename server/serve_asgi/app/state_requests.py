@@ -70,7 +70,7 @@ class StateRequests:
         except TimeoutError:
             if not sent:
                 raise errors.NotWritten(f"nothing is written: {WINDOW} writes of this process are under way") from None
-            raise errors.Unknown("it is not known whether this is written: the listener has not answered") from None
+            raise errors.Unknown("it is not known whether this is written: the listener has not replied") from None
         if found.kind == "state.failed":
             raise errors.error_of(found.head, found.body)
         return found

@@ -301,7 +301,7 @@ class Processes(RuleBasedStateMachine):
         records = table.port.records
         dead = collections.Counter(about["id"] for event, _, about in records if event == "message_dead_lettered")
         lost = sum(about["count"] for event, _, about in records if event == "messages_lost")
-        at_the_end = sum(about["count"] for _, text, about in records if text.startswith("the server ends"))
+        at_the_end = sum(about["count"] for _, text, about in records if text.startswith("the server ended"))
         open_ends = acknowledged = 0
         for name, sent in self.sent.items():
             outcomes = [told[1] for told in table.told.get(sent.sender, []) if told[0] == name]

@@ -552,7 +552,7 @@ def test_a_tick_that_the_store_may_have_granted_is_settled(stored: Server) -> No
     """A Redis that hung does what it was asked for when it goes on: the lease must not stand for a run that is not."""
     stored.switch(every(10))
     stored.go(30)
-    assert stored.newest("job").text == "the store had not answered"
+    assert stored.newest("job").text == "the store had not replied"
     stored.hub.store_changed("it hangs")
     stored.store_says("store.taken", id=1, why="trouble", text="it hangs")
     stored.go(40)

@@ -127,7 +127,7 @@ class MessageRouter:
                     message, "full", f"not delivered in time to {names_of(receivers.get(message, []))}"
                 )
             else:
-                self.confirmations.fail(message, "late", "it was accepted, but its handler did not end in time")
+                self.confirmations.fail(message, "late", "it was accepted, but its handler has not ended in time")
 
     def _remove_overflow(self, messages: set[QueuedMessage]) -> dict[QueuedMessage, list[str]]:
         """Remove the deliveries of these that wait for room; return for each message which receivers had none."""
@@ -267,7 +267,7 @@ class MessageRouter:
             if message.redelivers:
                 self._redeliver(delivery, "the process that had it died")
             elif message.ack_mode is AckMode.REPLY:
-                self.confirmations.fail(message, "lost", f"{member} ended before it had answered")
+                self.confirmations.fail(message, "lost", f"{member} ended before it had replied")
             elif (
                 message.kind is not MessageKind.BROADCAST
                 or not retired
@@ -287,7 +287,7 @@ class MessageRouter:
         if lost:
             self.losses.lost(f"{member} ended with {{}} that it had not handled", lost, member)
         if retired and member.up and (late := collections.Counter(process.dropped)):
-            text = f"{member} retired, and {{}} came faster to all than it handled them"
+            text = f"{member} retired, and {{}} came faster than it handled them"
             self.losses.lost(text, late, member)
         theirs = self.confirmations.of(member.id)
         self._remove_overflow({message for message in theirs if message.stage is MessageStage.OFFERED})
@@ -310,7 +310,7 @@ class MessageRouter:
             if not waiting.queue:
                 self.consumers.discard(waiting)
         if left:
-            self.losses.lost("the server ends with {} that nobody has handled", left)
+            self.losses.lost("the server ended with {} that no process had handled", left)
 
     def _reroute(self, owner: Consumer | SharedQueue, which: Callable[[QueuedMessage], bool]) -> None:
         """Route again what is queued where it will not be handled."""
@@ -368,7 +368,7 @@ class MessageRouter:
         self.losses.tick()
         self.dead_letters.tick()
         for owner, queued_too in self.consumers.expired():
-            nobody = f"nobody who is there handles {described(owner)}: see `messenger.on`"
+            nobody = f"no process handles {described(owner)}: see `messenger.on`"
             for delivery in owner.queue.remove_overflow(lambda _: True):
                 self.confirmations.fail(delivery.message, "nobody", nobody)
             if queued_too:

@@ -113,7 +113,7 @@ class TickDecisions:
         if self._hub.settings.shared and self._hub.store_problem:
             return self._hub.store_problem
         if schedule.at_store is not None:
-            return "the store had not answered"
+            return "the store had not replied"
         if definition.on is RunsOn.AGENT:
             return "there was no agent that has this schedule"
         return "there was no worker that could run it"

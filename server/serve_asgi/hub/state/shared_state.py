@@ -278,7 +278,7 @@ class SharedState(HubComponent):
         for request in self._pending.due(now):
             if request.seq == AT_STORE:
                 self._pending.fail(
-                    request, UNKNOWN, "the store has not answered in time: it is not known whether this is written"
+                    request, UNKNOWN, "the store has not replied in time: it is not known whether this is written"
                 )
             else:
                 self._fail_lagging(request, now)
