@@ -319,6 +319,7 @@ def test_a_request_in_progress_ends_where_it_began(tmp_path: Path) -> None:
         headers, _ = connected.response()
         assert headers["connection"] == "keep-alive"
         reload.join(PATIENCE)
+        server.wait_for_workers(1)  # the old one has handed the connection over
         assert connected.ask("/pid") != before
 
 
@@ -410,6 +411,7 @@ def test_behind_the_proxy_protocol(tmp_path: Path) -> None:
         scheme, _, peer = json.loads(connected.ask("/scope"))
         assert (scheme, peer) == ("https", ["192.0.2.7", 1234])
         server.reload()
+        server.wait_for_workers(1)
         assert json.loads(connected.ask("/scope"))[2] == ["192.0.2.7", 1234]
         connected.close()
 
@@ -443,6 +445,7 @@ def test_clients_certificates(tmp_path: Path) -> None:
         assert "CN=ada" in first["client_cert_name"]
         assert first["client_cert_chain"][0].startswith("-----BEGIN CERTIFICATE-----")
         server.reload()
+        server.wait_for_workers(1)
         assert json.loads(connected.ask("/scope"))[1] == first
         connected.close()
         anonymous = Client(server.address(), trusting("1.3"))
