@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from loadtest.ledger import Left
 from loadtest.reload import run
 from loadtest.report import table
 from loadtest.result import Settings
+from loadtest.tls import VERSIONS
 
 
 @pytest.mark.timeout(400)
@@ -18,3 +20,17 @@ def test_reloads_under_load_are_noticed_by_nobody(workers: int, http: str, loop:
     result = run(Settings(reloads=reloads, interval=0.2, workers=workers, http=http, loop=loop))
     outcome = (result.lost, result.duplicated, result.reconnects, result.problems)
     assert outcome == (0, 0, 0, []), table(result)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_reloads_under_load_over_tls(version: str) -> None:
+    """A connection of TLS 1.3 goes over a reload as a plain one does; one of TLS 1.2 is told to come back."""
+    result = run(Settings(reloads=6, interval=0.2, tls=version))
+    assert (result.lost, result.duplicated, result.problems) == (0, 0, []), table(result)
+    assert result.tls is not None
+    assert result.tls.resumed == result.tls.offered > 0, table(result)
+    if version == "1.3":
+        assert result.reconnects == 0, table(result)
+    else:
+        assert {each.left for each in result.ledger.reconnects} == {Left.ANNOUNCED}, table(result)
