@@ -268,44 +268,88 @@ def test_a_tls_1_3_connection_goes_on_over_reloads(tmp_path: Path) -> None:
         assert len(pids) == 6
 
 
+class PieceByPiece:
+    """A client that says how its records are cut."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.plain = socket.create_connection(server.address(), PATIENCE)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = trusting("1.3").wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        self._converse(self._shake_hands)
+
+    def _shake_hands(self) -> bool:
+        self._tls.do_handshake()
+        return True
+
+    def _converse(self, step: Any) -> Any:
+        while True:
+            try:
+                found = step()
+            except ssl.SSLWantReadError:
+                found = None
+            if self._outgoing.pending:
+                self.plain.sendall(self._outgoing.read())
+            if found is not None:
+                return found
+            received = self.plain.recv(65536)
+            if received:
+                self._incoming.write(received)
+            else:
+                self._incoming.write_eof()
+
+    def record(self, content: bytes) -> bytes:
+        self._tls.write(content)
+        return self._outgoing.read()
+
+    def read(self) -> bytes:
+        found: bytes = self._converse(lambda: self._tls.read(65536))
+        return found
+
+
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("http", ["httptools", "h11"])
 def test_half_a_record_and_half_a_head_move_as_well(tmp_path: Path, loop: str, http: str) -> None:
     with serving(tmp_path, "--loop", loop, "--http", http) as server:
-        plain = socket.create_connection(server.address(), PATIENCE)
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = trusting("1.3").wrap_bio(incoming, outgoing, server_hostname="localhost")
-
-        def converse(step: Any) -> Any:
-            while True:
-                try:
-                    found = step()
-                except ssl.SSLWantReadError:
-                    found = None
-                if outgoing.pending:
-                    plain.sendall(outgoing.read())
-                if found is not None:
-                    return found
-                incoming.write(plain.recv(65536))
-
-        def shake_hands() -> bool:
-            tls.do_handshake()
-            return True
-
-        converse(shake_hands)
-        tls.write(b"GET /pid HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        before = converse(lambda: tls.read(65536)).rpartition(b"\r\n\r\n")[2]
-        tls.write(b"GET /pid HT")
-        plain.sendall(outgoing.read())
-        tls.write(b"TP/1.1\r\nhost: localhost\r\n\r\n")
-        record = outgoing.read()
-        plain.sendall(record[:20])
+        peer = PieceByPiece(server)
+        peer.plain.sendall(peer.record(b"GET /pid HTTP/1.1\r\nhost: localhost\r\n\r\n"))
+        before = peer.read().rpartition(b"\r\n\r\n")[2]
+        peer.plain.sendall(peer.record(b"GET /pid HT"))
+        record = peer.record(b"TP/1.1\r\nhost: localhost\r\n\r\n")
+        peer.plain.sendall(record[:20])
         server.reload()
         server.wait_for_workers(1)
-        plain.sendall(record[20:])
-        after = converse(lambda: tls.read(65536)).rpartition(b"\r\n\r\n")[2]
+        peer.plain.sendall(record[20:])
+        after = peer.read().rpartition(b"\r\n\r\n")[2]
         assert int(after) != int(before)
-        plain.close()
+        peer.plain.close()
+
+
+def test_half_a_record_is_waited_for_by_a_worker_that_stops(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        peer = PieceByPiece(server)
+        peer.plain.sendall(peer.record(b"GET /pid HTTP/1.1\r\nhost: localhost\r\n\r\n"))
+        peer.read()
+        record = peer.record(b"GET /pid HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        peer.plain.sendall(record[:20])
+        server.signal(signal.SIGTERM)
+        server.wait_until(lambda status: status["workers"][0]["state"] == "retiring")
+        peer.plain.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            peer.plain.recv(1)
+        peer.plain.settimeout(PATIENCE)
+        peer.plain.sendall(record[20:])
+        response = peer.read()
+        assert response.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in response
+        peer.plain.close()
+
+
+def test_why_a_connection_was_ended_is_logged(server: RunningServer) -> None:
+    peer = PieceByPiece(server)
+    peer.plain.sendall(peer.record(b"GET /pid HTTP/1.1\r\nhost: localhost\r\n\r\n")[:-1] + b"?")
+    assert peer.plain.recv(65536)  # the tickets, or the alert
+    server.logged("a record of the client is not authentic")
+    peer.plain.close()
 
 
 def test_a_request_in_progress_ends_where_it_began(tmp_path: Path) -> None:
@@ -321,6 +365,19 @@ def test_a_request_in_progress_ends_where_it_began(tmp_path: Path) -> None:
         reload.join(PATIENCE)
         server.wait_for_workers(1)  # the old one has handed the connection over
         assert connected.ask("/pid") != before
+
+
+def test_a_tls_1_3_connection_that_its_client_ends_is_not_counted_as_one_that_could_not_move(tmp_path: Path) -> None:
+    with serving(tmp_path) as server, client(server, "1.3") as connected:
+        connected.socket.sendall(b"GET /wait HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        reload = threading.Thread(target=server.reload)
+        reload.start()
+        server.wait_until(lambda status: status["generation"] == 2)
+        (tmp_path / "go").touch()
+        connected.response()
+        reload.join(PATIENCE)
+        server.wait_for_workers(1)
+        assert server.status()["totals"]["tls_not_moved"] == 0
 
 
 def test_a_tls_1_2_connection_is_told_of_its_end_by_its_next_response(tmp_path: Path) -> None:

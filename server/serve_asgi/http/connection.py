@@ -185,7 +185,7 @@ class Http1Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by whichever side."""
-        if self.state is CLOSING and self.worker.phase is not _SERVING and self.is_stationary():
+        if self.state is CLOSING and self.worker.phase is not _SERVING and self.tls is not None and self.tls.stays():
             self.worker.cells[_TLS_NOT_MOVED] += 1
         if self.state is not CLOSED:
             hang_up(self.transport)  # unless that is done, or not ours to do
@@ -257,7 +257,7 @@ class Http1Connection(asyncio.Protocol):
             self._serve()
         elif worker.phase is WorkerPhase.HANDING_OVER and not worker.last_call:
             pass  # it cannot go with the others, and is not closed idle: the response to its next request is its last
-        elif is_readable(self.transport):
+        elif is_readable(self.transport) or (self.tls is not None and self.tls.holds_half_a_record()):
             self.deadline = worker.loop.time() + PEEK_TIME
         elif not self.pipeline.requests:
             self.deadline = min(self.deadline, worker.loop.time() + FRESH_TIME)

@@ -58,6 +58,12 @@ class UnderlyingTls(Protocol):
     def can_move(self) -> bool:
         """Whether another process can go on with it."""
 
+    def stays(self) -> bool:
+        """Whether it could not move at any time of its life (TLS 1.2)."""
+
+    def holds_half_a_record(self) -> bool:
+        """Whether the client has begun to send something that cannot be read yet, as far as that is known."""
+
     def move(self) -> MovedTlsState:
         """What that process needs; from now on nothing is read or written here."""
 

@@ -195,6 +195,11 @@ class RecordOpener(RecordProtection):
         self._decrypt = aead.decrypt
 
     @property
+    def holds_part(self) -> bool:
+        """Whether something has come and has not been opened."""
+        return self._held > 0
+
+    @property
     def partial(self) -> bytes:
         """What has come and has not been opened: mostly the beginning of a record."""
         return b"".join((self._buffer[self._at :], *self._pieces))

@@ -355,6 +355,11 @@ class TlsSession:
         """Whether another process could go on from here: TLS 1.3, open on both sides, nothing of ours to be written."""
         return self._sealer is not None and self._opener is not None and not self.has_outgoing and self.state is OPEN
 
+    @property
+    def holds_half_a_record(self) -> bool:
+        """Whether the beginning of a record has come, of a connection that can move."""
+        return self._opener is not None and self._opener.holds_part
+
     def move(self) -> MovedSession:
         """All that another process needs; this object must not be used any more, unless `unmove` says otherwise.
 

@@ -18,12 +18,19 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
+from serve_asgi.ipc.peer_address import peer_of
+from serve_asgi.logs.rare_line import RareLine
+from serve_asgi.logs.server_log import about
 from serve_asgi.tls.moved_session import MovedSession, TlsInfo
 from serve_asgi.tls.session import TlsSession, TlsState
 
 ALERT_TIME: Final = 2.0
 """Seconds that a client has to take the alert with which its connection ends."""
 
+LINE_EVERY: Final = 10.0
+"""Seconds between two lines of the log on connections that have failed; the others are counted."""
+
+_line: Final = RareLine(LINE_EVERY)
 _OPEN: Final = TlsState.OPEN
 _MOVED: Final = TlsState.MOVED
 
@@ -35,7 +42,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     socket by the loop, and calls the protocol's `connection_made` itself.
     """
 
-    __slots__ = ("_eof", "_held", "_protocol", "session", "socket")
+    __slots__ = ("_eof", "_held", "_protocol", "_stays", "session", "socket")
 
     socket: asyncio.Transport
     """The transport of the socket, once there is one."""
@@ -44,6 +51,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """`session` is open."""
         self.session = session
         self._protocol = protocol
+        self._stays = not session.can_move and not session.peer_closed
         self._eof = False  # the protocol has been told of the client's end
         self._held = b""
 
@@ -90,8 +98,16 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def _fail(self) -> None:
         """The client, or somebody in between, has broken the protocol: after the alert nothing more is read."""
         if not self.socket.is_closing():
+            self._report()
             self.socket.close()
             asyncio.get_running_loop().call_later(ALERT_TIME, self.socket.abort)
+
+    def _report(self) -> None:
+        """Log it, or count it if another one was logged just now."""
+        assert self.session.failure is not None
+        peer, why = peer_of(self.socket), self.session.failure.reason
+        who = "a unix socket" if peer is None else peer[0]
+        _line.info("ended a TLS connection from %s: %s", who, why, extra=about("tls_failed", peer=who, reason=why))
 
     def _end(self) -> None:
         if not self._eof:
@@ -196,6 +212,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def can_move(self) -> bool:
         """Whether another process could go on with it: a TLS 1.3 connection that is open at both sides."""
         return self.session.can_move
+
+    def stays(self) -> bool:
+        """Whether it is OpenSSL's for all of its life."""
+        return self._stays
+
+    def holds_half_a_record(self) -> bool:
+        """Whether a record has begun to come; never, where OpenSSL reads them."""
+        return self.session.holds_half_a_record
 
     def move(self) -> MovedSession:
         """What another process needs. Only while `can_move()`; then `unmove`, or `abort` without another word."""

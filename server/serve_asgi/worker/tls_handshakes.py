@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import enum
 import math
 from typing import Any, Final, cast
@@ -189,6 +190,8 @@ class HandshakingConnection(asyncio.Protocol):
             self.server = self.server or own_end_of(transport)
         self.deadline = worker.loop.time() + worker.config.tls_handshake_timeout
         self._handshakes.begin(self)
+        if worker.phase is not WorkerPhase.SERVING:
+            self.retire()
         if self._pending:
             self._queued = True
             worker.loop.call_soon(self._handshakes.step, self)
@@ -270,7 +273,8 @@ class HandshakingConnection(asyncio.Protocol):
         if self.eof:
             self.transport.close()
         else:
-            self.transport.write_eof()  # and what the client still sends is read: a reset would destroy the last words
+            with contextlib.suppress(OSError):  # asyncio's: the client has reset the connection
+                self.transport.write_eof()  # what the client still sends is read: a reset would destroy the last words
 
     def end_at_once(self) -> None:
         """There is no time, or no room, for it."""
