@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from serve_asgi.http.worker_context import ASGIApplication
-from tests.http.http_server import LOOPS, HttpServer
+from tests.connection_server import LOOPS
+from tests.http.http_server import HttpServer
 
 
 @pytest.fixture(params=["httptools", "h11"])

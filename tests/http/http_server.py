@@ -14,34 +14,20 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import uvloop
-
-from serve_asgi.app.retiring import RetiringFlag
-from serve_asgi.config.options import Config
 from serve_asgi.http import connection_states as lifecycle
 from serve_asgi.http import request_pipeline, response_states
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.response import Response
-from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send, WorkerContext
-from serve_asgi.ipc.peer_address import Address
-from serve_asgi.ipc.scoreboard import Cell, Scoreboard
-from serve_asgi.logs.access_log import NOBODY, LoggedRequest, LoggedResponse
-from tests.rows import cells
+from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send
+from tests.connection_server import TIMEOUT, ConnectionServer
 
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "uvloop": uvloop.new_event_loop,
-    "asyncio": asyncio.new_event_loop,
-}
 DEFAULT_HEADERS = b"date: Sun, 22 Nov 2026 04:29:00 GMT\r\nserver: serve\r\n"
 KEPT = b"connection: keep-alive\r\nkeep-alive: timeout=75\r\n"
 CLOSED = b"connection: close\r\n"
-TICK = 0.05
-TIMEOUT = 10.0
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-T = TypeVar("T")
 
 
 class CheckedResponse(Response):
@@ -69,36 +55,11 @@ class CheckedConnection(Http1Connection):
 setattr(request_pipeline, "Response", CheckedResponse)  # noqa: B010
 
 
-class Log:
-    """An access log that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.records: list[tuple[Any, ...]] = []
-
-    def record(
-        self,
-        client: Address,
-        head: LoggedRequest,
-        status: int,
-        size: int,
-        begun: float,
-        response: LoggedResponse = NOBODY,
-    ) -> None:
-        seconds = time.perf_counter() - begun
-        target = head.target.decode("latin-1")
-        self.records.append((client, head.method, target, head.version, status, size, seconds, head.headers))
-
-
-class HttpServer:
+class HttpServer(ConnectionServer):
     """Runs an application until `stop()`; `run` brings a function or coroutine into the server's thread."""
 
     def __init__(self, app: ASGIApplication, loop_name: str, unix: Path | None = None, **config: Any) -> None:
-        self.loop = LOOPS[loop_name]()
-        self.scoreboard = Scoreboard.create(1, 1)
-        row = cells()
-        self.worker = WorkerContext(app, Config(**config), self.loop, self.scoreboard, row, RetiringFlag())
-        self.worker.default_headers = DEFAULT_HEADERS
-        self.errors: list[dict[str, Any]] = []
+        super().__init__(app, loop_name, DEFAULT_HEADERS, **config)
         self.attached: list[Http1Connection] = []
         self.new_connection = threading.Event()
         self._clients: list[socket.socket] = []
@@ -111,17 +72,14 @@ class HttpServer:
             self.listener.listen()
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._main, args=(started,))
-        self._thread.start()
-        assert started.wait(TIMEOUT)
+        self.start()
 
-    def _main(self, started: threading.Event) -> None:
+    def main(self) -> None:
+        """Serve until the loop is stopped."""
         asyncio.set_event_loop(self.loop)
-        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.loop.call_soon(started.set)
+        self.loop.call_soon(self.has_started)
         accepting = self.loop.create_task(self._accept())
-        self._tick()
+        self.tick()
         self.loop.run_forever()
         accepting.cancel()
         for task in list(self.worker.tasks):
@@ -131,13 +89,6 @@ class HttpServer:
         self.loop.run_until_complete(asyncio.gather(accepting, *self.worker.tasks, return_exceptions=True))
         self.loop.run_until_complete(asyncio.sleep(0.01))
         self.loop.close()
-
-    def _tick(self) -> None:
-        now = self.loop.time()
-        for connection in list(self.worker.connections):
-            if connection.deadline <= now:
-                connection.expire()
-        self.loop.call_later(TICK, self._tick)
 
     async def _accept(self) -> None:
         while True:
@@ -154,41 +105,14 @@ class HttpServer:
 
     def take(self, descriptor: int, record: HandOverRecord) -> Http1Connection:
         """Go on with a connection that another worker left."""
-        taken: Http1Connection = self.wait_for(self.attach(socket.socket(fileno=descriptor), record))
-        return taken
-
-    def run(self, function: Callable[[], T]) -> T:
-        """Call the function in the server's thread."""
-
-        async def call() -> T:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(TIMEOUT)
-
-    def wait_for(self, coroutine: Any) -> Any:
-        """Run the coroutine in the server's thread."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(TIMEOUT)
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition holds, as seen from the server's thread."""
-
-        async def poll() -> None:
-            async with asyncio.timeout(TIMEOUT):
-                while not condition():
-                    await asyncio.sleep(0.002)
-
-        self.wait_for(poll())
+        return self.wait_for(self.attach(socket.socket(fileno=descriptor), record))
 
     def stop(self) -> None:
         for client in self._clients:
             client.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(TIMEOUT)
-        assert not self._thread.is_alive()
+        self.join()
         self.listener.close()
-        self.scoreboard.words.release()
-        self.scoreboard.close()
-        assert self.errors == []
 
     # ---- the client's side
 
@@ -215,16 +139,6 @@ class HttpServer:
         for piece in pieces:
             client.send(piece)
         return client.read_to_end()
-
-    def cell(self, cell: Cell) -> int:
-        """Read between two turns of the server's loop: a client can have an answer before it has been counted."""
-        if threading.current_thread() is self._thread or not self._thread.is_alive():
-            return self._cell(cell)
-        return self.run(lambda: self._cell(cell))
-
-    def _cell(self, cell: Cell) -> int:
-        self.worker.note_counts()
-        return int(self.worker.cells[cell])
 
 
 class Client:

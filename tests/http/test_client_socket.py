@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from serve_asgi.http.client_socket import unacknowledged
-from tests.websocket.websocket_server import LOOPS
+from tests.connection_server import LOOPS
 
 SIZE = 20_000_000
 

@@ -20,7 +20,8 @@ from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.request_pipeline import READ_LIMIT
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
-from tests.http.http_server import FOREVER, GET, TIMEOUT, HttpServer, body, echo, read, respond, start
+from tests.connection_server import TIMEOUT
+from tests.http.http_server import FOREVER, GET, HttpServer, body, echo, read, respond, start
 
 Serve = Callable[..., HttpServer]
 LARGE = b"x" * (8 << 20)

@@ -17,7 +17,8 @@ from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
 from serve_asgi.http.forwarded import Forwarded, Forwarding
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.peer_address import Address
-from tests.http.http_server import Client, HttpServer, Log
+from tests.connection_server import Log
+from tests.http.http_server import Client, HttpServer
 
 LOCAL = "127.0.0.1,::1,unix"
 PEER = ("127.0.0.1", 41000)

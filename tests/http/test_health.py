@@ -6,14 +6,9 @@ import pytest
 
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
+from tests.connection_server import Log
 from tests.http.held_application import Serve, get
-from tests.http.http_server import (
-    CLOSED,
-    DEFAULT_HEADERS,
-    Log,
-    echo,
-    respond,
-)
+from tests.http.http_server import CLOSED, DEFAULT_HEADERS, echo, respond
 
 
 @pytest.mark.parametrize(

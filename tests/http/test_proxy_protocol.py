@@ -33,7 +33,8 @@ from serve_asgi.http.proxy_protocol_connection import Balancers, ProxyConnection
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
-from tests.http.http_server import GET, LOOPS, Client, HttpServer, respond
+from tests.connection_server import LOOPS
+from tests.http.http_server import GET, Client, HttpServer, respond
 
 CLIENT, SERVER = ("192.0.2.1", 56324), ("198.51.100.2", 443)
 LINE = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"

@@ -12,7 +12,8 @@ import pytest
 
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.http.http_server import CLOSED, GET, HttpServer, Log, echo, respond, response
+from tests.connection_server import Log
+from tests.http.http_server import CLOSED, GET, HttpServer, echo, respond, response
 
 Serve = Callable[..., HttpServer]
 

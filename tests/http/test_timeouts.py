@@ -12,7 +12,8 @@ from serve_asgi.http import timeouts
 from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.http.http_server import GET, HttpServer, Log, answering, body, echo, read, respond, start
+from tests.connection_server import Log
+from tests.http.http_server import GET, HttpServer, answering, body, echo, read, respond, start
 
 Serve = Callable[..., HttpServer]
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"

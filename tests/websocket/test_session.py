@@ -18,7 +18,8 @@ from websockets.typing import Subprotocol
 from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.worker_context import Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.websocket.websocket_server import LOOPS, RawClient, WebSocketServer, frame, serving
+from tests.connection_server import LOOPS
+from tests.websocket.websocket_server import RawClient, WebSocketServer, frame, serving
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -9,119 +9,39 @@ import math
 import os
 import socket
 import struct
-import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
-import uvloop
-
-from serve_asgi.app.retiring import RetiringFlag
-from serve_asgi.config.options import Config
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.worker_context import ASGIApplication, WorkerContext
-from serve_asgi.ipc.peer_address import Address
-from serve_asgi.ipc.scoreboard import Cell, Scoreboard
-from serve_asgi.logs.access_log import NOBODY, LoggedRequest, LoggedResponse
-from tests.rows import cells
-
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "uvloop": uvloop.new_event_loop,
-    "asyncio": asyncio.new_event_loop,
-}
-TICK = 0.05
-T = TypeVar("T")
+from serve_asgi.http.worker_context import ASGIApplication
+from serve_asgi.ipc.scoreboard import Cell
+from tests.connection_server import ConnectionServer, Log
 
 
-class Log:
-    """An access log that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.records: list[tuple[Any, ...]] = []
-
-    def record(
-        self,
-        client: Address,
-        head: LoggedRequest,
-        status: int,
-        size: int,
-        begun: float,
-        response: LoggedResponse = NOBODY,
-    ) -> None:
-        seconds = time.perf_counter() - begun
-        target = head.target.decode("latin-1")
-        self.records.append((client, head.method, target, head.version, status, size, seconds, head.headers))
-
-
-class WebSocketServer:
+class WebSocketServer(ConnectionServer):
     """Runs the application until `stop()`; `run` brings a function or coroutine into the server's thread."""
 
     def __init__(self, app: ASGIApplication, loop_name: str, **config: Any) -> None:
-        self.loop = LOOPS[loop_name]()
-        self.scoreboard = Scoreboard.create(1, 1)
-        self.retiring = RetiringFlag()
+        super().__init__(app, loop_name, b"server: test\r\n", **config)
         self.log = Log()
-        self.errors: list[dict[str, Any]] = []
-        self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
-        row = cells()
-        self.worker = WorkerContext(app, Config(**config), self.loop, self.scoreboard, row, self.retiring)
         self.worker.access_log = self.log  # type: ignore[assignment]  # the same method, no file behind it
-        self.worker.default_headers = b"server: test\r\n"
         self.port = 0
         self._server: asyncio.Server
-        self._thread = threading.Thread(target=self._run)
-        started = threading.Event()
-        self.loop.call_soon(lambda: self.loop.create_task(self._start(started)))
-        self._thread.start()
-        assert started.wait(10)
+        self.start()
 
-    async def _start(self, started: threading.Event) -> None:
-        self._server = await self.loop.create_server(lambda: Http1Connection(self.worker), "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        self._tick()
-        started.set()
-
-    def _tick(self) -> None:
-        """What the worker's housekeeping does once a second, faster."""
-        now = self.loop.time()
-        for connection in list(self.worker.connections):
-            if connection.deadline <= now:
-                connection.expire()
-        self._ticker = self.loop.call_later(TICK, self._tick)
-
-    def _run(self) -> None:
+    def main(self) -> None:
+        """Serve until the loop is stopped."""
         asyncio.set_event_loop(self.loop)
+        serving = self.loop.create_task(self._serve())
         self.loop.run_forever()
+        assert serving.done()
         self.loop.close()
 
-    def run(self, call: Callable[[], T]) -> T:
-        """Call a function in the loop's thread and return its result."""
-
-        async def wrapper() -> T:
-            return call()
-
-        return asyncio.run_coroutine_threadsafe(wrapper(), self.loop).result(10)
-
-    def wait(self, coroutine: Awaitable[T], timeout: float = 10) -> T:
-        """Await something in the loop's thread."""
-
-        async def wrapper() -> T:
-            return await coroutine
-
-        return asyncio.run_coroutine_threadsafe(wrapper(), self.loop).result(timeout)
-
-    def settled(self, condition: Callable[[], bool], timeout: float = 10) -> bool:
-        """Whether the condition comes true, asked in the loop's thread."""
-
-        async def poll() -> bool:
-            end = self.loop.time() + timeout
-            while not condition():
-                if self.loop.time() > end:
-                    return False
-                await asyncio.sleep(0.005)
-            return True
-
-        return self.wait(poll(), timeout + 5)
+    async def _serve(self) -> None:
+        self._server = await self.loop.create_server(lambda: Http1Connection(self.worker), "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.tick()
+        self.has_started()
 
     def gone(self) -> bool:
         """Whether every connection has ended and the gauges are back at zero."""
@@ -130,22 +50,11 @@ class WebSocketServer:
             lambda: not self.worker.connections and cells[Cell.CONNECTIONS] == 0 and cells[Cell.WEBSOCKETS] == 0
         )
 
-    def cell(self, cell: Cell) -> int:
-        """Read between two turns of the server's loop: a client can have an answer before it has been counted."""
-        if threading.current_thread() is self._thread or not self._thread.is_alive():
-            return self._cell(cell)
-        return self.run(lambda: self._cell(cell))
-
-    def _cell(self, cell: Cell) -> int:
-        self.worker.note_counts()
-        return int(self.worker.cells[cell])
-
     def url(self, path: str = "/") -> str:
         return f"ws://127.0.0.1:{self.port}{path}"
 
     def stop(self) -> None:
         async def stop() -> None:
-            self._ticker.cancel()
             self._server.close()
             for connection in list(self.worker.connections):
                 connection.cut()
@@ -155,11 +64,7 @@ class WebSocketServer:
             self.loop.stop()
 
         asyncio.run_coroutine_threadsafe(stop(), self.loop)
-        self._thread.join(10)
-        assert not self._thread.is_alive()
-        self.worker.cells.release()
-        self.scoreboard.close()
-        assert not self.errors, self.errors
+        self.join()
 
     def retire(self, reason: str, deadline: float = math.inf) -> None:
         """What the worker does to its connections when it begins to retire."""
