@@ -62,7 +62,7 @@ class ChunkReader:
     __slots__ = ("_left", "_limit", "_max_size", "_overhead", "_part", "_pending", "_size")
 
     def __init__(self, limit: int, max_size: int = 0) -> None:
-        """`limit`: bytes of extensions and trailer fields, beyond what the body itself makes plausible.
+        """`limit`: bytes of extensions and trailer fields, beyond what the body itself justifies.
 
         `max_size`: of the body, 0 for any.
         """
@@ -150,7 +150,7 @@ class ChunkReader:
         return pieces, None
 
     def _read_trailer(self, data: bytes, position: int) -> tuple[int, _Part]:
-        """Pass over one trailer field, or over the empty line that ends the message."""
+        """Skip one trailer field, or the empty line that ends the message."""
         if data.startswith(b"\r\n", position):
             return position + 2, _END
         field = FIELD_LINE.match(data, position, position + MAX_LINE)
@@ -163,7 +163,7 @@ class ChunkReader:
         return field.end(), _TRAILERS
 
     def _count(self, size: int) -> None:
-        """So many bytes more, or fewer, around the body. Raises BadRequest (RFC 9112 7.1.1: a limit ought to be)."""
+        """Count bytes around the body. Raises BadRequest for too many (RFC 9112 7.1.1: there ought to be a limit)."""
         self._overhead = max(self._overhead + size, 0)
         if self._overhead > self._limit:
             raise BadRequest(400, "The chunks of the body have too much overhead.")

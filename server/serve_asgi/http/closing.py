@@ -1,8 +1,8 @@
-"""How a connection closes behind its last response (law 9): flush, shut down the write side, read to the end, close.
+"""How a connection closes after its last response: flush, shut down the write side, read to the end, close.
 
-It owns the steps from the last written byte to the closed transport, and their deadline. Rule: a response is not
-destroyed by the way in which its connection closes: close(2) with unread bytes of the client sends a reset, so the
-client is read until it ends too, up to a limit in bytes and in time. It must not know requests.
+It owns the steps from the last written byte to the closed transport, and their deadline. Rule: closing never destroys a
+response: close(2) with unread bytes from the client sends a reset, so the client is read until it ends its side too, up
+to a limit in bytes and in time. It must not know requests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LINGER_LIMIT: Final = 1 << 20
 class PoliteClose:
     """The end of one connection. The caller has flushed what was held, and reads on.
 
-    It passes on what it is told by the transport, and takes over `deadline` after each call.
+    It passes on what the transport says, and adopts `deadline` after each call.
     """
 
     __slots__ = ("_eof", "_left", "_output", "_worker", "deadline", "lingering")
@@ -64,7 +64,7 @@ class PoliteClose:
         self.deadline = self._worker.loop.time() + self._worker.config.write_timeout
 
     def flushed(self) -> None:
-        """Everything is with the kernel."""
+        """The kernel has taken everything."""
         transport = self._output.transport
         if self.lingering or transport.is_closing():
             return

@@ -60,8 +60,8 @@ _SERVING: Final = WorkerPhase.SERVING
 class Http1Connection(asyncio.Protocol):
     """One client connection; see `serve_asgi.http.worker_context.ClientConnection` for what the worker asks of it.
 
-    With a `record` it goes on where another worker left: addresses, deadline, number of requests and leftover bytes are
-    the record's, and the leftover is processed as soon as the transport is attached.
+    With a `record` it continues where another worker left off: addresses, deadline, number of requests and leftover
+    bytes are the record's, and the leftover is processed as soon as the transport is attached.
     """
 
     __slots__ = (
@@ -96,7 +96,7 @@ class Http1Connection(asyncio.Protocol):
         self.server: Address = None
         """Both are asked of the transport in `connection_made` unless whoever makes the connection knows them."""
         self.scheme = "http"
-        """Of the client's side, as far as the connection itself tells."""
+        """Of the client's side, as far as the connection itself shows."""
         self.trusted = False
         """Whether the forwarding fields of its requests are believed."""
         self.tls: UnderlyingTls | None = None
@@ -115,7 +115,7 @@ class Http1Connection(asyncio.Protocol):
     # ---- what the transport says
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Attached: serve, or go on where the other worker left."""
+        """Attached: serve, or continue where the other worker left off."""
         self.transport = self.output.transport = cast(asyncio.Transport, transport)
         self.tls = tls_of(transport)
         worker = self.worker
@@ -184,7 +184,7 @@ class Http1Connection(asyncio.Protocol):
         return state is LEAVING or (self._closing is not None and not self._closing.lingering)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is closed, by whichever side."""
+        """The transport is closed, by either side."""
         if self.state is CLOSING and self.worker.phase is not _SERVING and self.tls is not None and self.tls.stays():
             self.worker.cells[_TLS_NOT_MOVED] += 1
         if self.state is not CLOSED:
@@ -270,7 +270,7 @@ class Http1Connection(asyncio.Protocol):
         self.adjust_reading()
 
     def upgrade(self, head: Head, leftover: bytes) -> None:
-        """Give the transport to a WebSocket connection, together with what has been read behind the request."""
+        """Give the transport to a WebSocket connection, together with what has been read after the request."""
         worker, transport = self.worker, self.transport
         self.output.flush()
         if self.read_paused:
@@ -295,11 +295,11 @@ class Http1Connection(asyncio.Protocol):
         self.pipeline.complete(self, response)
 
     def response_left(self, response: Response) -> None:
-        """An application has ended that went on behind its response, or has been told that nobody listens."""
+        """An application that went on after its response has ended, or has been told that nobody listens."""
         self.pipeline.left(response)
 
     def requests_wait(self) -> bool:
-        """Whether more has been read behind the present request: it is answered before the connection is closed."""
+        """Whether more has been read after the present request: it is answered before the connection is closed."""
         return bool(self.pipeline.buffer)
 
     def response_cut(self, reset: bool) -> None:
@@ -371,7 +371,7 @@ class Http1Connection(asyncio.Protocol):
     # ---- ends
 
     def finish(self) -> None:
-        """The last response is written: end politely (law 9)."""
+        """The last response is written: end politely."""
         closing = self._begin_closing()
         if self.transport.is_closing():
             closing.close()
@@ -381,7 +381,7 @@ class Http1Connection(asyncio.Protocol):
         self.deadline = closing.deadline
 
     def close(self) -> None:
-        """Nothing is to be said any more; what is written is flushed."""
+        """There is nothing more to say: what is written is flushed."""
         closing = self._begin_closing()
         closing.close()
         self.deadline = closing.deadline

@@ -1,6 +1,6 @@
 """What an application sends that nobody can get: it is dropped, and the application is told when that is enough.
 
-Behind the end of a connection, messages are dropped for a moment, and then `send` raises. Behind the end of a response
+After the end of a connection, messages are dropped for a moment, and then `send` raises. After the end of a response
 that has no body, a body is dropped, up to a limit in bytes and in time; where it is a mistake it is logged, once for
 each route. It must not know connections.
 """
@@ -24,8 +24,8 @@ or `websocket.disconnect` in `receive`. One that only ever sends is ended all th
 """
 
 DROPPED_AT_MOST: Final = 1 << 20
-"""So many bytes of body (for DROP_TIME at most) an application may send behind the end of a response that has none,
-before it is told that there is nobody to take it."""
+"""How many bytes of body an application may send after the end of a response that has none (for DROP_TIME at most)
+before it is told that nobody takes them."""
 
 MOST_ROUTES: Final = 64
 """So many are told in the life of a worker: a route is guessed from the path, and a client can make up paths."""
@@ -58,7 +58,7 @@ async def drop_message(loop: asyncio.AbstractEventLoop, since: float) -> float:
 
 
 class DroppedBody:
-    """The body that an application sends behind the end of a response that has none."""
+    """The body that an application sends after the end of a response that has none."""
 
     __slots__ = ("_left", "_timer")
 

@@ -249,7 +249,7 @@ def _elements_from_the_right(lines: list[bytes]) -> Iterator[dict[bytes, bytes]]
     """The elements of Forwarded, the last first, up to one that is malformed.
 
     From the right, so that what a client leaves malformed (a quote that it never closes) takes nothing from what a
-    proxy appends to it: an element begins behind the last comma behind which it is well-formed.
+    proxy appends to it: an element begins after the last comma after which it is well-formed.
     """
     for line in reversed(lines):
         end = len(line)

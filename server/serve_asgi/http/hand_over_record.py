@@ -33,7 +33,7 @@ class HandOverRecord:
     awaits_proxy: bool = False
     """The leftover is the beginning of a PROXY protocol header; client and server are the real ends meanwhile."""
     awaits_tls: bool = False
-    """And behind that header comes a TLS handshake."""
+    """And that header is followed by a TLS handshake."""
     tls: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
     """Of a TLS connection: what another process needs to go on with it (`serve_asgi.tls.moved_session`, JSON)."""
 

@@ -2,7 +2,7 @@
 
 Clients on one network and applications with few kinds of responses repeat themselves byte for byte: the same head, the
 same response headers. It owns bounded caches of the results of pure functions. Rules: a cache never changes a result;
-it is small; where little repeats it soon stops asking and storing, so that it costs nothing.
+it is small; where little repeats it soon stops looking up and storing, so that it costs nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from serve_asgi.http.request_head import Head
 from serve_asgi.ipc.scoreboard import Cell
 
 CAPACITY: Final = 256
-"""Results kept; the next one empties the memory."""
+"""Results kept; the next one empties the cache."""
 
 LARGEST_HEAD: Final = 2048
 """Heads of more bytes are not kept."""
 
 REST: Final = 60
-"""Seconds (ticks) for which a memory that does not pay is not used."""
+"""Seconds (ticks) for which a cache that does not pay off is not used."""
 
 _REQUESTS: Final = int(Cell.REQUESTS)
 
@@ -30,18 +30,18 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """One memory. `known.get(key)` asks, if `resting` is 0; `keep` adds what was worked out instead."""
+    """One cache. `known.get(key)` looks up, if `resting` is 0; `keep` adds what had to be worked out."""
 
     __slots__ = ("_asked", "known", "resting")
 
     def __init__(self) -> None:
         self.known: dict[K, V] = {}
         self.resting = 0
-        """Ticks for which the memory is still not to be used."""
+        """Ticks for which the cache is still not to be used."""
         self._asked = 0
 
     def keep(self, key: K, value: V, asked: int) -> None:
-        """Add a result; `asked` counts all questions that there were in this process."""
+        """Add a result; `asked` counts all look-ups that there were in this process."""
         known = self.known
         if len(known) >= CAPACITY:
             known.clear()

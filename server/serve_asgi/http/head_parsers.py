@@ -1,4 +1,4 @@
-"""Reading a request head: two libraries behind one narrow seam, and the letter of RFC 9112 as the judge over both.
+"""Reading a request head: two libraries behind one narrow interface, with the letter of RFC 9112 as the judge of both.
 
 A parser is pure: it is given bytes and returns what they mean; it knows no socket, no clock and no application. It is
 given only whole request heads (a head ends at the first CRLFCRLF); a body with a Content-Length is counted and chunks
@@ -88,7 +88,7 @@ class HttptoolsParser:
         raw_method = parser.get_method()
         method = METHODS.get(raw_method)
         url = self._url
-        # llhttp puts up with several spaces in the request line; RFC 9112 3 knows exactly one.
+        # llhttp tolerates several spaces in the request line; RFC 9112 3 knows exactly one.
         after_target = len(raw_method) + 1 + len(url)
         if method is None:
             return read_head(data)
@@ -106,7 +106,7 @@ class HttptoolsParser:
 class H11Parser:
     """Reads with h11.
 
-    h11 puts up with more than RFC 9112 allows, and merges what it may: every head is read strictly as well, and served
+    h11 tolerates more than RFC 9112 allows, and merges what it may: every head is read strictly as well, and served
     only if h11 finds the same request in it.
     """
 

@@ -145,7 +145,7 @@ def _text(packed: bytes) -> str:
 
 
 def _read_vectors(header: bytes, at: int) -> bool:
-    """Check the vectors behind the addresses and say whether they tell of TLS; those that are not known are skipped."""
+    """Check the vectors after the addresses and say whether they mention TLS; unknown ones are skipped."""
     secure = False
     while at < len(header):
         if len(header) < at + 3:

@@ -54,7 +54,7 @@ class Following(Protocol):
     """The client has ended its side already."""
 
     def connection_made(self, transport: asyncio.BaseTransport, /) -> None:
-        """Attached; what has been read behind the header is in the record."""
+        """Attached; what has been read after the header is in the record."""
 
 
 Follow = Callable[[HandOverRecord, bool], Any]
@@ -77,7 +77,7 @@ class Balancers:
 
 
 class ProxyConnection(asyncio.Protocol):
-    """A connection whose header has not come yet; `serve_asgi.http.worker_context.ClientConnection` to the worker.
+    """A connection whose header has not arrived yet; `serve_asgi.http.worker_context.ClientConnection` to the worker.
 
     With a `record` it goes on where another worker left: the leftover is the beginning of the header.
     """
@@ -105,7 +105,7 @@ class ProxyConnection(asyncio.Protocol):
     def __init__(
         self, worker: WorkerContext, balancers: Balancers, record: HandOverRecord | None, follow: Follow, secure: bool
     ) -> None:
-        """`follow` makes the protocol that takes the transport over behind the header; `secure`: it speaks TLS."""
+        """`follow` makes the protocol that takes the transport over after the header; `secure`: it speaks TLS."""
         self._worker = worker
         self._balancers = balancers
         self._hand_over = HandOver(record)
@@ -128,7 +128,7 @@ class ProxyConnection(asyncio.Protocol):
     # ---- what the transport says
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Attached: wait for the header, or go on waiting."""
+        """Attached: wait for the header, or keep waiting."""
         self.transport = cast(asyncio.Transport, transport)
         worker = self._worker
         worker.connections.add(self)
@@ -149,7 +149,7 @@ class ProxyConnection(asyncio.Protocol):
             worker.loop.call_soon(self.retire)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the balancer, and perhaps from the client behind them."""
+        """Bytes from the balancer, and perhaps from the client after them."""
         self._worker.received += len(data)
         if self.state is IDLE or self.state is LEAVING:  # LEAVING: nothing is lost if it stays after all
             self._buffer += data
@@ -161,7 +161,7 @@ class ProxyConnection(asyncio.Protocol):
         return self.state is LEAVING
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is closed, by whichever side."""
+        """The transport is closed, by either side."""
         if self.state is not CLOSED:
             hang_up(self.transport)  # unless that is done, or not ours to do
             self.state = CLOSED
@@ -179,7 +179,7 @@ class ProxyConnection(asyncio.Protocol):
     # ---- the header
 
     def _look(self) -> None:
-        """Go on as soon as the header is whole."""
+        """Proceed as soon as the header is complete."""
         if self.state is not IDLE:
             return
         try:
@@ -228,7 +228,7 @@ class ProxyConnection(asyncio.Protocol):
         return math.inf
 
     def expire(self) -> None:
-        """The header has not come in time."""
+        """The header has not arrived in time."""
         self.deadline = math.inf
         if self.state is not IDLE:
             return
@@ -238,7 +238,7 @@ class ProxyConnection(asyncio.Protocol):
             self._turn_away("its PROXY protocol header did not arrive in time (--proxy-protocol-timeout)")
 
     def retire(self) -> None:
-        """The worker's phase has left SERVING: leave if there is anybody to go to; otherwise the header is awaited."""
+        """The worker's phase has left SERVING: leave if there is a worker to go to; otherwise wait for the header."""
         worker = self._worker
         if self.state is IDLE and worker.phase is WorkerPhase.HANDING_OVER and worker.hand_over is not None:
             worker.hand_over(self)
@@ -247,7 +247,7 @@ class ProxyConnection(asyncio.Protocol):
         """Nobody can take this connection now: the header is awaited here until `retire()` is called again."""
 
     def cut(self) -> bool:
-        """At the graceful timeout: end at once. True if half a header had come."""
+        """At the graceful timeout: end at once. True if half a header had arrived."""
         state = self.state
         if state is not IDLE and state is not CLOSING:
             return False

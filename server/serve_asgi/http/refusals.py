@@ -26,7 +26,7 @@ _STATUS: Final = int(Cell.STATUS_1XX) - 1
 def bad_request(
     worker: WorkerContext, client: Address, scheme: str, refused: BadRequest, with_body: bool = True
 ) -> bytes:
-    """The response to what could not be served; the connection ends behind it."""
+    """The response to what could not be served; the connection ends after it."""
     text = refused.reason + "\n"
     _count(worker, client, scheme, RefusedRequest(), refused.status, len(text) if with_body else 0)
     return plain_response(refused.status, text, worker.default_headers, CLOSE, with_body)

@@ -1,7 +1,7 @@
 """The body of one request: what has arrived of it, and what the application has not taken yet. Pure.
 
 It owns the bytes between the connection and the application's `receive`, the count of what is still to come, and the
-limits of RFC 9112 6.3 and `--max-body-size` on the way. Rules: no byte behind the body is kept (`feed` gives it back);
+limits of RFC 9112 6.3 and `--max-body-size` on the way. Rules: no byte after the body is kept (`feed` gives it back);
 what is held is the body's bytes and no more, however small the pieces. It must not know sockets, tasks or ASGI.
 """
 
@@ -54,7 +54,7 @@ class RequestBody:
         self._chunks = ChunkReader(max_around_chunks, max_size) if head.body == CHUNKED else None
 
     def feed(self, data: bytes) -> bytes | None:
-        """Take bytes that have arrived; once the body is whole, those behind it (perhaps none), else None.
+        """Take bytes that have arrived; once the body is whole, those after it (perhaps none), else None.
 
         Raises BadRequest.
         """

@@ -1,7 +1,7 @@
-"""The request/response cycle: an application is called with a request and its response, and the response gets an end.
+"""The request/response cycle: an application is called with a request and its response, which is always ended.
 
-It owns the call, and what is logged of an application that does not do its part. Rule (law 13): whatever the
-application raises, the client gets its end. What it is called with is `serve_asgi.http.request_receive` and
+It owns the call, and what is logged of an application that does not do its part. Rule: whatever the application
+raises, the client gets its end. What it is called with is `serve_asgi.http.request_receive` and
 `serve_asgi.http.response`; it must not know the connection.
 """
 
@@ -28,7 +28,7 @@ _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 
 
 async def run_cycle(worker: WorkerContext, request: Request, response: Response) -> None:
-    """Call the application and see to it that the response has an end. The caller has counted it in.
+    """Call the application and make sure that the response is ended. The caller has counted the request as in flight.
 
     What is said of an application's failure comes before the response's end, and cannot prevent it.
     """
@@ -77,7 +77,7 @@ def _tell_of(request: Request, response: Response, error: BaseException) -> None
 
 
 def _end(response: Response) -> None:
-    """The response has its end now, if it has none: the right one, or else that of the connection."""
+    """End the response, if it has not ended: properly, or else by ending the connection."""
     try:
         response.end_badly()
     except BaseException as error:

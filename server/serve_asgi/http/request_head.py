@@ -55,7 +55,7 @@ _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)(.*)")
 _CODING: Final = re.compile(TOKEN + rb"(?:[ \t]*;.*)?")
 _LINE_REST: Final = re.compile(rb"[ -~\r]*+")
 _START_CHECKED: Final = 64
-"""No method has so many characters: what begins with as many is no HTTP."""
+"""No method has this many characters: what begins with as many is not HTTP."""
 _LONG_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{64}")
 _VERSION_ROOM: Final = len(b" HTTP/1.1\r")
 """What follows the target while the line has no end yet."""
@@ -76,7 +76,7 @@ _AUTHORITY: Final = re.compile(
 
 
 class BadRequest(Exception):
-    """The client's bytes are refused, with this `status`; `reason` is a sentence for the person at its end."""
+    """The client's bytes are refused with this `status`; `reason` is a sentence for whoever runs the client."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(status, reason)
@@ -112,7 +112,7 @@ class Head:
         self.target = target
         """The request-target as sent (RFC 9112 3.2)."""
         self.version = version
-        """"1.0" or "1.1", which higher minor versions are taken for."""
+        """"1.0" or "1.1", which higher minor versions count as."""
         self.headers = headers
         """Names in lower case, in the order received; repeated names stay repeated."""
         self.path = path
@@ -139,7 +139,7 @@ class Head:
 
 
 def make_head(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> Head:
-    """The head made of what a parser read, checked and understood.
+    """The head made of what a parser has read, checked and interpreted.
 
     `method` is one of METHODS' values, `version` is "1.0" or "1.1", names are in lower case, values without white space
     around them. Raises BadRequest.
@@ -281,7 +281,7 @@ def _body(version: str, lengths: list[bytes] | None, codings: list[bytes] | None
 def _raise_for_coding(codings: list[bytes]) -> None:
     """Refuse every Transfer-Encoding but one `chunked` (RFC 9112 6.1, 6.3, 7.1).
 
-    Where `chunked` is not the last coding, nobody knows the length: 400. Where it is, behind codings that this server
+    Where `chunked` is not the last coding, nobody knows the length: 400. Where it is, after codings that this server
     does not understand: 501.
     """
     if len(codings) == 1 and codings[0].lower() == b"chunked":

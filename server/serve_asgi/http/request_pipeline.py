@@ -2,7 +2,7 @@
 
 It owns what has arrived and belongs to no request yet, the response in progress, and the count of those before it. It
 decides when a request begins, who answers it (the application, a WebSocket, or the server itself: health, refusals),
-and whether the connection goes on behind it. What a client pipelines stays raw bytes until its turn comes, and moves to
+and whether the connection goes on after it. What a client pipelines stays raw bytes until its turn comes, and moves to
 another worker as such. Rules: no byte is lost or read twice; two requests of one connection are never answered at the
 same time; the hot path is one `receive`, one call of the application, one write.
 
@@ -110,7 +110,7 @@ class RequestPipeline:
             connection.adjust_reading()
 
     def receive_body(self, connection: PipelinedConnection, data: bytes) -> None:
-        """Bytes have arrived behind the head of the request in progress: of its body, or of further requests."""
+        """Bytes have arrived after the head of the request in progress: of its body, or of further requests."""
         response = self.response
         assert response is not None
         body = response.request.body
@@ -283,7 +283,7 @@ class RequestPipeline:
             self._rest(connection)
 
     def left(self, response: Response) -> None:
-        """An application has ended that went on behind its response, or has been told that nobody listens."""
+        """An application that went on after its response has ended, or has been told that nobody listens."""
         if self.still_sending:
             self.still_sending.discard(response)
         if response.request.body is not None:

@@ -2,8 +2,8 @@
 
 It owns the scope, the application's task, and whoever waits in `receive`. Rules: `receive` gives the body in the order
 in which it came, and http.disconnect once all is over; a client that has ended its side and waits for its response is
-not taken for gone at once. It must not know how the response is written, nor how connections persist or close: what it
-needs of the connection is `RequestSource`.
+not taken to be gone at once. It must not know how the response is written, nor how connections persist or close: what
+it needs of the connection is `RequestSource`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ while it waits for something to send, and `send` may raise where a background ta
 EARLY_HINT: Final = "http.response.early_hint"
 
 HALF_CLOSED_TIME: Final = 1.0
-"""A client that ends its side behind its request is taken for gone so much later (s), unless the connection ends."""
+"""A client that ends its side after its request is taken to be gone this much later (s), unless the connection ends."""
 
 
 class RequestSource(Protocol):
@@ -153,7 +153,7 @@ class Request:
                 data, more = body.take(), not body.whole
                 if not more:
                     self.taken = True
-                if more or self._connection.read_paused:  # also behind the last: the client's end is to be seen
+                if more or self._connection.read_paused:  # also after the last: the client's end is to be noticed
                     self._connection.adjust_reading()
                 return {"type": "http.request", "body": data, "more_body": more}
             if self._connection.eof and self._taken_for_gone():

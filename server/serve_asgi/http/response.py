@@ -67,7 +67,7 @@ class ResponseSink(FileSink, Protocol):
         """Whether it cannot move to another worker."""
 
     def requests_wait(self) -> bool:
-        """Whether more has been read behind the present request: it is answered before the connection is closed."""
+        """Whether more has been read after the present request: it is answered before the connection is closed."""
 
     def response_complete(self, response: Response) -> None:
         """All of it is written; in state OVER, the application still sends."""
@@ -409,11 +409,11 @@ class Response:
     # ---- responses without a body (HEAD; 204, 205, 304)
 
     def _end_without_body(self, start: bytes, more: bool) -> None:
-        """Write the head, with which the response is complete, whatever the application sends behind it.
+        """Write the head, with which the response is complete, whatever the application sends after it.
 
         RFC 9110 9.3.2 and 6.4.1, RFC 9112 6.3. The connection goes on. With `more` the application does not know yet
-        that it speaks to nobody: it may end its body as for a GET if that is soon, and else is told as when a client
-        has gone. To tell it at once would be to cancel, in most frameworks, what answers every HEAD.
+        that nobody listens: it may end its body as for a GET if it does so soon; otherwise it is told as if the client
+        had gone. To tell it at once would, in most frameworks, cancel whatever answers a HEAD.
         """
         self.output.write(start)
         if not more:
@@ -425,7 +425,7 @@ class Response:
         self._connection.response_complete(self)
 
     async def _pass_over(self, message: Message, kind: object) -> None:
-        """What the application sends behind a response that is complete without a body. Gives way."""
+        """What the application sends after a response that is complete without a body. Yields to other tasks."""
         if kind == EARLY_HINT and self.worker.early_hints:
             return
         if kind != "http.response.body" and kind != "http.response.zerocopysend":
@@ -441,7 +441,7 @@ class Response:
         await asyncio.sleep(0)
 
     def _tell_over(self) -> None:
-        """From now on `receive` says that the client has gone, and soon `send` does (`drop_message`)."""
+        """From now on `receive` says that the client has gone, and soon `send` will (`drop_message`)."""
         if self.state is OVER:
             self._dropped_since = 0.0
             self._leave_over(LOST)
@@ -521,7 +521,7 @@ class Response:
         return self._connection.client
 
     def client_scheme(self) -> str:
-        """What the client speaks."""
+        """The scheme that the client used."""
         return self.request.client_scheme()
 
     def tls(self) -> LoggedTls | None:

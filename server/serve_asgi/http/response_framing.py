@@ -91,7 +91,7 @@ class ResponseFraming:
         return body
 
     def around(self, size: int, more: bool) -> tuple[bytes, bytes]:
-        """What goes before and behind `size` bytes of body that come from elsewhere."""
+        """What goes before and after `size` bytes of body that come from elsewhere."""
         if self.kind is not CHUNKED:
             return b"", b""
         last = not more and not self.trailers_follow

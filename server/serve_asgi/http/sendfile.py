@@ -53,7 +53,7 @@ class FileBody:
             os.close(self.fd)
 
     async def send(self, connection: FileSink) -> None:
-        """Send it behind what is written; some is `left` if the file ends early or the connection does.
+        """Send it after what is written; some is `left` if the file ends early or the connection does.
 
         What waits ends with the client's reading or `write_timeout`. Raises OSError if the file cannot be read.
         """

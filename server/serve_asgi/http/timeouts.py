@@ -1,4 +1,4 @@
-"""The timeouts of a connection: until when something must have happened, and what follows if it has not.
+"""The timeouts of a connection: when something must have happened, and what follows if it has not.
 
 It owns the periods and the verdicts: a request head, a request body that arrives too slowly, keep-alive, a client that
 does not read. The worker compares deadlines once a second for all connections (`Connection.deadline`), so that none
@@ -18,7 +18,7 @@ from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.http.write_buffer import WriteBuffer
 
 PEEK_TIME: Final = 5.0
-"""Bytes were seen at the deadline of an idle connection: they are given this long (s) to be read."""
+"""Bytes were waiting at the deadline of an idle connection: there is this long (s) to read them."""
 
 BODY_WINDOW: Final = 15.0
 """The rate at which a request's body arrives is the average over this long (s)."""
@@ -34,7 +34,7 @@ class Expiry(enum.Enum):
 
 
 class Timeouts:
-    """Of one HTTP/1.1 connection. `deadline` is the one that holds after each verdict."""
+    """Of one HTTP/1.1 connection. `deadline` is the one that applies after each verdict."""
 
     __slots__ = ("_output", "_unread_after", "_worker", "deadline")
 
@@ -54,13 +54,13 @@ class Timeouts:
         return self._worker.loop.time() + self._worker.config.write_timeout
 
     def body(self, body: RequestBody | None) -> float:
-        """When the next of the body must have arrived; never, if it has all arrived."""
+        """When more of the body must have arrived; never, if all of it has."""
         if body is None or body.whole or not self._worker.config.min_body_rate:
             return math.inf
         return self._worker.loop.time() + BODY_WINDOW
 
     def idle_expired(self, half_head: bool, requests: int) -> Expiry:
-        """The client has sent nothing for long, or half a head and no more, or it has not read its response yet.
+        """The client has sent nothing for a long time, or half a head and no more, or has not read its response yet.
 
         `requests`: how many have been answered.
         """
@@ -75,7 +75,7 @@ class Timeouts:
         return Expiry.WAIT
 
     def _unread_expired(self, requests: int) -> Expiry:
-        """The keep-alive time begins when the response has been read, and as long as it is being read it may take."""
+        """The keep-alive time begins when the response has been read; while the client reads, there is no limit."""
         output, worker = self._output, self._worker
         before, unread = self._unread_after == requests, output.unwritten() > 0
         self._unread_after = requests if unread else -1
@@ -87,7 +87,7 @@ class Timeouts:
         return Expiry.WAIT
 
     def request_expired(self, body: RequestBody | None, read_paused: bool) -> Expiry:
-        """The client takes no byte of the response, or sends the body too slowly, or it is not its fault."""
+        """The client takes none of the response, or sends the body too slowly, or is not at fault."""
         output, config = self._output, self._worker.config
         if output.paused:
             if output.stalled():

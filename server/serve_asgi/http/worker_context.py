@@ -37,7 +37,7 @@ ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 TLS_LINE_EVERY: Final = 60.0
-"""Seconds between two lines of the log on clients that speak TLS where it is not spoken."""
+"""Seconds between two log lines on clients that speak TLS to an address that does not."""
 
 KEEP_ALIVE_SLACK: Final = 1.0
 """An idle connection is closed a little later (s) than advertised, so that a client's last request finds it open."""
@@ -72,7 +72,7 @@ class _NothingApplied:
 
 
 class ClientConnection(Protocol):
-    """A client connection as the worker sees it. Everything else about it is its own business."""
+    """A client connection as the worker sees it. Everything else is private to it."""
 
     deadline: float
     """Loop time (CLOCK_MONOTONIC, s) at which `expire()` is due, or infinity. Compared once a second for all."""
@@ -90,7 +90,7 @@ class ClientConnection(Protocol):
         """At the graceful timeout: end at once, cancelling the application's task. True if anything was cut."""
 
     def let_go(self, instead: Any) -> asyncio.Transport:
-        """In a forked child: the transport, in place of which the connection has `instead` from now on."""
+        """In a forked child: return the transport; the connection has `instead` in its place from now on."""
 
 
 class WorkerContext:
@@ -175,7 +175,7 @@ class WorkerContext:
         self.published = scoreboard.words[Header.STATE : Header.STATE + 1]
         """How many changes it has had: more than `shared.applied` means that this process is behind."""
         self.catch_up: Callable[[], None] = lambda: None
-        """Apply what is missing before the request goes on; returns in any case."""
+        """Apply what is missing before the request proceeds; never raises."""
         self.phase = WorkerPhase.SERVING
         self.retire_deadline = math.inf
         """Loop time (s) of the graceful timeout; infinity until the worker retires (set before the phase changes)."""
@@ -187,7 +187,7 @@ class WorkerContext:
         self.tasks: set[asyncio.Task[None]] = set()
         """The applications' running tasks: a strong reference each, so that none is collected."""
         self.lent: set[int] = set()
-        """Duplicates of clients' descriptors, that files are being sent through."""
+        """Duplicates of clients' descriptors through which files are being sent."""
         self.context = contextvars.copy_context()
         """Each request's task starts with a copy, so that none sees what another has set (a transport's callbacks run
         in the context of whoever resumed its reading: python/cpython#140947)."""
@@ -206,7 +206,7 @@ class WorkerContext:
         """Set by a retiring worker: called when the last connection has gone."""
         self.new_parser: Callable[[], Parser] = parser_factory(config.http)
         self.health_path = config.health_path.encode() if config.health else None
-        """The path that the worker answers itself, as it stands in a request; None if the application has them all."""
+        """The path that the worker answers itself, as a request has it; None if all go to the application."""
         self.keep_alive = config.keep_alive + KEEP_ALIVE_SLACK
         """How long an idle connection is really kept (s)."""
         advertised = int(config.keep_alive)
@@ -219,20 +219,20 @@ class WorkerContext:
         self.request_ids = RequestIds(config)
         """How requests are told apart in logs."""
         self.forwarding = Forwarding(config.forwarded_allow_ips, config.forwarded_headers)
-        """Whose word is taken for what the client's side of a proxy looks like."""
+        """Who is believed about the client's side of a proxy."""
         self.max_head_size = config.max_head_size
         self.max_concurrency = config.max_concurrency
         self.dropped_bodies = DroppedBodyLog()
-        """What the application does wrong without harm."""
+        """What the application does wrong that does no harm."""
         self.tls_at_plain_address = RareLine(TLS_LINE_EVERY)
-        """What clients do wrong who speak TLS where it is not spoken."""
+        """Clients that speak TLS to an address that does not."""
         self.heads = CachedHeadReader(self.new_parser, self._check)
         self.encoded_headers: BoundedCache[Any, tuple[bytes, int, int]] = BoundedCache()
-        """What `serve_asgi.http.response_head.encode_headers` made of the headers that applications gave lately."""
+        """What `serve_asgi.http.response_head.encode_headers` made of the headers that applications sent recently."""
 
     @property
     def default_headers(self) -> bytes:
-        """`date: …\\r\\nserver: …\\r\\n` as configured, made anew each second by the housekeeping."""
+        """`date: …\\r\\nserver: …\\r\\n` as configured, made again each second by the housekeeping."""
         return self._default_headers
 
     @default_headers.setter
@@ -242,7 +242,7 @@ class WorkerContext:
 
     @property
     def announce_close(self) -> bool:
-        """Responses carry `Connection: close`: `--drain-close-after` has passed, or nobody takes a retiring worker's
+        """Responses have `Connection: close`: `--drain-close-after` has passed, or nobody takes a retiring worker's
         connections. Kept by the housekeeping."""
         return self._announce_close
 
@@ -286,7 +286,7 @@ class WorkerContext:
         self.durations = [0] * len(self.durations)
 
     def let_go(self, instead: Any) -> list[int]:
-        """In a forked child: the clients' descriptors. Whatever is wanted of a loop or a client meets `instead`."""
+        """In a forked child: the clients' descriptors. What uses the loop or a client from now on gets `instead`."""
         instead.kept = kept = [connection.let_go(instead) for connection in self.connections]
         self.loop = self.tasks = instead
         return [*self.lent, *map(descriptor_of, kept)]

@@ -1,8 +1,8 @@
-"""Answers that are written together: those to requests that one look of the loop at its sockets has brought.
+"""Responses that are written together: those to requests that one poll of the sockets has brought.
 
 A client that gets a response is woken by it, and waking a process on another core is most of what a small write costs
 in the kernel. Clients of one server are few (a proxy in front of it, as a rule), so that responses that go out directly
-behind each other wake one of them once. Rules: a response to a request that came alone waits for nothing but the end of
+after each other wake one of them once. Rules: a response to a request that came alone waits for nothing but the end of
 the loop's turn; none waits for others longer than `PATIENCE` and the time of the request that is being served; where
 requests take longer than that, responses do not wait for each other at all.
 """

@@ -15,10 +15,10 @@ from serve_asgi.http.client_socket import unacknowledged
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 
 HOLD_LIMIT: Final = 65536
-"""As many held bytes are written at once."""
+"""This many held bytes are written at once."""
 
 LARGE: Final = 16384
-"""A piece of more bytes is not copied together with others."""
+"""A larger piece (bytes) is not copied together with others."""
 
 _SERVING: Final = WorkerPhase.SERVING
 
@@ -46,18 +46,18 @@ class WriteBuffer:
     def __init__(self, worker: WorkerContext) -> None:
         self.worker = worker
         self.paused = False
-        """The transport takes no more for now: who writes is to wait in `writable`."""
+        """The transport takes no more for now: whoever writes waits in `writable`."""
         self.batching = False
         """Requests are being answered in a row, whose end writes what is held: `write` holds too."""
         self.file_left = 0
-        """Bytes of a file that is being sent, past the transport."""
+        """Bytes of a file that is being sent without the transport."""
         self._unread = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._held: list[bytes] = []
         self._held_size = 0
 
     def write(self, data: bytes) -> None:
-        """Write what ends a response: with the others of this turn of the loop, or now, behind what is held."""
+        """Write what ends a response: with the others of this turn of the loop, or now, after what is held."""
         if self.batching:
             self.hold(data)
         elif self._held:
@@ -79,7 +79,7 @@ class WriteBuffer:
         self.transport.write(data)  # not writelines(): asyncio's does not pause the protocol before 3.13.2
 
     def hold(self, data: bytes) -> None:
-        """Write soon, together with what else this turn of the loop brings."""
+        """Write soon, together with whatever else this turn of the loop brings."""
         size = len(data)
         if size > LARGE:
             self.write_large(data)
@@ -113,11 +113,11 @@ class WriteBuffer:
         return self._held_size + self.file_left + self.transport.get_write_buffer_size()
 
     def unacknowledged(self) -> int:
-        """Bytes that the client has not taken yet: becomes less as long as it reads, be it ever so slowly."""
+        """Bytes that the client has not taken yet: decreases as long as it reads, however slowly."""
         return self._held_size + self.file_left + unacknowledged(self.transport)
 
     def watch_client(self) -> None:
-        """Begin to watch whether the client takes what is written; `stalled` tells."""
+        """Begin to watch whether the client takes what is written; ask `stalled`."""
         self._unread = self.unacknowledged()
 
     def stalled(self) -> bool:
@@ -135,14 +135,14 @@ class WriteBuffer:
                     waiter.set_result(None)
 
     async def writable(self) -> None:
-        """Wait until the transport takes more, or is closed. Its end is the client's reading, or `write_timeout`."""
+        """Wait until the transport takes more, or is closed. Ends when the client reads, or at `write_timeout`."""
         while self.paused:
             waiter: asyncio.Future[None] = self.worker.loop.create_future()
             self._waiters.append(waiter)
             await waiter
 
     async def written(self) -> None:
-        """Wait until the kernel has every byte, or the transport is closed. Its end is that of `writable`."""
+        """Wait until the kernel has every byte, or the transport is closed. Ends as `writable` does."""
         self.flush()
         transport = self.transport
         while transport.get_write_buffer_size() and not transport.is_closing():

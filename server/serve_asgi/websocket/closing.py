@@ -49,7 +49,7 @@ def closing_moment(config: Config, now: float, deadline: float, share: float | N
     """When a retiring worker closes this WebSocket (loop time, s), so that the clients do not come back all at once.
 
     `deadline` is when the graceful timeout ends; `share` (0 to 1, at random if None) is this connection's place in the
-        window. Infinity if there is no deadline to be early for.
+        window. Infinity if there is no deadline to precede.
     """
     window = config.ws_retire_window
     if config.ws_retire == "early":

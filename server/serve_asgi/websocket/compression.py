@@ -101,7 +101,7 @@ class Deflate:
         Each piece of such a message is unpacked twice: that is the price of holding it packed.
         """
         if not piece or (self._scale is not None and self._scale.eof):
-            return  # behind the end of a stream it is weighed when it is unpacked
+            return  # after the end of a stream it is weighed when it is unpacked
         if self._scale is None:
             self._weighed = 0
             now = self._decompressor

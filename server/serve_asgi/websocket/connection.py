@@ -269,7 +269,7 @@ class WebSocketConnection(asyncio.Protocol):
         return False  # the transport writes what it has and closes
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is gone, by whoever's doing."""
+        """The transport is closed, by either side."""
         hang_up(self.transport)
         worker = self._worker
         cells = worker.cells
@@ -356,7 +356,7 @@ class WebSocketConnection(asyncio.Protocol):
     # Deadlines
 
     def asked_at(self) -> float:
-        """A WebSocket is no request that could be old."""
+        """A WebSocket has no request that could be blocked."""
         return math.inf
 
     def expire(self) -> None:
@@ -404,7 +404,7 @@ class WebSocketConnection(asyncio.Protocol):
     # Ending
 
     def _client_ends(self, end: End, unread: bool) -> None:
-        """The client has closed or broken a rule. `unread`: messages before it wait for the application."""
+        """The client has closed, or has broken a rule. `unread`: earlier messages still wait for the application."""
         self._end = end
         if unread:
             self._enter(FINISHING)
@@ -462,7 +462,7 @@ class WebSocketConnection(asyncio.Protocol):
             logging.getLogger("serve").error(text, exc_info=exc_info(error), extra=about("internal_error"))
 
     def _linger(self) -> None:
-        """All is said: shut down our side and wait for the client's end (closing with unread bytes would reset)."""
+        """Nothing more to say: shut down our side, await the client's end (closing with unread bytes would reset)."""
         self._enter(LINGERING)
         self._planned_close.cancel()
         self.deadline = self._worker.loop.time() + LINGER_TIMEOUT

@@ -135,7 +135,7 @@ class MessageFraming:
         self._resting = True
         """Nothing is under way: the next byte begins a frame, and that frame a message or a control frame."""
         self._rest = b""
-        """The start of a frame whose head (or, of a control frame, whose whole) has not come, or all that is behind."""
+        """The start of a frame of which too little has come to read it, or all that waits for room."""
         self.behind = False
         """Bytes that have come wait for room: call `receive` again when there is some, with no more bytes."""
         self.room = UNBOUNDED

@@ -1,4 +1,4 @@
-"""When a ping is due on a WebSocket, and what it means that its answer does not come. Pure: no clock of its own."""
+"""When a ping is due on a WebSocket, and what a missing answer means. Pure: no clock of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PingVerdict(enum.Enum):
 
 
 class KeepAlive:
-    """Pings in a fixed rhythm.
+    """Pings at a fixed interval.
 
     Any byte since the ping is as good a sign of life as the pong: in the middle of a large message there can be none.
     """

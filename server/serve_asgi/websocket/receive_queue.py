@@ -1,6 +1,6 @@
 """The messages of a WebSocket that wait for its application, and who waits for them.
 
-It owns their order, their weight, and what `receive` says behind the last of them. It must not know frames, the
+It owns their order, their weight, and what `receive` says after the last of them. It must not know frames, the
 transport, nor when reading pauses.
 """
 

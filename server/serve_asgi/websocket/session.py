@@ -1,7 +1,7 @@
 """A WebSocket as its application has it: the call of the application, `receive` and `send`.
 
 It owns what either side may say when (ASGI www, "WebSocket"), and that an application that does not do its part is
-logged. Rule (law 13): whatever the application raises, the client gets its end. It must not know frames on the wire,
+logged. Rule: whatever the application raises, the client gets its end. It must not know frames on the wire,
 deadlines, or how the connection closes: what it needs of the connection is `WebSocketPeer`.
 """
 
