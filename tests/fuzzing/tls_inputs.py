@@ -128,8 +128,8 @@ def check_open(script: bytes, seed: int, moves: bool) -> None:
         if session.state is TlsState.OPEN:
             assert client.open(session.send(b"response")) == [(23, b"response")]
             assert client.open(session.close_notify()) == [(21, b"\1\0")]
-    floods = any(verdict[1] is not None and "records" in verdict[1].reason for verdict in verdicts)
-    assert verdicts[0] == verdicts[1] or (moves and floods), f"{script!r} depends on its cuts: {verdicts}"
+    if not any(verdict[1] is not None and "too many" in verdict[1].reason for verdict in verdicts):  # a matter of time
+        assert verdicts[0] == verdicts[1], f"{script!r} depends on its cuts: {verdicts}"
 
 
 def check_said(session: TlsSession, said: Iterable[tuple[int, bytes]]) -> None:
