@@ -68,7 +68,7 @@ PURE_WEBSOCKET = ("compression", "denial", "frames", "framing", "handshake", "ke
 COVERED = {
     "supervisor/*": 100,
     "hub/*": 97,
-    "config/*": 95,
+    "config/*": 99,
     ",".join(f"http/{name}.py" for name in PURE_HTTP): 100,
     ",".join(f"websocket/{name}.py" for name in PURE_WEBSOCKET): 100,
 }

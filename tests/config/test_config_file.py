@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,31 @@ def test_the_same_words_are_read_again() -> None:
     assert second.again().changed(second) == []
 
 
+def test_settings_survive_the_replacement_of_the_listeners_program(directory: Path) -> None:
+    own("workers = 2\n")
+    first = settings({"bind": (":1", ":2"), "access_log": False}, SERVE_LOG_LEVEL="debug")
+    state = json.loads(json.dumps(first.to_state()))
+    state["sources"]["of_a_later_version"] = [0, "--later", "", 0]
+    second = Settings.from_state(state)
+    assert second == first
+    own("workers = 3\n")
+    assert second.again().changed(first) == ["workers"]
+
+
+def test_hooks_may_have_a_table_of_their_own(directory: Path) -> None:
+    own("[hooks]\npost_reload = 'notify'\nworker_died = ['page', 'app.hooks:died']\n")
+    assert settings().config.hook == ("post_reload=notify", "worker_died=page", "worker_died=app.hooks:died")
+    own("[hooks]\npost_reload = ['notify', 3]\n")
+    assert refused().endswith('the hook post_reload is not text; write post_reload = "command"')
+    own("hook = ['']\n")
+    assert refused().endswith("hook holds an empty value: take it out, or write what was meant")
+
+
+def test_a_table_with_another_name_is_told(directory: Path) -> None:
+    own("[tool.serve-asgi]\nworkers = 2\n", "pyproject.toml")
+    assert refused().endswith("pyproject.toml: the table is called [tool.serve], not [tool.serve-asgi]")
+
+
 def test_a_broken_or_lost_file_is_told(directory: Path) -> None:
     own("workers = 2\n")
     first = settings()
@@ -292,6 +318,8 @@ def test_what_cannot_change_is_told_with_both_values(directory: Path) -> None:
         f'{directory}/serve.toml:2: bind would change from [":1"] to [":1", ":2"], which a reload cannot do: put it '
         "back, or restart the server"
     )
+    own("bind = ':1'\ncontrol-socket = false\n")
+    assert "control-socket would change from true to false" in first.not_live(first.again())
     own("backlog = 5\npid-file = 'p'\n")
     assert first.not_live(first.again()) == (
         f'{directory}/serve.toml: bind would change from [":1"] to [] and {directory}/serve.toml:1: backlog would '

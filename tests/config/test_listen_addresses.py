@@ -36,6 +36,7 @@ def test_forms(text: str, meant: TcpAddress | UnixAddress) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("fd:3", "is a descriptor: write --fd 3 (in a file: fd = [3])"),
         ("8000", "has no host: write 127.0.0.1:8000, or :8000 for every interface"),
         ("localhost", "has no port: write HOST:PORT, for example localhost:8000"),
         ("::1:80", "is ambiguous: write an IPv6 address in brackets"),
@@ -66,3 +67,9 @@ def test_host_and_port_stand_in_for_each_other() -> None:
     assert addresses(Config(host="::1"), inherited=True) == [TcpAddress("::1", 8000)]
     assert addresses(Config(), inherited=False) == [TcpAddress("127.0.0.1", 8000)]
     assert addresses(Config(), inherited=True) == []
+    assert addresses(Config(bind=(":1", "unix:/a")), inherited=True) == [TcpAddress("", 1), UnixAddress("/a")]
+
+
+def test_the_kernel_gets_a_path_or_a_name_behind_a_nul() -> None:
+    assert UnixAddress("/run/a.sock").where() == "/run/a.sock"
+    assert UnixAddress("@shop").where() == "\0shop"

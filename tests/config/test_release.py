@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_asgi.config import release
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import interpreter_flags, logical_directory, resolve
 from serve_asgi.errors import UsageError
@@ -34,11 +35,11 @@ def test_directories_and_interpreter_follow_the_link(current: Path) -> None:
     first = resolve(config, str(current.parent))
     move(current, "2")
     second = resolve(config, str(current.parent))
-    for number, release in (("1", first), ("2", second)):
-        assert release.directory == str(current.parent / number)
-        assert release.app_dir == str(current.parent / number)
-        assert release.python == str(current.parent / number / "bin" / "python")  # not what that file links to
-        assert release.environment["PWD"] == release.directory
+    for number, found in (("1", first), ("2", second)):
+        assert found.directory == str(current.parent / number)
+        assert found.app_dir == str(current.parent / number)
+        assert found.python == str(current.parent / number / "bin" / "python")  # not what that file links to
+        assert found.environment["PWD"] == found.directory
 
 
 def test_the_application_directory_is_relative_to_the_working_directory(current: Path) -> None:
@@ -121,3 +122,36 @@ def test_the_listener_was_started_when_its_process_was_whatever_programs_it_has_
     assert abs(second - first) < 0.1  # the kernel counts in hundredths of a second
     assert first < first_now
     assert second + 0.5 < second_now
+
+
+def test_the_name_of_the_environment_is_told_to_the_application(tmp_path: Path) -> None:
+    assert resolve(Config(environment="staging"), str(tmp_path)).environment["SERVE_ENVIRONMENT"] == "staging"
+
+
+def test_what_the_listener_alone_is_told_is_not_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    monkeypatch.setenv("KEPT", "1")
+    environment = resolve(Config(), str(tmp_path)).environment
+    assert environment["KEPT"] == "1"
+    assert environment["PWD"] == str(tmp_path)
+    assert not {*release.PRIVATE_VARIABLES} & environment.keys()
+
+
+def test_an_interpreter_that_a_deploy_has_deleted_gives_way_to_the_current_releases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert release.own_program() == sys.executable
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    assert release.own_program() == release.STARTED_THROUGH
+    assert release.program() == release.STARTED_THROUGH
+    monkeypatch.setattr(release, "STARTED_THROUGH", str(tmp_path / "gone"))
+    with pytest.raises(UsageError, match="cannot be run; give --python one that exists"):
+        release.program()
+
+
+def test_without_proc_the_listener_was_started_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert release._began() > release.BEGAN

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
 import pytest
 
-from serve_asgi.config.options import Config, environment_names, options
+from serve_asgi.config.options import Config, dump, environment_names, options
 from serve_asgi.config.sources import Given, build, kind, several
 from serve_asgi.errors import UsageError
 
@@ -154,6 +155,41 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
             "path, such as /run/app/control.sock",
         ),
         ({"log_file": "a\0b"}, {}, "--log-file holds a NUL character, which no name or path may"),
+        (
+            {"access_log_format": "plain"},
+            {},
+            "--access-log-format: 'plain' is not a format of the access log: write auto, common, combined, json, a "
+            "line such as '%(h)s %(s)s', or json:FIELD,FIELD,… (docs/guides/logs.md has the fields)",
+        ),
+        (
+            {"agent": "consume"},
+            {},
+            "--agent: 'consume' is not an agent: write module:attribute, for example app:agent",
+        ),
+        (
+            {"host": "localhost:80"},
+            {},
+            "--host: 'localhost:80' is not a host: write a name or an address alone; its port is given by --port",
+        ),
+        (
+            {"host": "a b"},
+            {},
+            "--host: 'a b' is not a host: write a name or an address alone; its port is given by --port",
+        ),
+        ({"health_path": ""}, {}, "--health-path is empty: write --no-health to answer no such path"),
+        (
+            {"health_path": "/p?live"},
+            {},
+            "--health-path: '/p?live' cannot be requested by a client: write a path of ASCII characters, without "
+            "spaces, ? and #, as in /ping",
+        ),
+        (
+            {"request_id_header": "x y"},
+            {},
+            "--request-id-header: 'x y' is not the name of a header; write one: x-request-id",
+        ),
+        ({}, {"SERVE_BIND": " , "}, "SERVE_BIND holds separators and no value: leave it out, or write one"),
+        ({"hook": ("",)}, {}, "--hook holds an empty value: take it out, or write what was meant"),
     ],
 )
 def test_wrong_values_are_named_with_their_source(
@@ -162,6 +198,41 @@ def test_wrong_values_are_named_with_their_source(
     with pytest.raises(UsageError) as caught:
         configured(given, **environ)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("app", "sentence"),
+    [
+        ("app", "'app' is not an application: write module:attribute, for example app:app"),
+        ("a b:x", "'a b:x' is not an application: write module:attribute, for example app:app"),
+        ("src/shop.py", "'src/shop.py' is a path: name the module and what is in it, for example shop:app"),
+        (
+            "shop:make()",
+            "'shop:make()' is a call: write shop:make, and --factory (in a file, factory = true) if it returns the "
+            "application",
+        ),
+    ],
+)
+def test_what_names_no_application_is_told_how(app: str, sentence: str) -> None:
+    for given, environ, where in ((app, {}, ""), ("", {"SERVE_APP": app}, "SERVE_APP: ")):
+        with pytest.raises(UsageError) as caught:
+            build(given, {}, environ)
+        assert str(caught.value) == where + sentence
+
+
+def test_the_application_may_come_from_the_environment_and_has_to_come_from_somewhere() -> None:
+    assert build("", {}, {"SERVE_APP": " shop:app "}).app == "shop:app"
+    with pytest.raises(UsageError, match=r"^which application\? Write it as module:attribute"):
+        build("", {}, {})
+
+
+def test_only_root_can_have_workers_run_as_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(os, "getegid", lambda: 12345)
+    for name in ("user", "group"):
+        with pytest.raises(UsageError, match=f"^--{name}: only root can change to another {name}"):
+            configured({name: "root"})
+    assert configured({"user": "", "group": "12345"}).group == "12345"
 
 
 def test_the_nearer_address_wins() -> None:
@@ -184,6 +255,7 @@ def test_a_kubernetes_service_called_serve_is_no_port() -> None:
 def test_a_configuration_survives_its_packet() -> None:
     config = configured({"bind": (":1", ":2"), "workers": "3", "fd": ("3",), "health": False})
     assert Config.from_json(config.to_json() | {"of_a_later_version": 1}) == config
+    assert Config.from_json(json.loads(dump(config))) == config
 
 
 def test_a_slash_at_the_end_of_the_root_path_is_not_part_of_it() -> None:

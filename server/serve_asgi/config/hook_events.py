@@ -111,6 +111,4 @@ def read_hook(text: str) -> Hook:
         words = tuple(shlex.split(command))
     except ValueError as error:
         raise ValueError(f"the command of the hook {event} cannot be read: {str(error).lower()}") from None
-    if not words:
-        raise ValueError(f"{text!r} is not a hook: its command is empty")
     return Hook(event, command, words)
