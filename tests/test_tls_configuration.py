@@ -7,6 +7,8 @@ import os
 import re
 import resource
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,13 +18,16 @@ from typing import Any
 import pytest
 
 from serve_asgi.cli import control_client
+from tests.admin.scraping import ADMIN, admin_address, scrape, wait_for
 from tests.applications import info
 from tests.certificates import DAY, Authority
-from tests.running import PATIENCE, RunningServer, running, until
+from tests.running import PATIENCE, RunningServer, request, running, until
 from tests.running import ROOT as REPOSITORY
+from tests.system.deployed import example
 
 ROOT = Authority("Test root")
 TLS = ("--tls-cert", "server.pem", "--tls-key", "server.key")
+TRUSTING = ROOT.client_context()
 PASSWORD = "open-sesame-to-the-cave"
 
 
@@ -216,6 +221,96 @@ def test_without_tls_nothing_of_it_is_imported(project: Path) -> None:
         assert server.stop() == 0
 
 
+# Handshakes
+
+
+def connected(
+    server: RunningServer,
+    name: str = "localhost",
+    session: ssl.SSLSession | None = None,
+    trusting: ssl.SSLContext = TRUSTING,
+) -> ssl.SSLSocket:
+    """A connection that has had one answer, so that its ticket has come with it."""
+    raw = socket.create_connection(server.address(), timeout=PATIENCE)
+    connection = trusting.wrap_socket(raw, server_hostname=name, session=session)
+    try:
+        assert request(connection)[0] == 200
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def names_of(connection: ssl.SSLSocket) -> set[str]:
+    certificate: Any = connection.getpeercert()
+    return {name for _, name in certificate["subjectAltName"]}
+
+
+def test_each_name_gets_its_certificate(project: Path) -> None:
+    ROOT.server("other.example", "*.wild.example", kind="rsa").write(project, "other")
+    with running("app:app", *TLS, "--tls-cert", "other.pem", "--tls-key", "other.key", directory=project) as server:
+        for name, first in (
+            ("localhost", "localhost"),
+            ("other.example", "other.example"),
+            ("a.wild.example", "other.example"),
+        ):
+            with connected(server, name) as connection:
+                assert first in names_of(connection)
+        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+            connected(server, "b.a.wild.example")
+        assert server.stop() == 0
+
+
+def test_new_connections_get_a_renewed_certificate_and_old_ones_go_on(server: RunningServer, project: Path) -> None:
+    with connected(server) as old:
+        ROOT.server("localhost", "renewed.example").write(project)
+        assert serve(server, "tls-reload").returncode == 0
+        for _ in range(10):  # whichever worker it is
+            with connected(server, "renewed.example") as new:
+                assert "renewed.example" in names_of(new)
+        assert request(old)[0] == 200
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_is_resumed_by_any_worker_of_any_generation(server: RunningServer, version: ssl.TLSVersion) -> None:
+    trusting = ROOT.client_context()
+    trusting.maximum_version = version
+    with connected(server, trusting=trusting) as first:
+        session = first.session
+    for act in (
+        None,
+        server.reload,
+        lambda: serve(server, "reload", "--listener"),
+        lambda: serve(server, "tls-reload"),
+    ):
+        if act is not None:
+            act()
+        for _ in range(6):
+            with connected(server, session=session, trusting=trusting) as again:
+                assert again.session_reused
+                session = again.session
+
+
+def test_a_ticket_does_not_outlive_what_is_asked_of_clients(project: Path) -> None:
+    """A reload that asks clients for certificates: who was welcome before does not come in by a ticket."""
+    (project / "serve.toml").write_text('tls-cert = "server.pem"\ntls-key = "server.key"\n')
+    (project / "ca.pem").write_bytes(ROOT.pem)
+    with running("app:app", directory=project) as server:
+        with connected(server) as first:
+            session = first.session
+        with connected(server, session=session) as again:
+            assert again.session_reused
+        with (project / "serve.toml").open("a") as file:
+            file.write('tls-client-ca = "ca.pem"\n')
+        server.reload()
+        with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
+            connected(server, session=session)
+        mine = ROOT.client_context(ROOT.client("bob"), project)
+        with connected(server, trusting=mine) as connection:
+            assert not connection.session_reused
+        assert server.stop() == 0
+
+
 # Renewal
 
 
@@ -246,6 +341,33 @@ def test_tls_reload_tells_the_truth(server: RunningServer, project: Path) -> Non
     assert done.stderr.endswith(told)
     assert served(server) == ["new.example"]
     assert "cannot be used as they are now" in serve(server, "status").stdout
+
+
+def test_the_hook_for_certbot(server: RunningServer, project: Path) -> None:
+    """deploy/certbot: what certbot runs when it has renewed a certificate."""
+    command = f"{sys.executable} -m serve_asgi"
+    hook = project / "hook"
+    hook.write_text(example("certbot/serve-tls-reload", **{"/srv/app/current/venv/bin/serve": command}))
+    hook.chmod(0o755)
+    ROOT.server("new.example").write(project)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "SERVE_CONTROL": str(server.control)}
+    done = subprocess.run([hook], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert served(server) == ["new.example"]
+
+
+def test_metrics_have_the_time_that_is_left(project: Path) -> None:
+    with running("app:app", *TLS, *ADMIN, directory=project) as server:
+        labels = (("file", str(project / "server.pem")), ("name", "localhost"))
+        left = scrape(admin_address(server))["serve_tls_certificate_expiry_seconds", labels]
+        assert 89 * 86400 < left < 90 * 86400
+        ROOT.server("localhost", ends=30 * DAY).write(project)
+        assert serve(server, "tls-reload").returncode == 0
+        wait_for(
+            admin_address(server),
+            lambda metrics: metrics["serve_tls_certificate_expiry_seconds", labels] < 30 * 86400,
+        )
+        assert server.stop() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])

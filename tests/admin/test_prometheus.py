@@ -21,6 +21,7 @@ import pytest
 from tests.admin.scraping import ADMIN, GROWING, admin_address, scrape, value
 from tests.admin.test_metrics import Clients, workers_of
 from tests.applications import info
+from tests.certificates import Authority
 from tests.running import PATIENCE, ROOT, running, until
 
 pytestmark = pytest.mark.once
@@ -131,7 +132,9 @@ def test_the_example_configuration_and_its_alerts_are_valid() -> None:
 @pytest.mark.needs("promtool")
 def test_the_alerts_and_the_dashboard_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
-    with running("app:app", *ADMIN, directory=tmp_path) as server:
+    certificate, key = Authority().server("localhost").write(tmp_path)
+    tls = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    with running("app:app", *ADMIN, *tls, directory=tmp_path) as server:
         there = {name for name, _ in scrape(admin_address(server))}
         asked = re.findall(r"\bserve_[a-z_]+", "\n".join(dashboard_queries()))
         asked += re.findall(

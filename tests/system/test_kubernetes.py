@@ -41,6 +41,38 @@ def test_the_manifests_are_valid(version: str) -> None:
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
+@pytest.mark.parametrize("version", ["1.25", "1.37"])
+def test_the_deployment_with_tls_is_valid(version: str) -> None:
+    """app.yaml as `kubectl patch` leaves it; the Certificate is cert-manager's, whose schema is not at hand."""
+    certificate, service = yaml.safe_load_all((DEPLOY / "kubernetes" / "certificate.yaml").read_text())
+    kubernetes_validate.validate(service, version, strict=True)
+    assert service["spec"]["selector"] == BY_KIND["Service"]["spec"]["selector"]
+    patch = yaml.safe_load((DEPLOY / "kubernetes" / "tls-patch.yaml").read_text())["spec"]["template"]["spec"]
+    (container,) = patch["containers"]
+    together = {
+        **CONTAINER,
+        "args": container["args"],
+        **{name: CONTAINER[name] + container[name] for name in ("ports", "volumeMounts")},
+    }
+    pod = {**POD, **patch, "containers": [together], "volumes": POD["volumes"] + patch["volumes"]}
+    deployment = BY_KIND["Deployment"]
+    template = {**deployment["spec"]["template"], "spec": pod}
+    kubernetes_validate.validate(
+        {**deployment, "spec": {**deployment["spec"], "template": template}}, version, strict=True
+    )
+    assert container["name"] == CONTAINER["name"]
+    plain, secure = [argument for argument in container["args"] if argument.startswith("--bind")]
+    kept = [argument for argument in CONTAINER["args"] if not argument.startswith("--bind")]
+    assert [argument for argument in container["args"] if not argument.startswith(("--bind", "--tls"))] == kept
+    assert plain == "--bind=http://:" + OPTIONS["bind"].removeprefix(":")
+    assert secure == f"--bind=https://:{container['ports'][0]['containerPort']}"
+    (volume,) = patch["volumes"]
+    assert volume["secret"]["secretName"] == certificate["spec"]["secretName"]
+    mounted = container["volumeMounts"][0]["mountPath"]
+    files = {argument.partition("=")[2] for argument in container["args"] if argument.startswith("--tls")}
+    assert files == {f"{mounted}/tls.crt", f"{mounted}/tls.key"}
+
+
 def test_the_validator_finds_what_is_wrong() -> None:
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(
