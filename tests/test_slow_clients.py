@@ -8,20 +8,21 @@ from pathlib import Path
 import pytest
 
 from loadtest.slow_clients import IDLE, LIMIT, Outcome, Round, Settings, document, plot, run, table
-from loadtest.slow_holder import frame
+from loadtest.slow_holder import OF_TLS, frame
 
 ROUNDS = 2
 TRIES = 5
 
 
 @pytest.mark.timeout(400)
-def test_hundreds_of_slow_clients_of_any_kind_disturb_nobody() -> None:
+@pytest.mark.parametrize(("kinds", "tls"), [(Settings().kinds, False), (tuple(OF_TLS), True)])
+def test_hundreds_of_slow_clients_of_any_kind_disturb_nobody(kinds: tuple[str, ...], tls: bool) -> None:
     """A kind is held to idle connections of the same run, and to the calmest rounds of both: what else runs on the
     machine only adds. Kinds that it added to come again.
     """
-    slow = Settings().kinds
+    slow = kinds
     for _ in range(TRIES):
-        outcome = run(Settings(count=200, rate=300.0, rounds=ROUNDS, seconds=0.7, kinds=slow))
+        outcome = run(Settings(count=200, rate=300.0, rounds=ROUNDS, seconds=0.7, kinds=slow, tls=tls))
         assert set(outcome.kinds()) == {IDLE, *slow}
         assert not any(found.ended for found in outcome.rounds), "a limit was reached while it was measured"
         assert outcome.lost == 0
