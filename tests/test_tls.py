@@ -536,3 +536,20 @@ def test_a_forked_child_has_neither_connections_nor_the_key_log(tmp_path: Path, 
         assert sockets
         assert key_log
         assert not (sockets | key_log) & set(childs)
+
+
+def test_a_name_that_is_none_costs_no_line_of_the_log(tmp_path: Path) -> None:
+    """The standard library would write a traceback for each, where there are several certificates."""
+    other, other_key = AUTHORITY.server("example.org").write(tmp_path, "other")
+    with serving(tmp_path, "--tls-cert", str(other), "--tls-key", str(other_key)) as server:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = trusting().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.do_handshake()
+        hello = outgoing.read().replace(b"localhost", b"local\xffost")
+        with socket.create_connection(server.address(), PATIENCE) as plain:
+            plain.sendall(hello)
+            assert plain.recv(1) == b"\x16"
+        with client(server) as connected:
+            connected.ask("/pid")
+        assert "Traceback" not in server.log()

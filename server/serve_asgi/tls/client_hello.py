@@ -112,8 +112,13 @@ def parse(body: bytes) -> ClientHello:
 
 
 def host_name(names: bytes) -> str | None:
-    """The name of a list of server names (RFC 6066 3), which has one entry; None for one that could be no host's."""
+    """The name of a list of server names (RFC 6066 3), which has one entry; None for one that could be no host's.
+
+    Raises ValueError for one that is not ASCII.
+    """
     name = names[5:]
+    if not name.isascii():  # the standard library logs a traceback for each, where there are several certificates
+        raise ValueError("a name that is not ASCII (RFC 6066 3)")
     if names[2] == 0 and int.from_bytes(names[3:5]) == len(name) and HOST_NAME.fullmatch(name):
         return name.decode()
     return None

@@ -49,7 +49,7 @@ class HandshakeContexts(Protocol):
         ...
 
     def for_handshake(self, client_hello: bytes | None = None, /) -> ssl.SSLContext:
-        """The context for a new connection that has begun with these bytes."""
+        """The context for a new connection that has begun with this hello; b"" is one that cannot be read."""
         ...
 
 
@@ -101,7 +101,9 @@ class TlsHandshake:
             data = bytes(self._reader.records)
             if self._hello is None and self._is_http(data):
                 return
-            connection = self._connection = OpenSslConnection(self._contexts.for_handshake(data))
+            connection = self._connection = OpenSslConnection(
+                self._contexts.for_handshake(b"" if self._hello is None else data)
+            )
         connection.feed(data)
         key_log = self._contexts.key_log
         if key_log is None:

@@ -63,10 +63,13 @@ class ServerContexts:
         """The context for a new connection; in the course of the handshake OpenSSL may turn to another one.
 
         `client_hello` is what the client has sent first, if that is known. It decides between a context that is quick
-        and one that knows all keys of tickets (`serve_asgi.tls.tickets`).
+        and one that knows all keys of tickets (`serve_asgi.tls.tickets`). b"" stands for what cannot be read as a
+        hello: the first certificate is for it, and no name in it is looked at.
         """
         if client_hello is None:
             return self._all_keys[0]
+        if not client_hello:
+            return self._nameless
         for name in self._tickets.previous:
             if name in client_hello:
                 return self._all_keys[0]
@@ -87,6 +90,7 @@ class ServerContexts:
         newest_key = self._make(material)
         all_keys = self._make(material) if tickets.calls_back and material.ticket_keys else newest_key
         self._tickets, self._newest_key, self._all_keys = tickets, newest_key, all_keys
+        self._nameless = _context(_grouped(material.pairs)[0], material)
         self._attach()
         self._made_of = _fingerprint(material)  # not the material: the keys are OpenSSL's from here on
         self.alpn = material.alpn
@@ -113,7 +117,7 @@ class ServerContexts:
 
     def _attach(self) -> None:
         """Give the contexts the present keys of tickets."""
-        for context in self._newest_key:
+        for context in (self._nameless, *self._newest_key):
             self._tickets.attach(context, calls_back=False)
         if self._all_keys is not self._newest_key:
             for context in self._all_keys:
