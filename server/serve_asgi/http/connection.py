@@ -244,6 +244,8 @@ class Http1Connection(asyncio.Protocol):
         if self.state is not IDLE:
             return
         self.output.flush()
+        if self.tls is not None:
+            self.tls.flush()
         worker = self.worker
         if worker.phase is _SERVING or self.eof:
             self._serve()

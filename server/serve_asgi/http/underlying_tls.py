@@ -55,6 +55,9 @@ class UnderlyingTls(Protocol):
     def info(self) -> TlsDetails:
         """What was negotiated."""
 
+    def flush(self) -> None:
+        """Write what it has to say of its own, which waits to go out together with something else."""
+
     def can_move(self) -> bool:
         """Whether another process can go on with it."""
 

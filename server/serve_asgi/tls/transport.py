@@ -86,6 +86,11 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self.session.state is not _OPEN or self.session.peer_closed:
             self._not_open(b"")
 
+    def flush(self) -> None:
+        """Write what the session has to say of its own, unless that went out with something else."""
+        if self.session.has_outgoing and not self.socket.is_closing():
+            self.socket.write(self.session.take_outgoing())
+
     def _not_open(self, data: bytes) -> None:
         session = self.session
         if session.state is _MOVED:

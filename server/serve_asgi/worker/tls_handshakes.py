@@ -232,7 +232,7 @@ class HandshakingConnection(asyncio.Protocol):
         session = self._session
         data, self._pending = self._pending, b""
         content = session.receive(data)
-        if session.has_outgoing:
+        if session.has_outgoing and not content:
             self.transport.write(session.take_outgoing())
         if self._reading_paused:
             self._reading_paused = False
@@ -259,6 +259,7 @@ class HandshakingConnection(asyncio.Protocol):
         self._leave()
         if content or session.peer_closed:
             tls.begin(content)
+            worker.loop.call_soon(tls.flush)  # the session tickets go out together with the response, or without it
         if self.eof:
             tls.eof_received()
 
