@@ -7,6 +7,7 @@ never waits for the client. It must not know how the body is framed.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from typing import Any, Final, Protocol
@@ -87,6 +88,10 @@ class FileBody:
             output.write_large(data)
             if output.paused:
                 await output.writable()
+            elif (
+                self.left and self.left % AT_ONCE < SMALL
+            ):  # a client that takes it as fast as it is read: others have their turn
+                await asyncio.sleep(0)
 
     async def _send_through(self, socket: int, connection: FileSink) -> None:
         output = connection.output
