@@ -356,6 +356,11 @@ class TlsSession:
         return self._sealer is not None and self._opener is not None and not self.has_outgoing and self.state is OPEN
 
     @property
+    def stays_with_openssl(self) -> bool:
+        """Whether OpenSSL speaks it to the end, so that it can never move: of a connection that is open."""
+        return self._openssl is not None
+
+    @property
     def holds_half_a_record(self) -> bool:
         """Whether the beginning of a record has come, of a connection that can move."""
         return self._opener is not None and self._opener.holds_part

@@ -51,7 +51,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """`session` is open."""
         self.session = session
         self._protocol = protocol
-        self._stays = not session.can_move and not session.peer_closed
+        self._stays = session.stays_with_openssl
         self._eof = False  # the protocol has been told of the client's end
         self._held = b""
 
