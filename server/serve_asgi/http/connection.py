@@ -185,7 +185,7 @@ class Http1Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by either side."""
-        if self.state is CLOSING and self.worker.phase is not _SERVING and self.tls is not None and self.tls.stays():
+        if self.state is CLOSING and self.worker.phase is not _SERVING and self.is_stationary():
             self.worker.cells[_TLS_NOT_MOVED] += 1
         if self.state is not CLOSED:
             hang_up(self.transport)  # unless that is done, or not ours to do
@@ -462,12 +462,12 @@ class Http1Connection(asyncio.Protocol):
             and not self.eof
             and not self.transport.is_closing()
             and self.output.unwritten() == 0
-            and not self.is_stationary()
+            and (self.tls is None or self.tls.can_move())
         )
 
     def is_stationary(self) -> bool:
         """Whether no other process could go on with it: it ends when this worker does (TLS 1.2)."""
-        return self.tls is not None and not self.tls.can_move()
+        return self.tls is not None and self.tls.stays()
 
     def leave(self) -> tuple[int, HandOverRecord]:
         """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.

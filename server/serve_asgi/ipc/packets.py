@@ -159,7 +159,7 @@ MOST_IN_RECORD: Final = 100_000
 
 
 Secret = Annotated[str, msgspec.Meta(max_length=200)]
-Certificate = Annotated[str, msgspec.Meta(max_length=MOST_IN_RECORD // 10)]
+Certificate = Annotated[str, msgspec.Meta(max_length=MOST_IN_RECORD)]
 
 
 class NegotiatedTls(msgspec.Struct, frozen=True):
@@ -170,7 +170,7 @@ class NegotiatedTls(msgspec.Struct, frozen=True):
     cipher_name: Short
     server_name: Sentence | None = None
     alpn: Short | None = None
-    client_certificates: Annotated[list[Certificate], msgspec.Meta(max_length=10)] = []
+    client_certificates: Annotated[list[Certificate], msgspec.Meta(max_length=100)] = []
     client_name: Sentence | None = None
     client_error: Sentence | None = None
     server_certificate: Certificate | None = None

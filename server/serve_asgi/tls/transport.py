@@ -24,6 +24,8 @@ from serve_asgi.logs.server_log import about
 from serve_asgi.tls.moved_session import MovedSession, TlsInfo
 from serve_asgi.tls.session import TlsSession, TlsState
 
+MOST_CERTIFICATES: Final = 65536
+"""Characters of a client's certificates (PEM) that travel: a packet holds 212,960 bytes, and there is more in it."""
 ALERT_TIME: Final = 2.0
 """Seconds that a client has to take the alert with which its connection ends."""
 
@@ -51,7 +53,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """`session` is open."""
         self.session = session
         self._protocol = protocol
-        self._stays = session.stays_with_openssl
+        certificates = () if session.info is None else session.info.client_certificates
+        self._stays = session.stays_with_openssl or sum(map(len, certificates)) > MOST_CERTIFICATES
         self._eof = False  # the protocol has been told of the client's end
         self._held = b""
 
@@ -216,10 +219,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def can_move(self) -> bool:
         """Whether another process could go on with it: a TLS 1.3 connection that is open at both sides."""
-        return self.session.can_move
+        return self.session.can_move and not self._stays
 
     def stays(self) -> bool:
-        """Whether it is OpenSSL's for all of its life."""
+        """Whether it can never move: OpenSSL's for all of its life, or with more certificates than a packet takes."""
         return self._stays
 
     def holds_half_a_record(self) -> bool:
