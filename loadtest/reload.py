@@ -43,16 +43,17 @@ class Watch:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        self._known: set[int] = set()
-        self._new: set[int] = set()
+        self._known: set[tuple[int, int]] = set()
+        self._new: set[tuple[int, int]] = set()
         self._last_old = 0.0
 
     def first_answer(self, pid: int, generation: int) -> None:
-        """A new connection was answered by `pid`."""
-        if pid in self._known:
+        """A new connection was answered by `pid`. Over hundreds of reloads a PID comes again, in another generation."""
+        worker = pid, generation
+        if worker in self._known:
             self._last_old = time.monotonic()
         else:
-            self._new.add(pid)
+            self._new.add(worker)
 
     def begin(self) -> None:
         """A HUP is about to be sent."""
