@@ -140,7 +140,7 @@ def test_who_waits_for_an_agent_that_fails_hears_that_it_has_ended(tmp_path: Pat
         assert "handler of topic 'who' raised" not in server.log()
         server.wait_until(lambda status: agent_states(status) == ["active"])
         assert server.stop() == 0
-    assert any("ended-before-it-had-answered" in entry.what for entry in diary(tmp_path))
+    assert any("ended-before-it-had-replied" in entry.what for entry in diary(tmp_path))
 
 
 def test_an_agent_whose_loop_is_blocked_makes_way_for_another(tmp_path: Path) -> None:
