@@ -16,7 +16,7 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from serve_asgi.config.trusted_proxies import TrustedNetworks
 from serve_asgi.http.client_socket import hang_up, is_readable
@@ -47,18 +47,9 @@ LINE_EVERY: Final = 10.0
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 
 
-class Following(Protocol):
-    """What takes the transport over: a connection whose record has the client that the header names."""
-
-    eof: bool
-    """The client has ended its side already."""
-
-    def connection_made(self, transport: asyncio.BaseTransport, /) -> None:
-        """Attached; what has been read after the header is in the record."""
-
-
 Follow = Callable[[HandOverRecord, bool], Any]
-"""Makes a `Following` that is an asyncio.Protocol too."""
+"""Makes the protocol that takes the transport over, from a record with the client that the header names; whether that
+speaks TLS. It is told by `eof` if the client has ended its side already."""
 
 
 class Balancers:

@@ -60,12 +60,12 @@ _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 class HandshakeState(enum.Enum):
     """Of a connection, as far as this module has it."""
 
-    SHAKING = "shaking"
+    HANDSHAKING = "handshaking"
     ENDING = "ending"  # the last words are written; waiting for the client to take them
     OVER = "over"  # the connection belongs to somebody else, or to nobody
 
 
-SHAKING: Final = HandshakeState.SHAKING
+HANDSHAKING: Final = HandshakeState.HANDSHAKING
 ENDING: Final = HandshakeState.ENDING
 OVER: Final = HandshakeState.OVER
 
@@ -175,7 +175,7 @@ class HandshakingConnection(asyncio.Protocol):
         """Both are asked of the transport unless whoever makes the connection knows them."""
         self.deadline = math.inf
         self.eof = False
-        self.state = SHAKING
+        self.state = HANDSHAKING
 
     # ---- what the transport says
 
@@ -198,7 +198,7 @@ class HandshakingConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """The client's part of the handshake."""
-        if self.state is not SHAKING:
+        if self.state is not HANDSHAKING:
             return  # the last words are said
         self._pending += data
         if not self._queued:
@@ -211,12 +211,12 @@ class HandshakingConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has ended its side. Who has sent all of the handshake may still be waiting for its turn."""
         self.eof = True
-        return self.state is SHAKING and self._queued
+        return self.state is HANDSHAKING and self._queued
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by whichever side."""
         hang_up(self.transport)
-        if self.state is SHAKING and self._session is not None:
+        if self.state is HANDSHAKING and self._session is not None:
             self._handshakes.count_failure()
         self._leave()
 
@@ -225,7 +225,7 @@ class HandshakingConnection(asyncio.Protocol):
     def advance(self) -> None:
         """Take the next step, with what has come."""
         self._queued = False
-        if self.state is not SHAKING:
+        if self.state is not HANDSHAKING:
             return
         if self._session is None:
             self._session = TlsSession(self._handshakes.contexts)
@@ -302,7 +302,7 @@ class HandshakingConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The handshake is not over in time, or the last words were not taken."""
-        if self.state is SHAKING:
+        if self.state is HANDSHAKING:
             self._handshakes.count_failure()
             self._handshakes.report(self.client, "its TLS handshake took too long (--tls-handshake-timeout)")
         self.end_at_once()
@@ -313,7 +313,7 @@ class HandshakingConnection(asyncio.Protocol):
         Who has not sent a byte is only waited for as long as anybody would notice.
         """
         worker = self._worker
-        if self.state is SHAKING and worker.phase is WorkerPhase.CLOSING:
+        if self.state is HANDSHAKING and worker.phase is WorkerPhase.CLOSING:
             self.deadline = min(self.deadline, worker.loop.time() + LAST_WORDS_TIME)
 
     def cut(self) -> bool:
