@@ -323,6 +323,16 @@ class TestWhatAClientMayNotSay:
             assert session.failure.alert_sent == alert
             assert client.open(session.take_outgoing()) == [(21, bytes((2, alert)))]
 
+    @pytest.mark.parametrize("moves", [False, True])
+    def test_content_within_a_handshake_message(self, contexts: Contexts, moves: bool) -> None:
+        """Each record is read on its own, and is as long as those that are opened the short way (RFC 8446 5.1)."""
+        session, client = open_session(contexts)
+        session.receive(client.record(b"\x18\0\0", 22))
+        if moves:
+            session = TlsSession(contexts, MovedSession.from_json(session.move().to_json()))
+        assert session.receive(client.record(b"content of some length")) == b""
+        assert client.open(session.take_outgoing()) == [(21, bytes((2, Alert.UNEXPECTED_MESSAGE)))]
+
     @pytest.mark.parametrize("record", [b"\x14\3\3\0\1\1", b"\x15\3\3\0\2\1\0", b"\x16\3\3\0\1\1"])
     def test_unprotected_records(self, contexts: Contexts, record: bytes) -> None:
         """Also the change_cipher_spec of middlebox compatibility (D.4), which has its place in the handshake alone."""

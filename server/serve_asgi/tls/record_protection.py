@@ -32,6 +32,8 @@ MAX_FRAGMENT: Final = 1 << 14
 """The most content that a record carries (RFC 8446 5.1)."""
 MAX_CIPHERTEXT: Final = MAX_FRAGMENT + 256
 """The greatest length that a record may announce (5.2)."""
+NO_RECORD: Final = HEADER_SIZE + MAX_CIPHERTEXT + 1
+"""No record has this size, header included."""
 MAX_INNER: Final = MAX_FRAGMENT + 1
 """The most that a record may hold with its type and its padding (5.4)."""
 OVERHEAD: Final = 1 + TAG_SIZE
@@ -181,7 +183,7 @@ class RecordSealer(RecordProtection):
 class RecordOpener(RecordProtection):
     """Takes records apart that have come, whole or in pieces."""
 
-    __slots__ = ("_at", "_awaited", "_buffer", "_decrypt", "_held", "_pieces")
+    __slots__ = ("_at", "_awaited", "_buffer", "_decrypt", "_held", "_pieces", "shortest_whole")
 
     def __init__(self, suite: CipherSuite, secret: bytes, sequence: int = 0, partial: bytes = b"") -> None:
         super().__init__(suite, secret, sequence)
@@ -190,6 +192,8 @@ class RecordOpener(RecordProtection):
         self._pieces: list[bytes] = []  # what has come since, joined when it is enough to go on
         self._held = len(partial)
         self._awaited = 1
+        self.shortest_whole = SHORTEST
+        """`open_whole` leaves shorter ones to `open_next`."""
 
     def _key(self, aead: Aead) -> None:
         self._decrypt = aead.decrypt
@@ -211,7 +215,7 @@ class RecordOpener(RecordProtection):
         """
         size = len(data)
         sequence = self.sequence
-        if size < SHORTEST or self._held or sequence >= self.limit:
+        if size < self.shortest_whole or self._held or sequence >= self.limit:
             return b""
         if size < TABLE_SIZE:
             header = HEADERS[size]

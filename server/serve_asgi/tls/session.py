@@ -53,6 +53,8 @@ from serve_asgi.tls.record_protection import (
     APPLICATION_DATA,
     HANDSHAKE,
     KEY_UPDATE,
+    NO_RECORD,
+    SHORTEST,
     SUITES,
     RecordError,
     RecordOpener,
@@ -145,7 +147,7 @@ class TlsSession:
             suite = SUITES[moved.suite]
             self._opener = RecordOpener(suite, moved.read_secret, moved.read_sequence, moved.partial)
             self._sealer = RecordSealer(suite, moved.write_secret, moved.write_sequence, moved.max_fragment)
-            self._message = moved.message
+            self._begin_message(self._opener, moved.message)
             self.info = moved.info
             self.state = OPEN
 
@@ -248,8 +250,13 @@ class TlsSession:
         if kind == ALERT:
             self._alert(content)
         else:
-            self._message += content
+            self._begin_message(opener, self._message + content)
             self._read_message(opener)
+
+    def _begin_message(self, opener: RecordOpener, message: bytes) -> None:
+        """So much has come of a handshake message, which no other record may interrupt (RFC 8446 5.1)."""
+        self._message = message
+        opener.shortest_whole = NO_RECORD if message else SHORTEST
 
     def _alert(self, content: bytes) -> None:
         """RFC 8446 6: the level means nothing; an alert is either one of two, or the end."""
@@ -278,7 +285,7 @@ class TlsSession:
             raise RecordError(Alert.ILLEGAL_PARAMETER, f"the client sent a KeyUpdate with the value {message[4]}")
         if len(message) > 5:  # RFC 8446 5.1: no message spans a change of keys
             raise RecordError(Alert.UNEXPECTED_MESSAGE, "the client sent something behind a KeyUpdate in one record")
-        self._message = b""
+        self._begin_message(opener, b"")
         self._floods.new_generation(opener.sequence)
         opener.next_generation()
         if message[4]:
