@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_asgi.tls.client_hello import ClientHello, ClientHelloReader, parse
+from serve_asgi.tls.client_hello import LEAST_FRAGMENT, ClientHello, ClientHelloReader, parse
 from serve_asgi.tls.record_protection import MAX_FRAGMENT
 from tests.tls.memory import Client
 
@@ -58,7 +58,11 @@ def test_what_it_asks_for() -> None:
     assert read(records(hello(extension(1, b"\4")))) == (True, ClientHello(RANDOM, None, 4096))
     assert read(records(hello(extension(1, b"\5")))) == (True, ClientHello(RANDOM, None, MAX_FRAGMENT))
     assert read(records(hello(extension(28, b"\x40\x01")))) == (True, ClientHello(RANDOM, None, MAX_FRAGMENT))
-    assert read(records(hello(extension(28, b"\0\x40"), host(b"a")))) == (True, ClientHello(RANDOM, "a", 63))
+    assert read(records(hello(extension(28, b"\0\x40"), host(b"a")))) == (
+        True,
+        ClientHello(RANDOM, "a", LEAST_FRAGMENT),
+    )
+    assert read(records(hello(extension(28, b"\x04\0")))) == (True, ClientHello(RANDOM, None, 1023))
     assert read(records(hello(extension(28, b"\0\x3f")))) == (True, ClientHello(RANDOM, None, MAX_FRAGMENT))
     assert parse(hello()[:-2]) == ClientHello(RANDOM, None, MAX_FRAGMENT)
 
