@@ -344,6 +344,26 @@ def test_half_a_record_is_waited_for_by_a_worker_that_stops(tmp_path: Path) -> N
         peer.plain.close()
 
 
+@pytest.mark.parametrize("request_", [b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\r\n\r\n"])
+def test_a_refused_request_is_logged_with_what_was_negotiated(tmp_path: Path, request_: bytes) -> None:
+    """The second one is TLS within TLS: that the address speaks none would be wrong to say."""
+    fields = ("--access-log-format", "json:status,scheme,tls_version,tls_cipher,tls_resumed")
+    with serving(tmp_path, *fields, "--access-log-file", "access.log") as server, client(server, "1.3") as it:
+        it.socket.sendall(request_)
+        assert it.file.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+        it.file.read()
+        cipher = it.socket.cipher()
+        assert cipher is not None
+        until((tmp_path / "access.log").read_text)
+        assert json.loads((tmp_path / "access.log").read_text()) == {
+            "status": 400,
+            "scheme": "https",
+            "tls_version": "TLSv1.3",
+            "tls_cipher": cipher[0],
+            "tls_resumed": "no",
+        }
+
+
 def test_why_a_connection_was_ended_is_logged(server: RunningServer) -> None:
     peer = PieceByPiece(server)
     peer.plain.sendall(peer.record(b"GET /pid HTTP/1.1\r\nhost: localhost\r\n\r\n")[:-1] + b"?")

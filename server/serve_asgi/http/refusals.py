@@ -7,10 +7,11 @@ refused: the verdicts are those of `request_head`, `request_buffer`, `request_bo
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Final, Protocol
 
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.response_head import CLOSE, plain_response
+from serve_asgi.http.underlying_tls import UnderlyingTls
 from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
@@ -23,12 +24,18 @@ _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
 
 
-def bad_request(
-    worker: WorkerContext, client: Address, scheme: str, refused: BadRequest, with_body: bool = True
-) -> bytes:
+class RefusedClient(Protocol):
+    """The connection of a client, as far as a line of the access log needs it."""
+
+    client: Address
+    scheme: str
+    tls: UnderlyingTls | None
+
+
+def bad_request(worker: WorkerContext, client: RefusedClient, refused: BadRequest, with_body: bool = True) -> bytes:
     """The response to what could not be served; the connection ends after it."""
     text = refused.reason + "\n"
-    _count(worker, client, scheme, RefusedRequest(), refused.status, len(text) if with_body else 0)
+    _count(worker, client, RefusedRequest(), refused.status, len(text) if with_body else 0)
     return plain_response(refused.status, text, worker.default_headers, CLOSE, with_body)
 
 
@@ -37,17 +44,18 @@ def bad_body(worker: WorkerContext, head: Head, refused: BadRequest) -> bytes:
     return plain_response(refused.status, refused.reason + "\n", worker.default_headers, CLOSE, head.method != "HEAD")
 
 
-def overloaded(worker: WorkerContext, client: Address, scheme: str, head: Head, close: bool) -> bytes:
+def overloaded(worker: WorkerContext, client: RefusedClient, head: Head, close: bool) -> bytes:
     """The response to `head`: as many requests are in progress as the worker takes, and it may come again soon."""
     lines = (CLOSE if close else worker.keep_alive_lines) + b"retry-after: %d\r\n" % RETRY_AFTER
     text, with_body = "The server is busy; try again soon.\n", head.method != "HEAD"
-    _count(worker, client, scheme, head, 503, len(text) if with_body else 0)
+    _count(worker, client, head, 503, len(text) if with_body else 0)
     return plain_response(503, text, worker.default_headers, lines, with_body)
 
 
-def _count(worker: WorkerContext, client: Address, scheme: str, request: LoggedRequest, status: int, size: int) -> None:
+def _count(worker: WorkerContext, client: RefusedClient, request: LoggedRequest, status: int, size: int) -> None:
     worker.cells[_REQUESTS] += 1
     worker.cells[_STATUS + status // 100] += 1
     if worker.access_log is not None:
-        response = ServerResponse(client, scheme)
-        worker.access_log.record(client, request, status, size, time.perf_counter(), response)
+        tls = None if client.tls is None else client.tls.info
+        response = ServerResponse(client.client, client.scheme, tls)
+        worker.access_log.record(client.client, request, status, size, time.perf_counter(), response)

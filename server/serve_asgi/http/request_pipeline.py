@@ -199,7 +199,7 @@ class RequestPipeline:
             return
         if worker.max_concurrency and cells[_IN_FLIGHT] >= worker.max_concurrency:
             last = self._is_last(connection, head, rest)
-            refusal = refusals.overloaded(worker, connection.client, connection.scheme, head, last)
+            refusal = refusals.overloaded(worker, connection, head, last)
             self._respond_itself(connection, refusal, last, rest)
             return
         request = Request(connection, worker, head)
@@ -304,12 +304,12 @@ class RequestPipeline:
 
     def refuse(self, connection: PipelinedConnection, refused: BadRequest, head: bytes = b"") -> None:
         """Answer what is no request that could be served, and close. `head`: if that has been taken from the buffer."""
-        if (head or self.buffer).startswith(CLIENT_HELLO):
+        if connection.tls is None and (head or self.buffer).startswith(CLIENT_HELLO):
             self._close_tls(connection)
             return
         self.buffer.clear()
         with_body = not head.startswith(b"HEAD ")
-        response = refusals.bad_request(self._worker, connection.client, connection.scheme, refused, with_body)
+        response = refusals.bad_request(self._worker, connection, refused, with_body)
         self._output.write(response)
         connection.finish()
 
