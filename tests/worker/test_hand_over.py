@@ -205,6 +205,36 @@ def test_a_connection_goes_to_a_worker_that_understands_it(run: Callable[[Corout
     run(main())
 
 
+def test_a_connection_that_is_not_understood_stays_alone(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    """The receiver that could not go on with it takes the others; it is not asked about this one again."""
+
+    async def main() -> None:
+        world = World()
+        asked: list[bytes] = []
+
+        def understands(record: HandOverRecord) -> bool:
+            asked.append(record.leftover)
+            return record.leftover != b"new"
+
+        side = world.receiver(understands)
+        side.take_part()
+        connection, others = Connection(b"new"), [Connection(b"known") for _ in range(3)]
+        world.sender.hand_over(connection)
+        await until(lambda: bool(connection.remained))
+        assert connection.events == ["leave", "stay"]
+        for each in others:
+            world.sender.hand_over(each)
+        await until(lambda: len(side.arrived) == 3)
+        await until(lambda: bool(world.again))
+        world.sender.hand_over(connection)
+        assert connection.remained == 2
+        assert asked == [b"new", *[b"known"] * 3]
+
+    run(main())
+
+
 def test_a_connection_that_nobody_takes_stays(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     async def main() -> None:
         world = World()

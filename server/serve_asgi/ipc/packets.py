@@ -233,6 +233,8 @@ class Refuse(Packet, frozen=True, tag="refuse"):
     """The receiver refuses it."""
 
     offer: Count
+    not_understood: bool = False
+    """It could not go on with this connection, but may with others; else it has no room, or takes no more."""
 
 
 FROM_SENDER: Final[Packets[Packet]] = Packets(Offer, Commit)

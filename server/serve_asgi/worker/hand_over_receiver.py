@@ -111,7 +111,7 @@ class HandOverReceiver:
                 takes = not self.refusing and descriptors and self._has_room(descriptors[0])
                 if not takes or not self._understands(found):
                     _close(descriptors)
-                    pair.say({"type": "refuse", "offer": offer})
+                    pair.say({"type": "refuse", "offer": offer, "not_understood": bool(takes)})
                     return
                 _check(descriptors)
                 held[offer] = (descriptors, found)

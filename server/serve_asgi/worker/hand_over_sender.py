@@ -59,7 +59,7 @@ class MovableConnection(Protocol):
 class ReceivingWorker:
     """The sender's view of a worker that takes connections."""
 
-    __slots__ = ("cells", "full", "offers", "pair", "taken")
+    __slots__ = ("cells", "full", "not_understood", "offers", "pair", "taken")
 
     def __init__(self, pair: PairEnd, cells: memoryview) -> None:
         self.pair = pair
@@ -67,6 +67,7 @@ class ReceivingWorker:
         self.offers: dict[int, tuple[MovableConnection, float]] = {}
         self.taken: set[int] = set()  # of these: the commit is being sent
         self.full = False  # it has refused; it is tried again only if there is nobody else
+        self.not_understood: set[MovableConnection] = set()  # with these it cannot go on: never offered to it again
 
     def load(self) -> int:
         return self.cells[Cell.CONNECTIONS] + len(self.offers)
@@ -152,7 +153,7 @@ class HandOverSender:
             connection = self._queue.popleft()
             if not connection.can_leave():
                 continue  # a request arrived or the client left before its turn; it will call again
-            receiver = self._choose()
+            receiver = self._choose(connection)
             if receiver is None:
                 self._keep(connection)
             elif not self._offer(receiver, connection):
@@ -164,11 +165,15 @@ class HandOverSender:
         else:
             self.idle.set()
 
-    def _choose(self) -> ReceivingWorker | None:
-        """The least loaded receiver that has not refused and whose loop runs."""
+    def _choose(self, connection: MovableConnection | None = None) -> ReceivingWorker | None:
+        """The least loaded receiver that has not refused, or not this connection, and whose loop runs."""
         now = time.monotonic()
         return min(
-            (each for each in self._receivers if each.pair.open and not each.full and each.ticking(now)),
+            (
+                each
+                for each in self._receivers
+                if each.pair.open and not each.full and connection not in each.not_understood and each.ticking(now)
+            ),
             key=ReceivingWorker.load,
             default=None,
         )
@@ -218,9 +223,13 @@ class HandOverSender:
             case packets.Take(offer) if offer in receiver.offers and offer not in receiver.taken:
                 receiver.taken.add(offer)
                 pair.say({"type": "commit", "offer": offer}, lambda: self._committed(receiver, offer))
-            case packets.Refuse(offer) if offer in receiver.offers and offer not in receiver.taken:
-                receiver.full = True
-                self._come_back(receiver.offers.pop(offer)[0])
+            case packets.Refuse(offer, not_understood) if offer in receiver.offers and offer not in receiver.taken:
+                connection, _ = receiver.offers.pop(offer)
+                if not_understood:
+                    receiver.not_understood.add(connection)
+                else:
+                    receiver.full = True
+                self._come_back(connection)
             case packets.Take(offer) | packets.Refuse(offer):
                 raise ChannelError(f"a reply to offer {offer}, which it has not got, or has replied to")
         self._pump()
