@@ -191,6 +191,26 @@ def test_clients_are_asked_and_verified(tmp_path: Path) -> None:
             Meeting(contexts, ROOT.client_context(stranger, tmp_path))
 
 
+@pytest.mark.parametrize("name", ["a.example", "b.example"])
+def test_clients_are_told_whose_certificates_count(name: str) -> None:
+    """The request for one shows in TLS 1.2 alone: TLS 1.3 seals it. A revocation list beside the authorities is none."""
+    root = Authority("Clients of old")
+    authorities = root, Authority("Clients of today", parent=root)
+    pairs = [tls_pair(ROOT.server(each), each) for each in ("a.example", "b.example")]
+    client_ca = b"".join(each.pem for each in authorities)
+    made = material(*pairs, client_ca=client_ca, client_auth=ClientAuth.OPTIONAL, crl=root.crl())
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = newest(ssl.TLSVersion.TLSv1_2).wrap_bio(ssl.MemoryBIO(), incoming, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    server = ServerContexts(made).for_handshake().wrap_bio(incoming, outgoing, server_side=True)
+    with pytest.raises(ssl.SSLWantReadError):
+        server.do_handshake()
+    flight = outgoing.read()
+    names = [each.certificate.subject.public_bytes() for each in authorities]
+    assert b"".join(len(each).to_bytes(2) + each for each in names) in flight
+
+
 def test_a_certificate_may_be_optional_and_must_be_valid(tmp_path: Path) -> None:
     contexts = ServerContexts(material(client_ca=ROOT.pem, client_auth=ClientAuth.OPTIONAL))
     assert not Meeting(contexts).server.getpeercert()

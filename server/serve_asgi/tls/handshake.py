@@ -216,5 +216,5 @@ def subject(certificate: bytes) -> str | None:
 
     try:
         return x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         return None

@@ -1,7 +1,7 @@
 """The OpenSSL that `_ssl` has loaded, reached through ctypes for what the standard library does not offer.
 
-That is the keys of session tickets (`tickets.py`) and the order of the cipher suites of TLS 1.3. Where the library
-cannot be reached, because it is part of the interpreter or because this interpreter is not known well enough, whoever
+That is the keys of session tickets (`tickets.py`), the order of the cipher suites of TLS 1.3, and the names of the
+authorities whose certificates clients are asked for. Where the library cannot be reached, because it is part of the interpreter or because this interpreter is not known well enough, whoever
 asks gets a sentence that says so, and does without.
 """
 
@@ -50,6 +50,9 @@ def find_openssl() -> OpenSslLibrary | str:
         library.SSL_CTX_ctrl.argtypes = (pointer, number, ctypes.c_long, pointer)
         library.SSL_CTX_ctrl.restype = ctypes.c_long
         library.SSL_CTX_set_ciphersuites.argtypes = (pointer, text)
+        library.SSL_load_client_CA_file.argtypes, library.SSL_load_client_CA_file.restype = (text,), pointer
+        library.SSL_CTX_set_client_CA_list.argtypes = (pointer, pointer)
+        library.SSL_CTX_set_client_CA_list.restype = None
         takes_callback = ssl.OPENSSL_VERSION_INFO[0] >= 3
         if takes_callback:
             library.SSL_CTX_set_tlsext_ticket_key_evp_cb.argtypes = (pointer, TicketKeyCallback)
@@ -79,3 +82,19 @@ def set_tls_1_3_suites(context: ssl.SSLContext, names: str) -> bool:
     if isinstance(found, str):
         return False
     return bool(found.library.SSL_CTX_set_ciphersuites(context_pointer(context), names.encode()) == 1)
+
+
+def name_client_authorities(context: ssl.SSLContext, path: str) -> bool:
+    """Have clients told the subjects of the certificates in this file (PEM), when they are asked for one of theirs.
+
+    A client with several certificates chooses by them (RFC 8446 4.2.4). Whether that was possible: without it, none is
+    named, and a client chooses among all that it has. `load_verify_locations` says nothing of this to OpenSSL.
+    """
+    found = find_openssl()
+    if isinstance(found, str):
+        return False
+    names = found.library.SSL_load_client_CA_file(path.encode())
+    if names is None:
+        return False
+    found.library.SSL_CTX_set_client_CA_list(context_pointer(context), names)  # which owns them from here on
+    return True

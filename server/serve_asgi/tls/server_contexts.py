@@ -26,7 +26,7 @@ import msgspec
 from serve_asgi.errors import UsageError
 from serve_asgi.tls.key_log import open_key_log
 from serve_asgi.tls.material import ClientAuth, TlsMaterial, TlsPair, sealed
-from serve_asgi.tls.openssl_library import set_tls_1_3_suites
+from serve_asgi.tls.openssl_library import name_client_authorities, set_tls_1_3_suites
 from serve_asgi.tls.tickets import ContextTicketKeys
 
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -225,10 +225,13 @@ def _ask_clients(context: ssl.SSLContext, material: TlsMaterial) -> None:
         # An authority that is named is trusted, even an intermediate one whose root is not named. With revocation lists
         # for all, each root is named, and the chain has to reach it: OpenSSL needs it to verify the list of the root.
         context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+
+    def load(path: str) -> None:
+        context.load_verify_locations(cafile=path)
+        name_client_authorities(context, path)
+
     try:
-        _through_memory(
-            material.client_ca + b"\n" + material.crl, lambda path: context.load_verify_locations(cafile=path)
-        )
+        _through_memory(material.client_ca + b"\n" + material.crl, load)
     except ssl.SSLError as error:
         raise UsageError(f"OpenSSL does not take the authorities for clients' certificates: {reason(error)}") from None
     if material.crl:
