@@ -193,7 +193,7 @@ def test_clients_are_asked_and_verified(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.example", "b.example"])
 def test_clients_are_told_whose_certificates_count(name: str) -> None:
-    """The request for one shows in TLS 1.2 alone: TLS 1.3 seals it. A revocation list beside the authorities is none."""
+    """Which can be seen in TLS 1.2 alone, as TLS 1.3 seals it. A revocation list beside the authorities is none."""
     root = Authority("Clients of old")
     authorities = root, Authority("Clients of today", parent=root)
     pairs = [tls_pair(ROOT.server(each), each) for each in ("a.example", "b.example")]

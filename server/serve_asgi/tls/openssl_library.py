@@ -1,8 +1,9 @@
 """The OpenSSL that `_ssl` has loaded, reached through ctypes for what the standard library does not offer.
 
 That is the keys of session tickets (`tickets.py`), the order of the cipher suites of TLS 1.3, and the names of the
-authorities whose certificates clients are asked for. Where the library cannot be reached, because it is part of the interpreter or because this interpreter is not known well enough, whoever
-asks gets a sentence that says so, and does without.
+authorities whose certificates clients are asked for. Where the library cannot be reached, because it is part of the
+interpreter or because this interpreter is not known well enough, whoever asks gets a sentence that says so, and does
+without.
 """
 
 from __future__ import annotations
