@@ -52,8 +52,9 @@ class ConnectionOpening:
 
     def arrived(self, record: HandOverRecord) -> asyncio.Protocol:
         """The protocol of a connection that another worker has handed over, and that this one `understands`."""
-        if record.awaits_proxy and self._balancers is not None:
-            return ProxyConnection(self._worker, self._balancers, record, self.follow, record.awaits_tls)
+        if record.awaits_proxy:  # also where --proxy-protocol has been taken away since: its header has begun to come
+            balancers = self._balancers or Balancers(self._worker)
+            return ProxyConnection(self._worker, balancers, record, self.follow, record.awaits_tls)
         connection = Http1Connection(self._worker, record)
         if record.tls is None:
             return connection
