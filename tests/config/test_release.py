@@ -11,7 +11,7 @@ import pytest
 
 from serve_asgi.config import release
 from serve_asgi.config.options import Config
-from serve_asgi.config.release import interpreter_flags, logical_directory, resolve
+from serve_asgi.config.release import commit_of, interpreter_flags, logical_directory, resolve
 from serve_asgi.errors import UsageError
 
 
@@ -155,3 +155,39 @@ def test_without_proc_the_listener_was_started_now(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Path, "read_text", missing)
     assert release._began() > release.BEGAN
+
+
+def git(directory: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main")
+    done = subprocess.run(["git", *identity, *arguments], cwd=directory, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_that_which_is_checked_out(tmp_path: Path) -> None:
+    """Read from git's files: on a branch, packed, detached, in a worktree, and in a directory below."""
+    repository = tmp_path / "repository"
+    (repository / "server").mkdir(parents=True)
+    assert commit_of(str(repository)) == ""
+    git(repository, "init", "-q")
+    assert commit_of(str(repository)) == ""  # there is none yet
+    git(repository, "commit", "-q", "--allow-empty", "-m", "one")
+    first = git(repository, "rev-parse", "HEAD")
+    assert commit_of(str(repository)) == commit_of(str(repository / "server")) == first
+    git(repository, "pack-refs", "--all")
+    assert commit_of(str(repository)) == first
+    git(repository, "worktree", "add", "-q", "-b", "other/branch", "../worktree")
+    git(tmp_path / "worktree", "commit", "-q", "--allow-empty", "-m", "two")
+    second = git(tmp_path / "worktree", "rev-parse", "HEAD")
+    assert second != first
+    assert commit_of(str(tmp_path / "worktree")) == second
+    git(repository, "checkout", "-q", "--detach", second)
+    assert commit_of(str(repository)) == second
+    (repository / ".git" / "HEAD").write_bytes(b"ref: refs/heads/\xff\n")
+    assert commit_of(str(repository)) == ""
+
+
+def test_a_deploy_tool_may_say_which_revision_it_is(tmp_path: Path) -> None:
+    (tmp_path / "REVISION").write_text("v1.4.2\n")
+    assert commit_of(str(tmp_path)) == "v1.4.2"
+    (tmp_path / "REVISION").write_text("\x1b[31m and more\n")
+    assert commit_of(str(tmp_path)) == ""

@@ -18,6 +18,7 @@ MODULES: Final = {
     "status": "status",
     "workers": "status",
     "top": "top",
+    "deploys": "deploys",
     "stacks": "stacks",
     "schedules": "schedules",
     "schedule": "schedules",

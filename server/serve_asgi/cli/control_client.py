@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from serve_asgi.config import config_file
+from serve_asgi.config.invoker import invoker
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import control_protocol
 
@@ -54,6 +55,8 @@ class ControlConversation:
         self._buffer = b""
         self._connection = socket.socket(socket.AF_UNIX)
         request = {"version": control_protocol.VERSION, "command": command, **parameters}
+        if command in control_protocol.DEPLOYING:
+            request["who"] = invoker()
         try:
             self._connection.settimeout(PATIENCE)
             self._connection.connect(str(path))

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from serve_asgi.cli import control_client
 from serve_asgi.cli.command import as_json, command, counted, memory, show, span
+from serve_asgi.cli.deploys import outcome, requester
 
 AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was recycled or blocked"}
 """Why workers are started other than for a new generation (`serve_asgi.supervisor.lifecycles.Cause`)."""
@@ -55,6 +56,9 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
     totals = found["totals"]
     reloads = f"{counted(found['reloads'], 'reload')}, {found['failed_reloads']} refused"
     yield f"generation {found['generation']}, {reloads}, {counted(totals['requests'], 'request')} completed"
+    if (deploy := found.get("last_deploy")) and deploy["kind"] != "start":
+        ago = span(max(0.0, time.time() - deploy["at"]))
+        yield f"last deploy {ago} ago by {requester(deploy)}: {outcome(deploy)}"
     again = {cause: count for cause, count in found.get("starts", {}).items() if cause in AGAIN}
     if again:
         yield "workers replaced: " + ", ".join(f"{count} {AGAIN[cause]}" for cause, count in again.items())

@@ -33,6 +33,10 @@ _FLAGS: Final = re.compile(r"-(?!$)([A-VY-Zabd-ln-z?]*)(?:([WXcm])(.*))?", re.DO
 -c and -m are the last (docs.python.org, "Command line and environment").
 """
 
+_COMMIT: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_REVISION: Final = re.compile(r"[\w.+/-]{1,100}", re.ASCII)
+_LONGEST_LINE: Final = 4096
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Release:
@@ -44,6 +48,8 @@ class Release:
     app_dir: str
     """First entry of the import path, links resolved."""
     environment: dict[str, str]
+    commit: str = ""
+    """What is checked out in `directory`, if that can be told (`commit_of`)."""
 
 
 def logical_directory() -> str:
@@ -161,7 +167,45 @@ def resolve(config: Config, start_directory: str) -> Release:
         environment |= environment_file.variables(os.path.join(start_directory, config.env_file))
     if config.environment:
         environment["SERVE_ENVIRONMENT"] = config.environment
-    return Release(_interpreter(config.python, start_directory), directory, app_dir, environment)
+    python = _interpreter(config.python, start_directory)
+    return Release(python, directory, app_dir, environment, commit_of(directory))
+
+
+def commit_of(directory: str) -> str:
+    """The commit that is checked out in `directory`, read from git's own files (gitrepository-layout(5)), or what a
+    file REVISION says there, as deploy tools write it; "" if neither is there."""
+    with contextlib.suppress(OSError):
+        told = _first_line(os.path.join(directory, "REVISION"))
+        return told if _REVISION.fullmatch(told) else ""
+    here = directory
+    while not os.path.exists(found := os.path.join(here, ".git")):
+        if (above := os.path.dirname(here)) == here:
+            return ""
+        here = above
+    with contextlib.suppress(OSError):
+        if os.path.isfile(found):  # of a worktree or a submodule: "gitdir: PATH"
+            found = os.path.join(here, _first_line(found).removeprefix("gitdir:").strip())
+        head = _first_line(os.path.join(found, "HEAD"))
+        if head.startswith("ref:"):
+            head = _commit_of_branch(found, head.removeprefix("ref:").strip())
+        return head if _COMMIT.fullmatch(head) else ""
+    return ""
+
+
+def _commit_of_branch(repository: str, branch: str) -> str:
+    """What a branch points to. Raises OSError if that cannot be read."""
+    with contextlib.suppress(OSError):  # a worktree shares the branches of another repository
+        repository = os.path.join(repository, _first_line(os.path.join(repository, "commondir")))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return _first_line(os.path.join(repository, branch))
+    with open(os.path.join(repository, "packed-refs"), encoding="utf-8", errors="replace") as packed:
+        return next((line.split()[0] for line in packed if line.rstrip("\n").endswith(f" {branch}")), "")
+
+
+def _first_line(path: str) -> str:
+    """Raises OSError if the file cannot be read."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.readline(_LONGEST_LINE).strip()
 
 
 def _directory(path: str, option: str) -> str:

@@ -105,6 +105,10 @@ class Settings:
         names = (field.name for field in dataclasses.fields(Config))
         return [name for name in names if getattr(self.config, name) != getattr(other.config, name)]
 
+    def changes_to(self, other: Settings) -> list[str]:
+        """What differs in `other`, each as an option with its value there, without passwords."""
+        return [f"{flag(name)} {written(other.config, name)}" for name in self.changed(other)]
+
     def not_live(self, other: Settings) -> str:
         """Why `other` cannot replace this one while the server runs; "" if it can."""
         fixed = [name for name in self.changed(other) if name in options() and not options()[name][1].live]

@@ -4,11 +4,12 @@ One request per connection: a line of JSON `{"version": 1, "command": …}`; the
 "ok": …, "text": …}`, when the outcome is known. Before it, if the request has `"follow": true` (reload, stop, follow),
 a line `{"version": 1, "record": {…}}` for each event (docs/reference/events.md). Both sides ignore unknown members.
 
-- reload: wait (true), follow; the reply's detail is the traceback of refused code
+- reload: wait (true), follow, who (runs it); the reply's detail is the traceback of refused code
 - reload-listener; drain: off; scale: to; logs-reopen; tls-reload
 - stop: delay (s of draining; default --drain-delay), follow: then the reply comes when the server has ended, and its
   cut is the number of requests lost since the start
 - status, config: the reply's member of that name; stacks: timeout (s), and the same
+- deploys: last (how many; default all); the reply's deploys, the newest first
 - schedules: name ("" for all); the reply's schedules
 - schedule: do (pause, resume or run), name; the reply to run comes when the run has ended, and has its runs
 - follow: all events until the end of the server, then cut
@@ -24,6 +25,9 @@ from typing import Final
 VERSION: Final = 1
 LINE_LIMIT: Final = 4 * 1024 * 1024
 """Bytes in one line; a traceback fits."""
+
+DEPLOYING: Final = frozenset({"reload"})
+"""Commands that lead to a deploy: the request says who runs it."""
 
 
 def runtime_directories() -> list[Path]:

@@ -1,4 +1,4 @@
-"""The states of the server and its workers, with their names in status, metrics and the admin process."""
+"""The states of the server, its workers and its deploys, with their names in status, metrics and the admin process."""
 
 from __future__ import annotations
 
@@ -34,3 +34,19 @@ class ServerState(enum.Enum):
     STOPPING = "stopping"  # the workers retire, then the agent finishes
     ENDING = "ending"  # the workers were told to quit at once, then the agent
     STOPPED = "stopped"
+
+
+class DeployOutcome(enum.Enum):
+    """How a deploy ended, or `UNDER_WAY` and `TRIAL`. The values are members of `serve deploys --json` and labels."""
+
+    UNDER_WAY = "under_way"
+    TRIAL = "trial"  # the canary serves its share
+    STARTED = "started"
+    DONE = "done"
+    REFUSED = "refused"
+    SUPERSEDED = "superseded"  # another one was requested before its end
+    GIVEN_UP = "given_up"  # the server was stopped before its end
+
+
+OPEN_DEPLOYS: Final = frozenset({DeployOutcome.UNDER_WAY, DeployOutcome.TRIAL})
+"""Of deploys that have not ended."""

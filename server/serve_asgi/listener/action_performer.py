@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve_asgi.agent_process import agent_lock
-from serve_asgi.config.options import flag
-from serve_asgi.config.sources import written
 from serve_asgi.errors import UsageError
 from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.logs import server_log as logs
@@ -44,9 +42,10 @@ class ActionPerformer:
         listener, children = self._listener, self._listener.children
         match action:
             case actions.PrepareReload(by):
+                listener.deploys.begin(by)
                 listener.tasks.start_soon(self._prepare_reload, by)
             case actions.PrepareGeneration(generation):
-                listener.configs.begin(generation)
+                self._begin_generation(generation)
             case actions.AdoptGeneration(generation):
                 self._adopt(generation)
             case actions.ForgetGeneration(generation):
@@ -104,6 +103,14 @@ class ActionPerformer:
             case actions.Exit():
                 listener.exit = action
 
+    def _begin_generation(self, generation: Generation) -> None:
+        listener = self._listener
+        listener.configs.begin(generation)
+        begun = listener.configs.all[generation]
+        listener.deploys.generation_begins(
+            begun.version(generation.number), listener.settings.changes_to(begun.settings)
+        )
+
     def _clear_lock_away(self) -> None:
         agent_lock.clear_away(listening.name for listening in self._listener.listening)
 
@@ -149,7 +156,7 @@ class ActionPerformer:
         if self._listener.changes is not None:
             self._listener.changes.use(settings)
         if changed := before.changed(settings):
-            told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
+            told = ", ".join(before.changes_to(settings))
             self._listener.recorder.record(
                 actions.LogEvent(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed})
             )

@@ -10,6 +10,8 @@ import collections
 import contextlib
 import json
 import select
+import socket
+import struct
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
@@ -20,7 +22,8 @@ from anyio.abc import SocketAttribute, SocketStream
 from serve_asgi.config.options import MOST_WORKERS
 from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
 from serve_asgi.ipc import control_protocol
-from serve_asgi.ipc.untrusted_input import Seconds, Sentence
+from serve_asgi.ipc.untrusted_input import Count, Seconds, Sentence
+from serve_asgi.listener.deploy_history import KEPT, DeployHistory
 from serve_asgi.supervisor import events as e
 
 REQUEST_TIMEOUT = 5.0
@@ -49,10 +52,14 @@ class ControlRequest(msgspec.Struct):
     timeout: Seconds = 5.0
     name: Sentence = ""
     do: Sentence = ""
+    who: Sentence = ""
+    last: Count = KEPT
 
 
 class Controlled(Protocol):
     """What the control socket controls: the listener."""
+
+    deploys: DeployHistory
 
     def post(self, event: e.Event) -> None:
         """Queue an event; events are handled in order."""
@@ -149,6 +156,8 @@ class ControlCommands:
         if request.version != control_protocol.VERSION:
             return {"ok": False, "text": f"this server speaks control version {control_protocol.VERSION}"}
         follows = request.follow
+        if request.command in control_protocol.DEPLOYING:
+            self._server.deploys.requested(f"serve {request.command}", request.who or _user(stream))
         match request.command:
             case "reload":
                 return await self._reload(stream, wait=request.wait, follows=follows)
@@ -175,6 +184,8 @@ class ControlCommands:
                 return {"ok": True, "text": "", "status": self._server.status()}
             case "config":
                 return {"ok": True, "text": "", "config": self._server.config_shown()}
+            case "deploys":
+                return {"ok": True, "text": "", "deploys": self._server.deploys.last(request.last)}
             case "stacks":
                 timeout = min(STACKS_TIME, max(0.0, request.timeout))
                 return {"ok": True, "text": "", "stacks": await self._server.stacks(timeout)}
@@ -262,6 +273,14 @@ class ControlCommands:
 
     def _cut(self) -> int:
         return int(self._server.status()["lost"])
+
+
+def _user(stream: SocketStream) -> str:
+    """The user of a client that does not say who runs it (SO_PEERCRED, unix(7)); names are not looked up here."""
+    _, uid, _ = struct.unpack(
+        "3i", stream.extra(SocketAttribute.raw_socket).getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    )
+    return "root" if uid == 0 else f"user {uid}"
 
 
 async def send(stream: SocketStream, message: Mapping[str, Any]) -> None:

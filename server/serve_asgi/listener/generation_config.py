@@ -24,7 +24,9 @@ from serve_asgi.config.sources import Settings
 from serve_asgi.config.tls_files import TlsFiles
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
+from serve_asgi.ipc.untrusted_input import sayable
 from serve_asgi.listener.certificate_watch import CertificateWatch
+from serve_asgi.listener.deploy_history import LONGEST_PATH, DeployedVersion
 from serve_asgi.listener.event_history import Record
 from serve_asgi.listener.helper_processes import HelperProcesses
 from serve_asgi.listener.hooks import Hooks, trouble_at_reload
@@ -59,6 +61,14 @@ class GenerationConfig:
     def tls_files(self) -> TlsFiles | None:
         """What its TLS options name."""
         return TlsFiles.of(self.settings.config, self.settings.directory)
+
+    def version(self, generation: int) -> DeployedVersion:
+        """What is deployed when this generation serves."""
+        app, directory, python = (
+            sayable(text)[:LONGEST_PATH]
+            for text in (self.settings.config.app, self.release.directory, self.release.python)
+        )
+        return DeployedVersion(generation, app, directory, python, self.release.commit)
 
     @property
     def policy(self) -> Policy:

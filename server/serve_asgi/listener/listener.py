@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 
 from serve_asgi import __version__
 from serve_asgi.config import release
+from serve_asgi.config.invoker import invoker
 from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
 from serve_asgi.config.tls_files import TlsFiles
@@ -39,6 +40,7 @@ from serve_asgi.listener.blocked_workers import BlockedWorkers
 from serve_asgi.listener.certificate_watch import CertificateWatch
 from serve_asgi.listener.children import ROWS, SLOTS, Children
 from serve_asgi.listener.control_server import ControlServer
+from serve_asgi.listener.deploy_history import DeployHistory, DeployKind
 from serve_asgi.listener.event_history import EventRecorder, History
 from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs, policy_of
 from serve_asgi.listener.helper_processes import HelperProcesses
@@ -50,6 +52,7 @@ from serve_asgi.listener.re_exec_registry import InheritedState
 from serve_asgi.listener.signal_handlers import SignalHandlers
 from serve_asgi.listener.status import admin_state, effective_config, past, status
 from serve_asgi.listener.store_process import StoreProcess
+from serve_asgi.listener.stored_deploys import StoredDeploys
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import ServerState, Worker
@@ -106,7 +109,7 @@ class Listener:
             self.children = Children(
                 listening, self.post, self.links, board, self.performer.end_broken, tls=self.certificates
             )
-            self.history = History()
+            self.history, self.deploys = History(), DeployHistory()
         else:
             self.started, self.start_directory = inherited.started, inherited.start_directory
             self.supervisor = inherited.supervisor
@@ -119,7 +122,7 @@ class Listener:
                 inherited.children,
                 self.certificates,
             )
-            self.history = inherited.history
+            self.history, self.deploys = inherited.history, inherited.deploys
             self.links.load(inherited.links)
         self._inherited = inherited
         begun = {} if inherited is None else inherited.configs
@@ -146,12 +149,15 @@ class Listener:
             self.started,
             earlier=0 if inherited is None else inherited.admin_process,
         )
+        self.stored_deploys = StoredDeploys(self.links.hub, self.deploys) if config.state else None
         self.store = self._make_store() if config.state else None
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
         self.hooks = Hooks(config, self.processes, self.recorder.record, self._release, lambda: self.control.path)
         self.recorder.recipients += [
             self.history.add,
+            self.deploys.take,
+            lambda _: self._keep_deploys(),
             self.control.commands.happened,
             self.admin.happened,
             self.hooks.happened,
@@ -232,6 +238,8 @@ class Listener:
         await self._finish_hooks()
         await self.control.finish()
         await self.admin.finish()
+        self.deploys.server_ends(self.exit.message if self.exit is not None else "")
+        self._keep_deploys()
         if self.store is not None:
             await self.store.finish()
         await self.processes.kill()
@@ -247,6 +255,7 @@ class Listener:
         def changed(trouble: str) -> None:
             self.links.hub.store_changed(trouble)
             self.links.keep_deadline()
+            self._keep_deploys(again=True)
 
         known = self.links.hub.component(SharedState).all_entries
         store = StoreProcess(
@@ -282,6 +291,7 @@ class Listener:
     def _begin(self) -> None:
         """Start the first generation, or continue with the workers of an earlier program of this process."""
         if self._inherited is None:
+            self.deploys.begin("start", DeployKind.START, invoker())
             self._do(self.supervisor.start(time.monotonic()))
             return
         for child in self.children:
@@ -417,6 +427,7 @@ class Listener:
         return {
             **shown,
             **past(self.history),
+            "last_deploy": self.deploys.newest(),
             "admin": self.admin.names,
             "state_store": self.store and self.store.status(),
             "tls": self.certificates.status(),
@@ -429,6 +440,11 @@ class Listener:
         names = [listening.name for listening in self.listening]
         size = self.supervisor.size
         return effective_config(self.settings, found, names, self.admin.names, self.control.path, size)
+
+    def _keep_deploys(self, *, again: bool = False) -> None:
+        """Write the deploys where they survive a restart, if one has ended; `again`: also what was not taken before."""
+        if self.stored_deploys is not None:
+            self.stored_deploys.write(again)
 
     def schedules(self) -> ScheduleCommands:
         """The schedules of the hub."""

@@ -44,6 +44,7 @@ from serve_asgi.listener.certificate_watch import CertificateWatch
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.children import Children
 from serve_asgi.listener.control_server import ControlServer
+from serve_asgi.listener.deploy_history import DeployHistory
 from serve_asgi.listener.event_history import History
 from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs
 from serve_asgi.listener.hub_links import HubLinks
@@ -95,6 +96,7 @@ class Carrier(Protocol):
     admin: AdminProcess
     certificates: CertificateWatch
     history: History
+    deploys: DeployHistory
     started: float
     start_directory: str
 
@@ -117,6 +119,7 @@ class InheritedState:
     pid_file: PidFile | None
     control: State | None
     history: History
+    deploys: DeployHistory
     started: float
     admin_process: int
     """The PID of the admin process, which exits when its channel closes, or 0."""
@@ -209,6 +212,13 @@ PIECES: Final = (
     ),
     Piece("control", "control", lambda one, descriptors: one.control.to_state(descriptors)),
     Piece("history", "history", lambda one, _: one.history.to_state(), lambda value, _: History.from_state(value)),
+    Piece(
+        "deploys",
+        "deploys",
+        lambda one, _: one.deploys.to_state(),
+        lambda value, _: DeployHistory.from_state(value),
+        default=None,
+    ),
     Piece("started", "started", lambda one, _: one.started),
     Piece("admin_process", "admin", lambda one, _: one.admin.pid),
     Piece(
@@ -236,6 +246,7 @@ MADE_ANEW: Final = frozenset(
         "performer",
         "tasks",
         "changes",  # the new one looks for files that have changed meanwhile
+        "stored_deploys",
         "_events",  # empty, or the program would not be replaced
         "_post",
         "_inherited",
@@ -313,6 +324,11 @@ CARRIED: Final = (
         frozenset({"_wanted_path", "commands", "_busy", "_idle"}),
     ),
     Carried(History, History.to_state),
+    Carried(
+        DeployHistory,  # those of others are in the shared state; nothing is requested that has not begun
+        DeployHistory.to_state,
+        frozenset({"others", "changes", "_requests", "_host", "_clock"}),
+    ),
     Carried(
         CertificateWatch,  # workers say again what they use when they get something new
         CertificateWatch.to_state,
