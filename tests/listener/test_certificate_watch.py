@@ -329,7 +329,7 @@ def test_ticket_keys_rotate(server: Server, monkeypatch: pytest.MonkeyPatch) -> 
     [
         (15, None, ""),
         (13, logging.WARNING, "the certificate for localhost in .*server.pem expires in 13 days, on 20.*: renew it"),
-        (0.5, logging.ERROR, "expires in 0 days"),
+        (0.5, logging.ERROR, "expires in 12 hours"),
     ],
 )
 def test_an_end_that_is_near_is_told_once_a_day(server: Server, days: float, level: int | None, told: str) -> None:

@@ -164,6 +164,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: read(PAIR, key=MIDDLE.server("x").key_pem()),
         "the private key in k.pem does not fit the certificate in c.pem, which is for a and 2 more",
     ),
+    "another key, and the wrong order": (
+        lambda: read(PAIR, MIDDLE.pem + PAIR.certificate_pem, MIDDLE.server("x").key_pem()),
+        "the private key in k.pem does not fit the certificate in c.pem, which is for a and 2 more",
+    ),
     "expired": (lambda: read(MIDDLE.server("a", ends=-DAY / 2)), r"in c.pem, for a, expired on 20.* UTC: renew it"),
     "not valid yet": (
         lambda: read(MIDDLE.server("a", begins=DAY)),

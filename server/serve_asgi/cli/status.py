@@ -93,7 +93,8 @@ def _until(end: float) -> str:
     """When a certificate ends (Unix time), in words."""
     left = end - time.time()
     day = time.strftime("%Y-%m-%d", time.gmtime(end))
-    return f"expires in {left / 86400:.0f} days, on {day}" if left > 0 else f"expired on {day}"
+    span = f"{left / 86400:.0f} days" if left > 86400 else f"{left / 3600:.0f} hours"
+    return f"expires in {span}, on {day}" if left > 0 else f"expired on {day}"
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:

@@ -340,7 +340,8 @@ class CertificateWatch:
             self._warned[each.fingerprint] = now
             what = "revocation list of" if each.kind == "CRL" else "certificate for"
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(each.not_after))
-            told = f"expires in {left / DAY:.0f} days, on {when}" if left > 0 else f"expired on {when}"
+            span = f"{left / DAY:.0f} days" if left > DAY else f"{left / 3600:.0f} hours"
+            told = f"expires in {span}, on {when}" if left > 0 else f"expired on {when}"
             text = f"the {what} {each.names[0]} in {each.path} {told}: renew it"
             level = logging.WARNING if left > DAY else logging.ERROR
             self._record(actions.LogEvent(level, "tls_renewal_needed", text, "", {"certificate": _told(each)}))

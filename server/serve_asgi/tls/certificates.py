@@ -101,7 +101,7 @@ def read_pair(
     if not own:
         raise UsageError(
             f"the private key in {key_file[0]} does not fit the certificate in {path}, which is for "
-            f"{_about(certificates[0])}: name the key that the certificate was made with"
+            f"{_about(_first_leaf(certificates))}: name the key that the certificate was made with"
         )
     leaf = max(own, key=lambda each: each.not_valid_after_utc)
     _check_time(path, leaf, now)
@@ -129,7 +129,7 @@ def read_authorities(
 ) -> ClientAuthorities:
     """The authorities for clients' certificates, and their revocation lists. Raises UsageError."""
     path, content = ca_file
-    authorities = _certificates(path, content)
+    authorities = _certificates(path, content, "name the file with the certificates of the authorities")
     remarks = [
         f"{path} has an authority that expired on {_day(each.not_valid_after_utc)}: {_about(each)}"
         for each in authorities
@@ -185,8 +185,10 @@ def _is_host(text: str) -> bool:
 # What stands in the files
 
 
-def _certificates(path: str, content: bytes) -> list[x509.Certificate]:
-    """All certificates of a file, in its order."""
+def _certificates(
+    path: str, content: bytes, if_a_key: str = "are --tls-cert and --tls-key mixed up?"
+) -> list[x509.Certificate]:
+    """All certificates of a file, in its order; `if_a_key` is said where there is none, and a private key instead."""
     found: list[x509.Certificate] = []
     kinds = set()
     for block in _BLOCK.finditer(content):
@@ -198,7 +200,7 @@ def _certificates(path: str, content: bytes) -> list[x509.Certificate]:
     if found:
         return found
     if any(kind.endswith(b"PRIVATE KEY") for kind in kinds):
-        raise UsageError(f"{path} holds a private key and no certificate: are --tls-cert and --tls-key mixed up?")
+        raise UsageError(f"{path} holds a private key and no certificate: {if_a_key}")
     if b"CERTIFICATE REQUEST" in kinds or b"NEW CERTIFICATE REQUEST" in kinds:
         raise UsageError(f"{path} holds a request for a certificate: name the file that the authority made of it")
     if content[:1] == b"\x30":
@@ -340,6 +342,12 @@ def _names_issuer(certificate: x509.Certificate) -> bool:
     except (x509.ExtensionNotFound, ValueError):
         return False
     return any(each.access_method == AuthorityInformationAccessOID.CA_ISSUERS for each in found)
+
+
+def _first_leaf(certificates: Sequence[x509.Certificate]) -> x509.Certificate:
+    """The first that has issued none of the others: in a chain that is in the wrong order it is not the first."""
+    issuers = {each.issuer for each in certificates if each.issuer != each.subject}
+    return next((each for each in certificates if each.subject not in issuers), certificates[0])
 
 
 def _serves(certificate: x509.Certificate) -> bool:
