@@ -90,6 +90,7 @@ class TlsMaterial(msgspec.Struct, frozen=True):
         try:
             return msgspec.msgpack.decode(data, type=cls)
         except msgspec.MsgspecError:  # whose text may quote what it could not read
+            del data
             raise ValueError("the TLS material is not of this protocol") from None
 
     def to_memfd(self) -> int:
@@ -112,9 +113,10 @@ class TlsMaterial(msgspec.Struct, frozen=True):
 
 def sealed(data: bytes, name: str) -> int:
     """A close-on-exec descriptor of memory with this content, for good; the caller closes it. Raises OSError."""
+    left = memoryview(data)
+    del data  # no frame of a traceback is to have it: there are tools that show what is in them
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        left = memoryview(data)
         while left:
             left = left[os.write(descriptor, left) :]
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)

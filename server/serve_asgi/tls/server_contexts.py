@@ -242,6 +242,7 @@ def _ask_clients(context: ssl.SSLContext, material: TlsMaterial) -> None:
 def _through_memory(data: bytes, load: Callable[[str], None]) -> None:
     """OpenSSL reads files alone: let it read this as one. Raises UsageError and what `load` raises."""
     descriptor = sealed(data, "serve-tls-load")
+    del data  # as there
     try:
         load(f"/proc/self/fd/{descriptor}")
     except FileNotFoundError:

@@ -63,6 +63,8 @@ class TlsUpdates:
             self.contexts.update(material)
         except UsageError as error:
             self._tell({"type": "tls taken", "version": material.version, "trouble": str(error)})
+        except OSError:  # EMFILE: OpenSSL reads it through a descriptor
+            asyncio.get_running_loop().call_later(descriptors.PAUSE, self._ask_again)
         else:
             self._tell({"type": "tls taken", "version": material.version})
 
