@@ -52,6 +52,7 @@ FRESH_TIME: Final = 2.0
 """A worker that retires with nobody to hand over to waits this long (s) for the first request of a new connection."""
 
 INFINITY: Final = math.inf
+NO_RECORD: Final = (-1.0, -1.0)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _TLS_NOT_MOVED: Final = int(Cell.TLS_NOT_MOVED)
 _SERVING: Final = WorkerPhase.SERVING
@@ -67,6 +68,7 @@ class Http1Connection(asyncio.Protocol):
     __slots__ = (
         "_closing",
         "_hand_over",
+        "_record_times",
         "_timeouts",
         "client",
         "deadline",
@@ -103,6 +105,8 @@ class Http1Connection(asyncio.Protocol):
         """What stands between the socket and this connection; None if that is nothing."""
         self.state = NEW
         self.deadline = INFINITY
+        self._record_times = NO_RECORD
+        """The deadline when a TLS record began to come, and the one of that record."""
         self.eof = False
         """The client has shut down its write side. It may still read: what it has sent whole is answered."""
         self.read_paused = False
@@ -133,6 +137,8 @@ class Http1Connection(asyncio.Protocol):
             self.trusted = worker.forwarding.trusts(record.client) if record.trusted is None else record.trusted
             self.pipeline.requests = record.requests
             self.deadline = record.deadline
+            if self.tls is not None and self.tls.holds_half_a_record():
+                self._record_times = record.deadline, record.deadline
             if record.leftover:
                 self.pipeline.buffer += record.leftover
                 worker.loop.call_soon(self._go_on, record)
@@ -259,7 +265,9 @@ class Http1Connection(asyncio.Protocol):
             self._serve()
         elif worker.phase is WorkerPhase.HANDING_OVER and not worker.last_call:
             pass  # it cannot go with the others, and is not closed idle: the response to its next request is its last
-        elif is_readable(self.transport) or (self.tls is not None and self.tls.holds_half_a_record()):
+        elif self.tls is not None and self.tls.holds_half_a_record():
+            self.record_arriving(True)
+        elif is_readable(self.transport):
             self.deadline = worker.loop.time() + PEEK_TIME
         elif not self.pipeline.requests:
             self.deadline = min(self.deadline, worker.loop.time() + FRESH_TIME)
@@ -320,6 +328,34 @@ class Http1Connection(asyncio.Protocol):
 
     # ---- deadlines
 
+    def head_begun(self) -> None:
+        """The beginning of a request's head has come; perhaps its time runs already, from the beginning of a record."""
+        if self.deadline != self._record_times[1]:
+            self.deadline = self._timeouts.head()
+
+    def record_arriving(self, half: bool) -> None:
+        """The beginning of a TLS record has come (`half`), or one that is whole and says nothing to the application.
+
+        What has begun is taken for a request, whose head has to be whole in time. However often it turns out to have
+        been nothing, the connection does not get more than its idle time and the time of one head.
+        """
+        if self.state is not IDLE or self.pipeline.buffer.holds_part_of_head():
+            return
+        rest, before = self._record_times
+        again = self.deadline in self._record_times
+        if half:
+            until = self._timeouts.head()
+            if again:
+                until = before if self.deadline == before else min(until, rest + self.worker.config.head_timeout)
+            else:
+                rest = self.deadline
+            self.deadline = until
+            self._record_times = rest, until
+        elif again:
+            self.deadline = rest
+            if self.worker.phase is WorkerPhase.CLOSING:
+                self.settle()
+
     def asked_at(self) -> float:
         """When the request in progress began (time.perf_counter, s), or infinity."""
         return INFINITY if self.pipeline.response is None else self.pipeline.response.request.begun
@@ -334,10 +370,17 @@ class Http1Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The deadline has passed."""
-        self.deadline = INFINITY
+        due, self.deadline = self.deadline, INFINITY
         state, timeouts = self.state, self._timeouts
         if state is IDLE:
-            verdict = timeouts.idle_expired(self.pipeline.buffer.holds_part_of_head(), self.pipeline.requests)
+            begun = self.pipeline.buffer.holds_part_of_head()
+            if not begun and self.tls is not None and self.tls.holds_half_a_record():
+                begun = due == self._record_times[1]
+                if not begun:  # it came while a request was in progress
+                    self.deadline = due
+                    self.record_arriving(True)
+                    return
+            verdict = timeouts.idle_expired(begun, self.pipeline.requests)
             if verdict is Expiry.REFUSE:
                 self.pipeline.refuse(self, BadRequest(408, "The request head took too long to arrive."))
             elif verdict is Expiry.CUT:

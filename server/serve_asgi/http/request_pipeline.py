@@ -60,6 +60,9 @@ class PipelinedConnection(RequestSource, ResponseSink, Protocol):
     def become(self, state: ConnectionState) -> None:
         """Change the state, by a way that the table has."""
 
+    def head_begun(self) -> None:
+        """The beginning of a request's head has come."""
+
     def settle(self) -> None:
         """No request is in progress: go on, leave, or end, as the worker's phase has it."""
 
@@ -172,8 +175,8 @@ class RequestPipeline:
             return True
         if connection.eof:
             connection.close()
-        elif buffer.scanned and not known:  # a head has begun
-            connection.deadline = self._timeouts.head()
+        elif buffer.scanned and not known:
+            connection.head_begun()
         return False
 
     def _begin(self, connection: PipelinedConnection, data: bytes, rest: bytes) -> None:

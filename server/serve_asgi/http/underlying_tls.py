@@ -65,7 +65,7 @@ class UnderlyingTls(Protocol):
         """Whether it could not move at any time of its life (TLS 1.2)."""
 
     def holds_half_a_record(self) -> bool:
-        """Whether the client has begun to send something that cannot be read yet, as far as that is known."""
+        """Whether the client has begun to send something that cannot be read yet."""
 
     def move(self) -> MovedTlsState:
         """What that process needs; from now on nothing is read or written here."""

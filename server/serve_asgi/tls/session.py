@@ -111,6 +111,7 @@ class TlsSession:
         "_sealer",
         "failure",
         "has_outgoing",
+        "holds_half_a_record",
         "info",
         "peer_closed",
         "state",
@@ -130,6 +131,9 @@ class TlsSession:
         """The client's close_notify has come: nothing more will, and what has come is whole."""
         self.has_outgoing = False
         """`take_outgoing` has something to write."""
+        self.holds_half_a_record = False
+        """The beginning of a record has come, and not its end; or, where OpenSSL reads them, something of which nothing
+        could be read."""
         self._outgoing = b""
         self._handshake: TlsHandshake | None = None
         self._openssl: OpenSslConnection | None = None
@@ -148,6 +152,7 @@ class TlsSession:
             self._opener = RecordOpener(suite, moved.read_secret, moved.read_sequence, moved.partial)
             self._sealer = RecordSealer(suite, moved.write_secret, moved.write_sequence, moved.max_fragment)
             self._begin_message(self._opener, moved.message)
+            self.holds_half_a_record = self._opener.holds_part
             self.info = moved.info
             self.state = OPEN
 
@@ -165,7 +170,9 @@ class TlsSession:
             return self._receive_handshake(self._handshake, data)
         if self._openssl is not None:
             self._openssl.feed(data)
-            return self._read_openssl(self._openssl)
+            content = self._read_openssl(self._openssl)
+            self.holds_half_a_record = not content and self._openssl is not None
+            return content
         return b""
 
     def _receive_handshake(self, handshake: TlsHandshake, data: bytes) -> bytes:
@@ -225,6 +232,7 @@ class TlsSession:
         if self._owes_key_update and self._sealer is not None:
             self._owes_key_update = False
             self._write_later(self._sealer.seal_key_update(False))
+        self.holds_half_a_record = self._opener is not None and opener.holds_part
         return contents[0] if len(contents) == 1 else b"".join(contents)
 
     def _count_thin(self, opener: RecordOpener, content: bytes) -> None:
@@ -366,11 +374,6 @@ class TlsSession:
     def stays_with_openssl(self) -> bool:
         """Whether OpenSSL speaks it to the end, so that it can never move: of a connection that is open."""
         return self._openssl is not None
-
-    @property
-    def holds_half_a_record(self) -> bool:
-        """Whether the beginning of a record has come, of a connection that can move."""
-        return self._opener is not None and self._opener.holds_part
 
     def move(self) -> MovedSession:
         """All that another process needs; this object must not be used any more, unless `unmove` says otherwise.

@@ -79,13 +79,23 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self.socket.write(session.take_outgoing())
         if content:
             self._protocol.data_received(content)
+        if session.holds_half_a_record or not content:
+            self._tell_of_record()
         if session.state is not _OPEN or session.peer_closed:
             self._not_open(data)
+
+    def _tell_of_record(self) -> None:
+        """Tell a protocol that waits for the client to begin something: see `Http1Connection.record_arriving`."""
+        record_arriving = getattr(self._protocol, "record_arriving", None)
+        if record_arriving is not None:
+            record_arriving(self.session.holds_half_a_record)
 
     def begin(self, content: bytes) -> None:
         """What the client has sent behind its handshake, which the session has read already."""
         if content:
             self._protocol.data_received(content)
+        if self.session.holds_half_a_record:
+            self._tell_of_record()
         if self.session.state is not _OPEN or self.session.peer_closed:
             self._not_open(b"")
 
@@ -226,7 +236,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return self._stays
 
     def holds_half_a_record(self) -> bool:
-        """Whether a record has begun to come; never, where OpenSSL reads them."""
+        """Whether a record has begun to come, and is not whole."""
         return self.session.holds_half_a_record
 
     def move(self) -> MovedSession:

@@ -257,7 +257,7 @@ class HandshakingConnection(asyncio.Protocol):
         transport.set_protocol(tls)
         tls.connection_made(transport)
         self._leave()
-        if content or session.peer_closed:
+        if content or session.peer_closed or session.holds_half_a_record:
             tls.begin(content)
             worker.loop.call_soon(tls.flush)  # the session tickets go out together with the response, or without it
         if self.eof:
