@@ -14,8 +14,9 @@ import pytest
 
 from serve_asgi.admin.metrics import connections_by_state
 from serve_asgi.admin.samples import MetricSamples, by_generation
-from serve_asgi.admin.scoreboard_totals import ScoreboardReading, quantile, read
+from serve_asgi.admin.scoreboard_totals import ScoreboardReading, read
 from serve_asgi.admin.server_view import ServerView
+from serve_asgi.ipc.latency_histogram import quantile
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header
 from serve_asgi.ipc.sock_diag import accept_queues
 from serve_asgi.listener.event_history import History

@@ -14,8 +14,9 @@ from typing import Any, Final
 import anyio
 
 from serve_asgi.admin.metrics import CLASSES, NANO, connections_by_state, oldest, silence
-from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words, quantile
+from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words
 from serve_asgi.admin.server_view import ServerView
+from serve_asgi.ipc.latency_histogram import quantile
 from serve_asgi.ipc.scoreboard import Cell
 
 PERIOD: Final = 1.0

@@ -82,20 +82,3 @@ def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: 
             own[cell] += words[cell]
     total = [sum(words) for words in zip(*slots.values(), strict=True)] or [0] * width
     return ScoreboardReading(at, time.time(), rows, dict(sorted(slots.items())), total, copy[Header.DRAINING_SINCE])
-
-
-def quantile(share: float, counts: Words) -> float | None:
-    """The duration (s) that `share` of the requests did not exceed, from the counts of the buckets.
-
-    Within a bucket they are assumed to be uniform on a logarithmic scale; None if there are none.
-    """
-    wanted = share * sum(counts)
-    if not wanted:
-        return None
-    for index, count in enumerate(counts[: len(DURATION_BOUNDS)]):
-        if count and wanted <= count:
-            upper = DURATION_BOUNDS[index]
-            lower = DURATION_BOUNDS[index - 1] if index else upper / 2
-            return float(lower * (upper / lower) ** (wanted / count))
-        wanted -= count
-    return DURATION_BOUNDS[-1]
