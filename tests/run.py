@@ -29,6 +29,7 @@ PROGRAMS = {
     "curl": "curl",
     "dumb-init": "dumb-init",
     "haproxy": "haproxy",
+    "javac": "default-jdk-headless",
     "logrotate": "logrotate",
     "nginx": "nginx",
     "node": "nodejs",

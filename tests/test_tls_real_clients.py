@@ -40,6 +40,34 @@ function ask() {
 ask();
 """
 """Asks for one URL after the other; whatever fails ends it with a traceback."""
+JAVA = """
+import java.io.FileInputStream;
+import java.net.URI;
+import java.net.http.*;
+import java.security.KeyStore;
+import java.security.cert.CertificateFactory;
+import javax.net.ssl.*;
+
+class Asking {
+  public static void main(String[] arguments) throws Exception {
+    KeyStore store = KeyStore.getInstance(KeyStore.getDefaultType());
+    store.load(null, null);
+    var certificates = CertificateFactory.getInstance("X.509");
+    store.setCertificateEntry("ca", certificates.generateCertificate(new FileInputStream(arguments[1])));
+    TrustManagerFactory trust = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm());
+    trust.init(store);
+    SSLContext context = SSLContext.getInstance("TLSv1.3");
+    context.init(null, trust.getTrustManagers(), null);
+    HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).sslContext(context).build();
+    HttpRequest request = HttpRequest.newBuilder(URI.create(arguments[0])).build();
+    while (true) {
+      System.out.println(client.send(request, HttpResponse.BodyHandlers.ofString()).body());
+      Thread.sleep(10);
+    }
+  }
+}
+"""
+"""The same."""
 
 
 class Secure:
@@ -112,6 +140,14 @@ def test_curl(secure: Secure) -> None:
 @pytest.mark.needs("node")
 def test_node(secure: Secure) -> None:
     with client("node", "--eval", NODE, secure.url, secure.trusted) as process:
+        assert len(over_reloads(secure, lines(process))) == 1
+
+
+@pytest.mark.needs("javac")
+def test_java(secure: Secure, tmp_path: Path) -> None:
+    source = tmp_path / "Asking.java"
+    source.write_text(JAVA)
+    with client("java", str(source), secure.url, secure.trusted) as process:
         assert len(over_reloads(secure, lines(process))) == 1
 
 
