@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from serve_asgi.errors import UsageError
-from serve_asgi.tls import tickets
+from serve_asgi.tls import server_contexts, tickets
 from serve_asgi.tls.material import ClientAuth, TlsMaterial, TlsPair, contents
 from serve_asgi.tls.openssl_library import OpenSslLibrary, find_openssl, set_tls_1_3_suites
 from serve_asgi.tls.server_contexts import ServerContexts, examine
@@ -209,6 +209,20 @@ def test_clients_are_told_whose_certificates_count(name: str) -> None:
     flight = outgoing.read()
     names = [each.certificate.subject.public_bytes() for each in authorities]
     assert b"".join(len(each).to_bytes(2) + each for each in names) in flight
+
+
+def test_too_many_authorities_to_be_told_are_trusted_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More names than the message takes would fail every handshake."""
+    told: list[str] = []
+    monkeypatch.setattr(server_contexts, "name_client_authorities", lambda _, path: told.append(path))
+    size = len(ROOT.certificate.subject.public_bytes())
+    for most, named in ((size + 1, False), (size + 2, True)):
+        monkeypatch.setattr(server_contexts, "MOST_OF_NAMES", most)
+        contexts = ServerContexts(material(client_ca=ROOT.pem, client_auth=ClientAuth.REQUIRED, keys=0))
+        assert bool(told) is named
+        assert Meeting(contexts, ROOT.client_context(ROOT.client("bob"), tmp_path)).server.getpeercert()
 
 
 def test_a_certificate_may_be_optional_and_must_be_valid(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ AES-128 is not safe from."""
 TICKETS: Final = 1
 """Session tickets after a full handshake of TLS 1.3; whoever resumes with one gets the next. OpenSSL's own two cost
 another message, and are for clients that open several connections at once before the first is idle."""
+MOST_OF_NAMES: Final = 16384
+"""Bytes of authorities' names that a client is sent when its certificate is asked for. 65,535 are possible (RFC 8446
+4.2.4), beyond which OpenSSL fails the handshake; a client that is told none chooses among all certificates it has."""
 _PRIORITIZE_CHACHA: Final = 1 << 21  # SSL_OP_PRIORITIZE_CHACHA: for clients that put it first, having no AES hardware
 END: Final = "-----END CERTIFICATE-----"
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -228,7 +231,8 @@ def _ask_clients(context: ssl.SSLContext, material: TlsMaterial) -> None:
 
     def load(path: str) -> None:
         context.load_verify_locations(cafile=path)
-        name_client_authorities(context, path)
+        if _size_of_names(material.client_ca) <= MOST_OF_NAMES:
+            name_client_authorities(context, path)
 
     try:
         _through_memory(material.client_ca + b"\n" + material.crl, load)
@@ -237,6 +241,14 @@ def _ask_clients(context: ssl.SSLContext, material: TlsMaterial) -> None:
     if material.crl:
         chain = ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
         context.verify_flags |= chain if material.crl_for_chain else ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+
+
+def _size_of_names(authorities: bytes) -> int:
+    """Bytes of the subjects of these certificates (PEM), as a request for a certificate has them."""
+    from cryptography import x509
+
+    found = x509.load_pem_x509_certificates(authorities)
+    return sum(2 + len(each.subject.public_bytes()) for each in found)
 
 
 def _through_memory(data: bytes, load: Callable[[str], None]) -> None:
