@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from serve_asgi.app.agent import agent
+    from serve_asgi.app.canary import canary
     from serve_asgi.app.messenger import messenger
     from serve_asgi.app.retiring import retiring
     from serve_asgi.app.schedule import schedule
     from serve_asgi.app.shared import shared
 
-__all__ = ["Message", "__version__", "agent", "messenger", "retiring", "schedule", "shared"]
+__all__ = ["Message", "__version__", "agent", "canary", "messenger", "retiring", "schedule", "shared"]
 __version__ = "0.1.0"
 
 
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from serve_asgi.app.agent import agent
 
         return agent
+    if name == "canary":
+        from serve_asgi.app.canary import canary
+
+        return canary
     if name == "retiring":
         from serve_asgi.app.retiring import retiring
 

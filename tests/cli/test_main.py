@@ -53,7 +53,7 @@ def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         (["app:asgi", "--bind"], "option '--bind' requires an argument: `serve --help` shows how it is written"),
         (["app:asgi", "b:asgi"], "got unexpected extra argument (b:asgi): `serve --help` shows how it is written"),
-        (["reload", "--now"], "there is no option --now: did you mean --no-wait?"),
+        (["reload", "--now"], "there is no option --now: did you mean --no-wait or --for?"),
     ],
 )
 def test_each_mistake_is_one_sentence(capfd: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:

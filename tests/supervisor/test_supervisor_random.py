@@ -17,8 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.canary_verdict import TrafficSample
 from serve_asgi.supervisor.lifecycles import (
     LEASED,
+    ON_TRIAL,
     STANDING,
     Agent,
     AgentState,
@@ -41,6 +43,7 @@ HURRIED = {ServerState.STOPPING, ServerState.ENDING, ServerState.STOPPED}
 PLENTY = 2000
 """Steps within which a stop must have come to its end."""
 which = st.integers(0, 1_000)
+shares = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9])
 
 
 def replacement(supervisor: Supervisor) -> Supervisor:
@@ -209,8 +212,13 @@ class SupervisedServer(RuleBasedStateMachine):
                 self.killed.add(worker)
             case actions.ConnectPair(sender, receiver, pair):
                 assert pair not in self.pairs
-                assert sender.state is WorkerState.RETIRING
                 assert receiver.state is WorkerState.SERVING
+                if sender.state is WorkerState.SERVING:  # it lends connections to a canary
+                    assert sender.generation is supervisor.current
+                    assert receiver.generation is supervisor.candidate
+                    assert receiver.generation.state is GenerationState.CANARY
+                else:
+                    assert sender.state is WorkerState.RETIRING
                 self.pairs[pair] = (sender, receiver)
                 self.fates[pair] = ""
             case actions.TellVerdict(worker, pair, keep):
@@ -236,6 +244,10 @@ class SupervisedServer(RuleBasedStateMachine):
             case actions.TellFinish(agent, reason):
                 assert agent is self.leased
                 assert reason in ("reload", "blocked") or not supervisor.workers, "the agent leaves last"
+            case actions.TellServe(worker) if worker.generation.state is GenerationState.CANARY:
+                assert supervisor.current is not None, "there is nothing to compare it with"
+                if supervisor.current.policy.agent and self.leased is not None:
+                    assert self.leased.generation is not worker.generation, "the agent stays until the promotion"
             case actions.TellServe(worker) if worker.generation is supervisor.candidate:
                 if not worker.generation.policy.agent:
                     assert self.leased is None
@@ -260,7 +272,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 )
             case "scale":
                 assert worker.slot >= supervisor.size
-            case "failed":
+            case "failed" | "rollback":
                 assert worker.generation.state is GenerationState.FAILED
             case "stop":
                 assert supervisor.state is ServerState.STOPPING
@@ -376,14 +388,54 @@ class SupervisedServer(RuleBasedStateMachine):
         if before is ServerState.RUNNING and self.supervisor.state is ServerState.DRAINING and held is not None:
             self.drain = (True, self.count)
 
-    @rule(workers=st.integers(0, 6), agent=st.booleans())
-    def reload_is_prepared(self, workers: int, agent: bool) -> None:
+    @rule(
+        workers=st.integers(0, 6), agent=st.booleans(), canary=st.booleans(), share=st.floats(0, 1), hold=st.booleans()
+    )
+    def reload_is_prepared(
+        self, workers: int, agent: bool, canary: bool = False, share: float = 0.0, hold: bool = False
+    ) -> None:
         if self.preparing:
             self.preparing = False
-            policy = (
-                dataclasses.replace(self.supervisor.processes.policy, workers=workers, agent=agent) if workers else None
-            )
+            policy = None
+            if workers:
+                policy = dataclasses.replace(
+                    self.supervisor.processes.policy,
+                    workers=workers,
+                    agent=agent,
+                    canary=canary,
+                    canary_share=share,
+                    canary_hold=hold,
+                )
             self.send(e.ReloadPrepared(policy, "" if policy else "a hook says no"))
+
+    @precondition(lambda self: self.supervisor.state is ServerState.RUNNING)
+    @rule(agent=st.sampled_from([False, True, True]), share=shares, hold=st.booleans())
+    def comes_to_a_trial(self, agent: bool, share: float, hold: bool) -> None:
+        """A reload up to the moment when its canary serves."""
+        self.reload(True)
+        self.reload_is_prepared(4, agent, True, share, hold)
+        self.all_become_ready()
+        self.all_accept()
+
+    @rule(requests=st.integers(0, 1000), errors=st.integers(0, 100), others=st.integers(0, 5))
+    def canary_is_observed(self, requests: int, errors: int, others: int) -> None:
+        self.send(
+            e.CanaryObserved(TrafficSample(requests, min(errors, requests)), TrafficSample(10 * requests, others))
+        )
+
+    @rule(number=which, by_application=st.booleans())
+    def canary_is_refused(self, number: int, by_application: bool) -> None:
+        worker = self.pick(number) if by_application else None
+        if not by_application or worker is not None:
+            self.send(e.CanaryRefused("it fails", "Traceback", worker))
+
+    @rule()
+    def promotion_is_asked(self) -> None:
+        stopped = self.supervisor.state is ServerState.STOPPED
+        on_trial = self.supervisor.trials.trial is not None
+        answers: list[bool] = []
+        self.send(e.PromotionAsked("serve promote", lambda ok, _: answers.append(ok)))
+        assert stopped or answers[:1] == [on_trial]
 
     # What processes do
 
@@ -413,9 +465,9 @@ class SupervisedServer(RuleBasedStateMachine):
             self.send(e.WorkerFailed(worker, "it cannot", "Traceback", usage))
 
     @rule(number=which, blocked=st.sampled_from([None, 5.0]))
-    def is_worn_out(self, number: int, blocked: float | None) -> None:
+    def is_worn_out(self, number: int, blocked: float | None, too_large: bool = False) -> None:
         if worker := self.pick(number, WorkerState.SERVING) or self.pick(number):
-            self.send(e.WorkerWantsReplacement(worker, "worn", blocked))
+            self.send(e.WorkerWantsReplacement(worker, "worn", blocked, too_large))
 
     @rule(number=which, in_flight=st.integers(0, 2), state=st.sampled_from([None, *WorkerState]))
     def dies(self, number: int, in_flight: int, state: WorkerState | None) -> None:
@@ -617,7 +669,7 @@ class SupervisedServer(RuleBasedStateMachine):
         if supervisor is None or supervisor.state not in (ServerState.RUNNING, ServerState.DRAINING):
             return
         current, candidate = supervisor.current, supervisor.candidate
-        if candidate is not None and candidate.state is not GenerationState.STARTING:
+        if candidate is not None and candidate.state not in ON_TRIAL | {GenerationState.STARTING}:
             current = candidate
         own = [agent for agent in self.agents if agent.generation is current and agent.state in STANDING]
         assert len(own) <= 1

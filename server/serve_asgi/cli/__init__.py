@@ -12,6 +12,7 @@ import click
 
 MODULES: Final = {
     "reload": "reload",
+    "promote": "promote",
     "drain": "drain",
     "stop": "stop",
     "scale": "scale",

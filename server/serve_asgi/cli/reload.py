@@ -36,11 +36,24 @@ from serve_asgi.errors import UsageError
 
 LISTENER_TIME: Final = 120.0
 """Seconds that replacing the listener may take; the listener itself gives up earlier."""
+LARGEST_SHARE: Final = 0.5
+"""Of the traffic: beyond that it would be the old version that is on trial."""
 SETTLE: Final = 0.5
 """Seconds to wait for the hand-over of idle connections before this command reports what is left."""
 
 
-def reload(control: str, pid_file: str, wait: bool, retired: bool, listener: bool, as_json: bool) -> int:
+def reload(
+    control: str,
+    pid_file: str,
+    wait: bool,
+    retired: bool,
+    listener: bool,
+    canary: str | None,
+    no_canary: bool,
+    trial: float | None,
+    hold: bool | None,
+    as_json: bool,
+) -> int:
     """Replace every worker with fresh code; wait until it serves.
 
     On a terminal a live view shows which workers are importing or ready, the switch, and what the old workers still
@@ -50,16 +63,23 @@ def reload(control: str, pid_file: str, wait: bool, retired: bool, listener: boo
     --listener replaces the program of the listener, which otherwise survives every reload, by the current release's:
     the process, the workers and the sockets stay. When the server itself has a new version, reload first, then do this.
 
-    Exit status 0: the new generation (or listener) serves. 1: it was refused, with the reason; the old one serves on.
+    --canary has some of the new workers serve a share of the traffic on trial before the others start: one worker's
+    worth, or a percentage. They are taken back, and their connections with them, if they fail more requests than the
+    old workers in the same time. --for says how long the trial lasts; --auto promotes the new version if there were too
+    few requests to tell, --hold waits for `serve promote` or `serve rollback` then.
+
+    Exit status 0: the new generation (or listener) serves. 1: it was refused or taken back, with the reason; the old
+    one serves on.
     """
     try:
         path = control_client.find(control, pid_file)
+        wish = _wish(canary, no_canary, trial, hold)
         if wait and not listener:
-            return _followed(path, retired=retired, as_json=as_json)
+            return _followed(path, wish, retired=retired, as_json=as_json)
         if listener:
             text = control_client.ask(path, "reload-listener", patience=LISTENER_TIME)["text"]
         else:
-            text = control_client.ask(path, "reload", wait=False, patience=PATIENCE)["text"]
+            text = control_client.ask(path, "reload", wait=False, patience=PATIENCE, **wish)["text"]
     except (RequestRefused, UsageError) as error:
         if as_json:
             return failed_as_json(error)
@@ -71,13 +91,37 @@ def reload(control: str, pid_file: str, wait: bool, retired: bool, listener: boo
     return 0
 
 
-def _followed(path: Path, *, retired: bool, as_json: bool) -> int:
+def _wish(canary: str | None, no_canary: bool, trial: float | None, hold: bool | None) -> dict[str, Any]:
+    """What the request says of a trial: nothing, if it is to be as configured. Raises UsageError."""
+    if no_canary and not (canary is None and trial is None and hold is None):
+        raise UsageError("--no-canary and options of a trial were both given: leave one out")
+    if no_canary:
+        return {"canary": {"on": False}}
+    if canary is None and (trial is not None or hold is not None):
+        raise UsageError("--for, --auto and --hold are about a trial: give --canary as well")
+    if canary is None:
+        return {}
+    wish = {"share": _share(canary) if canary else None, "time": trial, "hold": hold}
+    return {"canary": {name: value for name, value in wish.items() if value is not None}}
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= LARGEST_SHARE:
+        raise UsageError(f"{text!r} is not the share of a canary: write a percentage up to {LARGEST_SHARE:.0%}, as 10%")
+    return share
+
+
+def _followed(path: Path, wish: dict[str, Any], *, retired: bool, as_json: bool) -> int:
     """Run the reload and show it. Raises RequestRefused if it was refused."""
     before = control_client.look(path)
     show = _show(before, as_json=as_json)
     try:
         with show:
-            response = _transaction(path, show)
+            response = _transaction(path, wish, show)
             show.outcome(response)
             if response["ok"]:
                 show.left(_afterwards(path, before, show, retired=retired))
@@ -98,9 +142,9 @@ def _show(before: dict[str, Any], *, as_json: bool) -> ReloadDisplay:
     return ReloadLines(before)
 
 
-def _transaction(path: Path, show: ReloadDisplay) -> dict[str, Any]:
+def _transaction(path: Path, wish: dict[str, Any], show: ReloadDisplay) -> dict[str, Any]:
     """Request the reload and follow it; return the response. The listener's own timeouts bound the wait."""
-    with ControlConversation(path, "reload", follow=True) as conversation:
+    with ControlConversation(path, "reload", follow=True, **wish) as conversation:
         while True:
             message = conversation.receive(show.pause)
             if message is None:
@@ -136,6 +180,18 @@ COMMANDS: Final = {
         reload,
         click.Option(["--wait/--no-wait"], default=True, show_default=True, help="Wait for the outcome."),
         click.Option(["--listener"], is_flag=True, help="Replace the listener's own program, not the workers."),
+        click.Option(
+            ["--canary"],
+            is_flag=False,
+            flag_value="",
+            metavar="[SHARE]",
+            help="Begin with a trial; SHARE of the traffic: 10%, or as much as one worker's.",
+        ),
+        click.Option(["--no-canary"], is_flag=True, help="Begin with none, whatever is configured."),
+        click.Option(["--for", "trial"], type=click.FloatRange(1), metavar="SECONDS", help="How long the trial lasts."),
+        click.Option(
+            ["--hold/--auto"], default=None, help="Without a verdict, wait for an operator; or promote the canary."
+        ),
         click.Option(["--retired"], is_flag=True, help="Wait until the old workers have ended as well."),
         as_json("One JSON object per step, the last one the outcome."),
     ),

@@ -21,7 +21,7 @@ Status = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Sample:
+class TopSample:
     """One interval between two statuses."""
 
     seconds: float
@@ -62,7 +62,7 @@ class TopSamples:
     def __init__(self) -> None:
         self.status: Status = {}
         """The last status."""
-        self.samples: collections.deque[Sample] = collections.deque(maxlen=KEPT)
+        self.samples: collections.deque[TopSample] = collections.deque(maxlen=KEPT)
         self.rates: dict[tuple[int, int | str], WorkerRate] = {}
         """By generation and slot ("agent" for an agent)."""
         self.first: Status = {}
@@ -88,7 +88,7 @@ class TopSamples:
 
         counts = zip(status["durations"]["counts"], before["durations"]["counts"], strict=True)
         self.samples.append(
-            Sample(
+            TopSample(
                 seconds=seconds,
                 generation=status["generation"],
                 requests=rate("requests"),

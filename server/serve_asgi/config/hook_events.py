@@ -11,8 +11,10 @@ import re
 import shlex
 from typing import Final
 
-BEFORE: Final = frozenset({"pre_reload", "pre_drain", "pre_stop"})
+BEFORE: Final = frozenset({"pre_reload", "canary_check", "pre_drain", "pre_stop"})
 """Events that wait for their hooks."""
+OBJECTING: Final = frozenset({"pre_reload", "canary_check"})
+"""Those of which a hook that fails prevents what would follow."""
 
 NAMES: Final = {
     "post_reload": "reload_finished",
@@ -29,6 +31,11 @@ AFTER: Final = frozenset(
         "reload_finished",
         "reload_refused",
         "reload_delayed",
+        "canary_started",
+        "canary_slowed",
+        "canary_undecided",
+        "canary_promoted",
+        "canary_withdrawn",
         "generation_ended",
         "worker_started",
         "worker_ready",

@@ -361,6 +361,43 @@ class Config:
         0.0, "How long TERM drains the node before it shuts out new connections.", DEPLOY, unit="SECONDS", minimum=0
     )
 
+    canary: bool = option(
+        False,
+        "Begin every reload with a trial: a canary, some of the new workers, serves a share of the traffic, and is "
+        "taken back if it fails more requests than the others.",
+        DEPLOY,
+    )
+    canary_share: int = option(
+        0,
+        "Percentage of the traffic that a canary serves; 0 means as much as one of the others.",
+        DEPLOY,
+        unit="PERCENT",
+        minimum=0,
+        maximum=50,
+    )
+    canary_time: float = option(60.0, "How long a trial lasts.", DEPLOY, unit="SECONDS", minimum=1)
+    canary_latency: float = option(
+        0.0,
+        "Take a canary back that is this many times slower than the others; 0: slower ones are only reported.",
+        DEPLOY,
+        unit="FACTOR",
+        minimum=0,
+    )
+    canary_inconclusive: str = option(
+        "promote",
+        "What follows a trial with too few requests to tell: promote the canary, or hold it until `serve promote` "
+        "or `serve rollback`.",
+        DEPLOY,
+        choices=("promote", "hold"),
+    )
+    canary_header: str = option(
+        "",
+        "Response header that says which generation answered, such as x-serve-generation.",
+        DEPLOY,
+        unit="NAME",
+        shown_default="none",
+    )
+
     hook: tuple[str, ...] = option(
         (),
         "Run a command at an event: EVENT=COMMAND, or EVENT=MODULE:CALLABLE; may be repeated (docs/guides/hooks.md).",

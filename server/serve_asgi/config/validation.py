@@ -72,6 +72,7 @@ def check(found: Found, directory: str) -> None:
     _check_proxies(found)
     _check_logging(found)
     _check_hooks(found)
+    _check_canary(found)
     _check_state(found)
     _check_paths(found, directory)
     _check_account(found)
@@ -240,6 +241,12 @@ def _check_logging(found: Found) -> None:
             raise UsageError(f"{style.source}: {error}") from None
     if name is not None and not HEADER_NAME.fullmatch(name.value):
         raise UsageError(f"{name.source}: {name.value!r} is not the name of a header; write one: x-request-id")
+
+
+def _check_canary(found: Found) -> None:
+    name = found.get("canary_header")
+    if name is not None and name.value and not HEADER_NAME.fullmatch(name.value):
+        raise UsageError(f"{name.source}: {name.value!r} is not the name of a header; write one: x-serve-generation")
 
 
 def _check_paths(found: Found, directory: str) -> None:

@@ -56,6 +56,7 @@ NO_RECORD: Final = (-1.0, -1.0)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _TLS_NOT_MOVED: Final = int(Cell.TLS_NOT_MOVED)
 _SERVING: Final = WorkerPhase.SERVING
+_RETIRING: Final = frozenset({WorkerPhase.HANDING_OVER, WorkerPhase.CLOSING})
 
 
 class Http1Connection(asyncio.Protocol):
@@ -191,7 +192,7 @@ class Http1Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by either side."""
-        if self.state is CLOSING and self.worker.phase is not _SERVING and self.is_stationary():
+        if self.state is CLOSING and self.worker.phase in _RETIRING and self.is_stationary():
             self.worker.cells[_TLS_NOT_MOVED] += 1
         if self.state is not CLOSED:
             hang_up(self.transport)  # unless that is done, or not ours to do
@@ -255,6 +256,8 @@ class Http1Connection(asyncio.Protocol):
         worker = self.worker
         if worker.phase is _SERVING or self.eof:
             self._serve()
+        elif worker.phase is WorkerPhase.LENDING:
+            self._lend()
         elif self.transport.get_write_buffer_size():
             # Comes again from resume_writing when every byte is with the kernel.
             self.transport.set_write_buffer_limits(0)
@@ -273,6 +276,16 @@ class Http1Connection(asyncio.Protocol):
             self.deadline = min(self.deadline, worker.loop.time() + FRESH_TIME)
         else:
             self.finish()
+
+    def _lend(self) -> None:
+        """Go to the canary if it is to have another connection, and this one is idle; else go on here."""
+        worker = self.worker
+        idle = not self.pipeline.buffer and not self.is_stationary() and self.can_leave()
+        if idle and worker.to_lend > 0 and worker.hand_over is not None:
+            worker.to_lend -= 1
+            worker.hand_over(self)
+        else:
+            self._serve()
 
     def _serve(self) -> None:
         """Start the requests that have arrived, and read on."""

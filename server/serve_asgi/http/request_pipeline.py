@@ -346,8 +346,10 @@ class RequestPipeline:
         """Whether the worker retires, and the connection does not go to another one."""
         worker = self._worker
         phase = worker.phase
-        return worker.announce_close or (
-            phase is not _SERVING and (phase is WorkerPhase.CLOSING or connection.is_stationary())
+        return (
+            worker.announce_close
+            or phase is WorkerPhase.CLOSING
+            or (phase is WorkerPhase.HANDING_OVER and connection.is_stationary())
         )
 
     def _is_last(self, connection: PipelinedConnection, head: Head, rest: bytes) -> bool:

@@ -52,6 +52,7 @@ _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
 _SERVING: Final = WorkerPhase.SERVING
 _CLOSING: Final = WorkerPhase.CLOSING
+_HANDING_OVER: Final = WorkerPhase.HANDING_OVER
 
 
 class ResponseSink(FileSink, Protocol):
@@ -270,7 +271,8 @@ class Response:
     def _is_last(self) -> bool:
         """Whether the connection ends with this response, because the worker retires."""
         connection = self._connection
-        ends = self.worker.phase is _CLOSING or connection.is_stationary()
+        phase = self.worker.phase
+        ends = phase is _CLOSING or (phase is _HANDING_OVER and connection.is_stationary())
         return ends and not connection.requests_wait()
 
     def _head_bytes(self, framing: ResponseFraming, more: bool) -> bytes:

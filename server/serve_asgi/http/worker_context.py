@@ -47,6 +47,7 @@ class WorkerPhase(enum.Enum):
     """What the worker does with a connection that has become idle."""
 
     SERVING = "serving"  # keep it
+    LENDING = "lending"  # hand it over to a canary while `WorkerContext.to_lend` are left, and keep it otherwise
     HANDING_OVER = "handing over"  # retiring: hand it over (`WorkerContext.hand_over` is called)
     CLOSING = "closing"  # retiring and nobody to hand over to: announce the end and close
 
@@ -140,6 +141,7 @@ class WorkerContext:
         "state",
         "tasks",
         "tls_at_plain_address",
+        "to_lend",
         "took",
         "write_batch",
     )
@@ -177,6 +179,8 @@ class WorkerContext:
         self.catch_up: Callable[[], None] = lambda: None
         """Apply what is missing before the request proceeds; never raises."""
         self.phase = WorkerPhase.SERVING
+        self.to_lend = 0
+        """In phase LENDING: how many more connections are to be handed over."""
         self.retire_deadline = math.inf
         """Loop time (s) of the graceful timeout; infinity until the worker retires (set before the phase changes)."""
         self._announce_close = False

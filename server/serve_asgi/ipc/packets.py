@@ -54,6 +54,14 @@ class Recycle(Packet, frozen=True, tag="recycle"):
     """A worker: it requests to be replaced."""
 
     reason: Sentence
+    too_large: bool = False
+
+
+class CanaryVote(Packet, frozen=True, tag="canary_refused"):
+    """A worker: its application says that its version is bad."""
+
+    reason: Sentence
+    detail: Text = ""
 
 
 class WorkerEnded(Packet, frozen=True, tag="finished"):
@@ -115,10 +123,22 @@ class AgentEnded(Packet, frozen=True, tag="finished"):
 
 
 FROM_WORKER: Final[Packets[Packet]] = Packets(
-    *(Hello, Failed, Ready, Accepts, Recycle, WorkerEnded, Withdrawn, Lost, Orphaned, TlsTaken, TlsLost)
+    *(Hello, Failed, Ready, Accepts, Recycle, CanaryVote, WorkerEnded, Withdrawn, Lost, Orphaned, TlsTaken, TlsLost)
 )
 FROM_AGENT: Final[Packets[Packet]] = Packets(Hello, Failed, Prepared, Waits, Entered, Returned, AgentEnded)
-ONCE: Final = (Hello, Failed, Ready, Accepts, Recycle, WorkerEnded, Prepared, Entered, Returned, AgentEnded)
+ONCE: Final = (
+    Hello,
+    Failed,
+    Ready,
+    Accepts,
+    Recycle,
+    CanaryVote,
+    WorkerEnded,
+    Prepared,
+    Entered,
+    Returned,
+    AgentEnded,
+)
 """Packets that a process may send only once."""
 
 

@@ -16,7 +16,7 @@ from serve_asgi.errors import UsageError
 from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.logs import server_log as logs
 from serve_asgi.supervisor import actions
-from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Generation, counted
+from serve_asgi.supervisor.lifecycles import ON_TRIAL, Agent, AppProcess, Generation, counted
 
 if TYPE_CHECKING:
     from serve_asgi.listener.listener import Listener
@@ -70,6 +70,14 @@ class ActionPerformer:
                     each.close()
             case actions.TellServe(worker):
                 children.serve(worker)
+            case actions.WatchCanary(canary):
+                listener.canaries.watch(canary)
+            case actions.LimitAccepting(worker, part):
+                children.tell(worker, {"type": "limit accepting", "part": part})
+            case actions.TellLend(worker, share):
+                children.tell(worker, {"type": "lend", "share": share})
+            case actions.TellPromoted(worker):
+                children.tell(worker, {"type": "promoted"})
             case actions.TellRetire(worker, reason, accept_queued):
                 children.tell(worker, {"type": "retire", "reason": reason, "accept_queued": accept_queued})
             case actions.TellEnter(agent):
@@ -110,6 +118,8 @@ class ActionPerformer:
         listener.deploys.generation_begins(
             begun.version(generation.number), listener.settings.changes_to(begun.settings)
         )
+        if generation.state in ON_TRIAL:
+            listener.canaries.prepare(generation, begun.settings.config)
 
     def _clear_lock_away(self) -> None:
         agent_lock.clear_away(listening.name for listening in self._listener.listening)

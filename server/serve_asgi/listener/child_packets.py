@@ -157,8 +157,10 @@ class ChildPackets:
                 self._admit(worker, e.WorkerReady(worker))
             case packets.Accepts():
                 self._post(e.WorkerAccepts(worker))
-            case packets.Recycle(reason):
-                self._post(e.WorkerWantsReplacement(worker, reason))
+            case packets.Recycle(reason, too_large):
+                self._post(e.WorkerWantsReplacement(worker, reason, too_large=too_large))
+            case packets.CanaryVote(reason, detail):
+                self._post(e.CanaryRefused(f"{worker}: {reason}", detail, worker))
             case packets.WorkerEnded():
                 self._post(e.WorkerFinished(worker, packets.members(packet)))
             case packets.Withdrawn(pair):

@@ -31,7 +31,7 @@ from serve_asgi.listener.spawning import spawn
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Worker
+from serve_asgi.supervisor.lifecycles import ON_TRIAL, Agent, AppProcess, Generation, Worker
 
 ROWS = 1024
 """Processes that may be alive at once."""
@@ -75,6 +75,8 @@ class Children:
         self._broken = broken
         self._packets = ChildPackets(links, post, self._tell_quit, self._failed, self._end, tls)
         self._tls = tls
+        self.listening_for: Callable[[Generation], Sequence[ListeningSocket]] = lambda _: ()
+        """The sockets that workers of this generation have besides `listening`."""
         self.tasks: TaskGroup
         """Serves the channels; set before the first start."""
         self.scoreboard = scoreboard
@@ -118,7 +120,9 @@ class Children:
         given = {"link": link.detach(), "row": row, **self._open_watchdog_channel(child)}
         if tls is not None:
             given["tls"] = tls
-        listening = self.listening if isinstance(worker, Worker) else ()  # an agent serves no clients
+        listening: list[ListeningSocket] = []
+        if isinstance(worker, Worker):  # an agent serves no clients
+            listening = [*self.listening, *self.listening_for(worker.generation)]
         child.send_queue.put(
             {
                 "type": "welcome",
@@ -144,7 +148,7 @@ class Children:
     def _what(self, worker: AppProcess) -> Packet:
         """The part of the welcome packet that says what the process is to do. Raises UsageError."""
         if isinstance(worker, Worker):
-            return {"slot": worker.slot}
+            return {"slot": worker.slot, "canary": worker.generation.state in ON_TRIAL}
         return {"role": "agent", "lock": lock_path(each.name for each in self.listening)}
 
     def _open_watchdog_channel(self, child: Child) -> dict[str, int]:

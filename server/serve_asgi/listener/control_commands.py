@@ -13,7 +13,7 @@ import select
 import socket
 import struct
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import anyio
 import msgspec
@@ -39,6 +39,19 @@ DRAIN_TIME: Final = 60.0
 _NOT_STOPPING: Final = frozenset({"starting", "opening", "running"})
 
 
+class CanaryRequest(msgspec.Struct):
+    """What a reload is to do about a trial, in place of what the configuration says."""
+
+    on: bool = True
+    share: Annotated[float, msgspec.Meta(ge=0, le=0.5)] | None = None
+    time: Annotated[float, msgspec.Meta(ge=1, le=24 * 3600)] | None = None
+    hold: bool | None = None
+
+    def wish(self) -> e.CanaryWish:
+        """The same for the supervisor."""
+        return e.CanaryWish(self.on, self.share, self.time, self.hold)
+
+
 class ControlRequest(msgspec.Struct):
     """A request; unknown members are ignored."""
 
@@ -54,6 +67,7 @@ class ControlRequest(msgspec.Struct):
     do: Sentence = ""
     who: Sentence = ""
     last: Count = KEPT
+    canary: CanaryRequest | None = None
 
 
 class Controlled(Protocol):
@@ -160,7 +174,9 @@ class ControlCommands:
             self._server.deploys.requested(f"serve {request.command}", request.who or _user(stream))
         match request.command:
             case "reload":
-                return await self._reload(stream, wait=request.wait, follows=follows)
+                return await self._reload(stream, request)
+            case "promote":
+                return await self._promote(stream)
             case "reload-listener":
                 await self._server.replace(stream.extra(SocketAttribute.raw_socket).fileno())
                 return {"ok": False, "text": "the listener was not replaced"}  # otherwise this task would be gone
@@ -199,14 +215,24 @@ class ControlCommands:
             case other:
                 return {"ok": False, "text": f"this server does not know the command {other!r}"}
 
-    async def _reload(self, stream: SocketStream, *, wait: bool, follows: bool) -> dict[str, Any]:
-        ticket, waiting = self._next_ticket, PendingAnswer(follows=follows)
+    async def _reload(self, stream: SocketStream, request: ControlRequest) -> dict[str, Any]:
+        ticket, waiting = self._next_ticket, PendingAnswer(follows=request.follow)
         self._next_ticket += 1
-        if not wait:
-            self._server.post(e.ReloadAsked(ticket, by="serve reload"))
+        wish = None if request.canary is None else request.canary.wish()
+        event = e.ReloadAsked(ticket, by="serve reload", canary=wish)
+        if not request.wait:
+            self._server.post(event)
             return {"ok": True, "text": "reload requested"}
         self._tickets[ticket] = waiting
-        self._server.post(e.ReloadAsked(ticket, by="serve reload"))
+        self._server.post(event)
+        return await self._tell(stream, waiting)
+
+    async def _promote(self, stream: SocketStream) -> dict[str, Any]:
+        """End a trial: the rest of the generation starts."""
+        waiting = PendingAnswer(follows=False)
+        self._server.post(
+            e.PromotionAsked("serve promote", lambda ok, text: waiting.end({"ok": ok, "text": text})),
+        )
         return await self._tell(stream, waiting)
 
     async def _drained(self, on: bool) -> bool:

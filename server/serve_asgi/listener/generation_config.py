@@ -88,6 +88,11 @@ def policy_of(config: Config) -> Policy:
         drain_delay=config.drain_delay,
         agent=bool(config.agent),
         agent_timeout=config.agent_timeout,
+        canary=config.canary,
+        canary_share=config.canary_share / 100,
+        canary_time=config.canary_time,
+        canary_latency=config.canary_latency,
+        canary_hold=config.canary_inconclusive == "hold",
     )
 
 

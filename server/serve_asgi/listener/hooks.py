@@ -21,7 +21,7 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from serve_asgi.config.hook_events import Hook, read_hook
+from serve_asgi.config.hook_events import OBJECTING, Hook, read_hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import Release
 from serve_asgi.listener.helper_processes import REAP_TIME, HelperProcesses
@@ -150,10 +150,10 @@ class Hooks:
     async def before(
         self, event: str, record: Record, config: Config | None = None, release: Release | None = None
     ) -> tuple[str, str]:
-        """Run the hooks for `pre_reload`, `pre_drain` or `pre_stop`, one after another, each within its deadline.
+        """Run the hooks for an event of `hook_events.BEFORE`, one after another, each within its deadline.
 
         They are those of `config` and run in `release`; the current ones by default. Returns why a hook objects, and
-        its output; ("", "") if none objects. Only a reload can be objected to.
+        its output; ("", "") if none objects. Only a reload and its canary can be objected to.
         """
         config = config or self._config
         release = release or self._release()
@@ -163,7 +163,7 @@ class Hooks:
             outcome = HookOutcome("it was ended with the server", "")
             with self._counted(self._asking) as scope:
                 outcome = await self._run(hook, {**record, "event": event}, release, config)
-            if event == "pre_reload" and outcome.trouble:
+            if event in OBJECTING and outcome.trouble:
                 text = f"the {hook} objects: {outcome.trouble}"
                 self._say(logging.DEBUG, "hook_vetoed", text, hook, outcome.output, reason=outcome.trouble)
                 return text, outcome.output
@@ -189,7 +189,7 @@ class Hooks:
 
     def _variables(self, hook: Hook, record: Record) -> dict[str, str]:
         """What a shell script needs without parsing JSON."""
-        told = {name: record.get(name) for name in ("generation", "slot", "reason", "text")}
+        told = {name: record.get(name) for name in ("generation", "slot", "reason", "text", "socket")}
         about = {f"SERVE_EVENT_{name.upper()}": str(value) for name, value in told.items() if value is not None}
         about = {name: _in_environment(text) for name, text in about.items()}
         about |= {"SERVE_EVENT": hook.event, "SERVE_LISTENER_PID": str(os.getpid())}

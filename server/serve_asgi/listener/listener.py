@@ -37,6 +37,8 @@ from serve_asgi.listener.admin_process import AdminProcess
 from serve_asgi.listener.announcements import Announcements
 from serve_asgi.listener.awaited_hooks import AwaitedHooks
 from serve_asgi.listener.blocked_workers import BlockedWorkers
+from serve_asgi.listener.canary_samples import CanarySamples
+from serve_asgi.listener.canary_watch import CanaryWatch
 from serve_asgi.listener.certificate_watch import CertificateWatch
 from serve_asgi.listener.children import ROWS, SLOTS, Children
 from serve_asgi.listener.control_server import ControlServer
@@ -154,6 +156,14 @@ class Listener:
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
         self.hooks = Hooks(config, self.processes, self.recorder.record, self._release, lambda: self.control.path)
+        self.canaries = CanaryWatch(
+            CanarySamples(self.children, lambda: self.supervisor.current),
+            self.post,
+            self.hooks,
+            lambda generation: self.configs.all[generation],
+            lambda: self.control.path,
+        )
+        self.children.listening_for = self.canaries.listening_for
         self.recorder.recipients += [
             self.history.add,
             self.deploys.take,
@@ -174,6 +184,7 @@ class Listener:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self.tasks:
             self.children.tasks = self.hooks.tasks = self.awaited_hooks.tasks = self.tasks
+            self.canaries.tasks = self.tasks
             await self._listen_to_orders()
             if self.store is not None:
                 await self._have_state(self.store)

@@ -70,6 +70,7 @@ def status(
         "failed_reloads": supervisor.requests.refusals,
         "last_failure": supervisor.requests.last_failure,
         "lost": supervisor.processes.lost,
+        "canary": supervisor.trials.status(now),
         "size": supervisor.size,
         "degraded": {
             str(number): slot.trouble

@@ -128,6 +128,39 @@ class ConnectPair(Action):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LimitAccepting(Action):
+    """To a canary: accept clients during this part of the time only, less than 1."""
+
+    worker: Worker
+    part: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellPromoted(Action):
+    """To a canary: it is on trial no more."""
+
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellLend(Action):
+    """To a worker of the current generation: hand idle connections over to the canary until it has this share of them.
+
+    0: no more.
+    """
+
+    worker: Worker
+    share: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WatchCanary(Action):
+    """From now on post `CanaryObserved` about once a second, with what both sides do from now on; None: no more."""
+
+    canary: Generation | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Kill(Action):
     worker: AppProcess
     why: str

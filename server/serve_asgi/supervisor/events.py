@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+from serve_asgi.supervisor.canary_verdict import TrafficSample
 from serve_asgi.supervisor.lifecycles import Agent, Policy, Worker
 
 
@@ -20,6 +22,16 @@ class Wakeup(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CanaryWish:
+    """What a request for a reload says of a trial, in place of the configuration; None: as configured."""
+
+    on: bool = True
+    share: float | None = None
+    time: float | None = None
+    hold: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReloadAsked(Event):
     """HUP, or `serve reload` with a ticket for the outcome; `by` says who requested it."""
 
@@ -27,6 +39,33 @@ class ReloadAsked(Event):
     by: str = "HUP"
     supersedes: bool = False
     """A generation that is still starting has old code, and may never be ready: it is given up for the next one."""
+    canary: CanaryWish | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CanaryObserved(Event):
+    """What the canary and the current generation have done since the trial began."""
+
+    canary: TrafficSample
+    current: TrafficSample
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CanaryRefused(Event):
+    """Somebody who may end the trial has: a worker's application, or a check. `detail`: output, a traceback."""
+
+    reason: str
+    detail: str = ""
+    worker: Worker | None = None
+    """Whose application; it counts only if this is a canary's."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromotionAsked(Event):
+    """An operator wants no further trial. `answer(ok, text)` is called at once."""
+
+    by: str
+    answer: Callable[[bool, str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,6 +149,8 @@ class WorkerWantsReplacement(Event):
     worker: Worker
     reason: str
     blocked: float | None = None
+    too_large: bool = False
+    """Its memory has grown over --max-rss."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

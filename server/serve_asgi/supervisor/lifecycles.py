@@ -71,6 +71,9 @@ STANDING: Final = COMING | AT_WORK | {AgentState.ENTERING}
 class GenerationState(enum.Enum):
     """The states of a generation: it becomes current as a whole, or not at all."""
 
+    STARTING_CANARY = "starting canary"  # its first workers are not ready, which are to serve on trial
+    CANARY = "canary"  # they serve a share of the traffic on trial
+    HELD = "held"  # the trial is over without a verdict: they serve on until an operator decides
     STARTING = "starting"  # not every worker is ready, or the agent not prepared
     PASSING = "passing"  # all ready; the old agent finishes, then the new one enters
     SWITCHING = "switching"  # all ready and told to serve; not all accept yet
@@ -81,6 +84,9 @@ class GenerationState(enum.Enum):
 
 
 GENERATION_TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState]]] = {
+    GenerationState.STARTING_CANARY: frozenset({GenerationState.CANARY, GenerationState.FAILED}),
+    GenerationState.CANARY: frozenset({GenerationState.HELD, GenerationState.STARTING, GenerationState.FAILED}),
+    GenerationState.HELD: frozenset({GenerationState.STARTING, GenerationState.FAILED}),
     GenerationState.STARTING: frozenset({GenerationState.PASSING, GenerationState.SWITCHING, GenerationState.FAILED}),
     GenerationState.PASSING: frozenset({GenerationState.SWITCHING, GenerationState.FAILED}),
     GenerationState.SWITCHING: frozenset({GenerationState.CURRENT, GenerationState.FAILED}),
@@ -89,6 +95,9 @@ GENERATION_TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState
     GenerationState.FAILED: frozenset({GenerationState.GONE}),
     GenerationState.GONE: frozenset(),
 }
+
+ON_TRIAL: Final = frozenset({GenerationState.STARTING_CANARY, GenerationState.CANARY, GenerationState.HELD})
+"""States of a candidate of which nothing is decided yet: the current generation has the agent and the schedules."""
 
 
 SERVER_TRANSITIONS: Final[Mapping[ServerState, frozenset[ServerState]]] = {
@@ -160,6 +169,11 @@ class Policy:
     drain_delay: float
     agent: bool = False  # whether there is to be one
     agent_timeout: float = 10.0
+    canary: bool = False  # whether a reload begins with a trial
+    canary_share: float = 0.0  # of the traffic, below 1; 0: that of one worker
+    canary_time: float = 60.0
+    canary_latency: float = 0.0  # so many times slower is bad; 0: slower is only said
+    canary_hold: bool = False  # what to do after a trial without a verdict: wait for an operator, or promote
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -1,21 +1,26 @@
 """The transaction by which a generation becomes current, as a whole or not at all: in a reload, and at the first start.
 
-Its steps are the states of the candidate. STARTING: every worker becomes ready and the agent is prepared. PASSING: the
-old agent finishes, the new one enters. SWITCHING: the workers are told to serve. Once all of them accept it is CURRENT,
-and the old generation retires. Any failure before that ends the candidate, and the old generation never notices.
+Its steps are the states of the candidate. With a trial (`serve_asgi.supervisor.canary`) STARTING_CANARY, CANARY and
+perhaps HELD come first, with some of its workers. STARTING: every worker becomes ready and the agent is prepared.
+PASSING: the old agent finishes, the new one enters. SWITCHING: the workers are told to serve. Once all of them accept
+it is CURRENT, and the old generation retires. Any failure before that ends the candidate, and the old generation never
+notices.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from typing import Any
+from typing import Any, Final
 
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.agents import Agents
+from serve_asgi.supervisor.canary import CanaryTrials, canary_size, with_wish
 from serve_asgi.supervisor.drain import DrainSwitch
 from serve_asgi.supervisor.lifecycles import (
+    ON_TRIAL,
     Cause,
     Generation,
     GenerationState,
@@ -30,6 +35,9 @@ from serve_asgi.supervisor.reload_requests import Preparation, ReloadRequests
 from serve_asgi.supervisor.retiring import RetiringWorkers
 from serve_asgi.supervisor.slots import Slots
 from serve_asgi.supervisor.starting import StartingWorkers
+
+_UNHURT: Final = frozenset({WorkerState.READY, WorkerState.SERVING})
+"""States of workers that are ready, or have been on trial."""
 
 
 class ReloadTransaction:
@@ -54,6 +62,7 @@ class ReloadTransaction:
         self._slots = slots
         self._agents = agents
         self._drain_switch = drain
+        self.trials = CanaryTrials(processes, decisions, retiring, self.fail)
 
     # Beginning
 
@@ -72,13 +81,18 @@ class ReloadTransaction:
 
     def _begin(self, preparation: Preparation, policy: Policy) -> None:
         processes = self._processes
+        policy = dataclasses.replace(policy, **with_wish(policy, preparation.canary))
         same = policy.workers == processes.policy.workers
         size = processes.size if same else policy.workers  # scaling by hand is kept
+        trial = policy.canary and processes.current is not None
         number = processes.generation_number()
-        generation = Generation(number, policy, size, preparation.began, preparation.tickets, preparation.began_at)
+        state = GenerationState.STARTING_CANARY if trial else GenerationState.STARTING
+        generation = Generation(
+            number, policy, size, preparation.began, preparation.tickets, preparation.began_at, state
+        )
         processes.generations[number] = processes.candidate = generation
         self._decisions.do(actions.PrepareGeneration(generation))
-        for slot in range(size):
+        for slot in range(canary_size(policy, processes.size) if trial else size):
             processes.add_worker(generation, slot, Cause.GENERATION)
         if processes.current is not None:
             text = f"reload: generation {number} starts, {counted(size, 'worker')}"
@@ -98,7 +112,14 @@ class ReloadTransaction:
             return False
         workers = self._processes.workers_of(generation)
         match generation.state:
-            case GenerationState.STARTING if all(w.state is WorkerState.READY for w in workers):
+            case GenerationState.STARTING_CANARY if all(w.state is WorkerState.READY for w in workers):
+                generation.become(GenerationState.CANARY)
+                self._starting.serve_all()
+            case GenerationState.CANARY if self.trials.trial is None and all(
+                w.state is WorkerState.SERVING for w in workers
+            ):
+                self.trials.begin(generation)
+            case GenerationState.STARTING if all(w.state in _UNHURT for w in workers):
                 return self._all_are_ready(generation)
             case GenerationState.PASSING if self._agents.has_passed(generation):
                 self._begin_switch(generation)
@@ -170,6 +191,8 @@ class ReloadTransaction:
         """The candidate has failed: end it, and the server, too, if there is no older generation."""
         processes, generation = self._processes, self._processes.candidate
         assert generation is not None
+        on_trial = self.trials.trial is not None
+        self.trials.end()
         processes.candidate = None
         generation.become(GenerationState.FAILED)
         if processes.current is None:
@@ -177,7 +200,7 @@ class ReloadTransaction:
                 2 if usage else 1, message, detail, again=self._requests.wanted is not None
             )
             processes.become(ServerState.STOPPING)
-        self._retiring.leave_all(generation, "failed")
+        self._retiring.leave_all(generation, "rollback" if on_trial else "failed")
         if processes.current is None:
             self._requests.give_up()
         else:
@@ -186,12 +209,14 @@ class ReloadTransaction:
     def supersede(self) -> None:
         """Give up a starting generation for the wanted reload, whose outcome its tickets get."""
         generation = self._processes.candidate
-        if generation is None or generation.state is not GenerationState.STARTING:
+        if generation is None or generation.state not in ON_TRIAL | {GenerationState.STARTING}:
             return
-        text = f"generation {generation.number} is given up while it starts: {self._requests.by}"
+        doing = "is on trial" if self.trials.trial is not None else "starts"
+        text = f"generation {generation.number} is given up while it {doing}: {self._requests.by}"
         if self._processes.current is None:
             self.fail(text)
             return
+        self.trials.end()
         self._processes.candidate = None
         generation.become(GenerationState.FAILED)
         generation.superseded = True
@@ -201,6 +226,7 @@ class ReloadTransaction:
 
     def give_up(self) -> None:
         """The server is stopping: end the reload under way, and begin no other."""
+        self.trials.end()
         generation, self._processes.candidate = self._processes.candidate, None
         if generation is not None:
             generation.become(GenerationState.FAILED)

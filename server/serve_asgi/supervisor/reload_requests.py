@@ -24,6 +24,7 @@ class Preparation:
     tickets: list[int]
     began: int  # the event count, for the resulting generation
     began_at: float  # CLOCK_MONOTONIC, s
+    canary: e.CanaryWish | None = None  # what was requested of a trial
 
 
 class ReloadRequests:
@@ -36,6 +37,8 @@ class ReloadRequests:
         """The tickets of a reload that has not begun; None if none is wanted."""
         self.by = ""
         """Who requested it first."""
+        self.canary: e.CanaryWish | None = None
+        """What was requested of a trial, by whoever said something of it last."""
         self.preparation: Preparation | None = None
         self.done = 0
         self.refusals = 0
@@ -48,7 +51,7 @@ class ReloadRequests:
     def add(self, event: e.ReloadAsked) -> None:
         """Handle a request for a reload."""
         if self.wanted is None:
-            self.wanted, self.by = [], event.by
+            self.wanted, self.by, self.canary = [], event.by, None
             if (candidate := self._processes.candidate) is not None:
                 text = f"reload requested while generation {candidate.number} starts; another one will follow"
                 self._decisions.say(logging.INFO, "reload_requested", text, by=event.by)
@@ -56,6 +59,8 @@ class ReloadRequests:
                 text = f"reload requested ({event.by})"
                 self._decisions.say(logging.DEBUG, "reload_requested", text, by=event.by)
         self.wanted += _tickets(event)
+        if event.canary is not None:
+            self.canary = event.canary
 
     def wait_on(self, tickets: list[int]) -> None:
         """The reload of these tickets is given up for the wanted one: they get that one's outcome."""
@@ -81,7 +86,7 @@ class ReloadRequests:
             self._say_waiting()
             return
         self._waiting_said = False
-        self.preparation = Preparation(self.wanted, self._decisions.count, self._decisions.now)
+        self.preparation = Preparation(self.wanted, self._decisions.count, self._decisions.now, self.canary)
         self.wanted = None
         self._decisions.do(actions.Announce("reloading", "reloading"), actions.PrepareReload(self.by))
 

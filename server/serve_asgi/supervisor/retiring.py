@@ -6,6 +6,7 @@ It owns the pairs from retiring workers to serving ones. Why a worker is to leav
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from serve_asgi.supervisor import actions
@@ -97,8 +98,13 @@ class RetiringWorkers:
         ]
         receivers = [w for w in serving if w is not sender and w.slot < size]
         receivers.sort(key=lambda w: (w.slot - sender.slot) % max(1, size))
+        if sender.reason != "stop":
+            self.connect_to(sender, receivers)
+
+    def connect_to(self, sender: Worker, receivers: Sequence[Worker]) -> None:
+        """Connect a worker to these receivers of its connections, unless it is connected."""
         for receiver in receivers[:MAX_RECEIVERS]:
-            if sender.reason != "stop" and not self.pairs.connected(sender, receiver):
+            if not self.pairs.connected(sender, receiver):
                 pair = self.pairs.connect(sender, receiver)
                 self._decisions.do(actions.ConnectPair(sender, receiver, pair))
 

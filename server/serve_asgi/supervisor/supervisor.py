@@ -21,10 +21,12 @@ from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.agents import Agents
+from serve_asgi.supervisor.canary import CanaryTrials
 from serve_asgi.supervisor.drain import DrainSwitch
 from serve_asgi.supervisor.lifecycles import (
     BEFORE_RUNNING,
     LEAVING,
+    ON_TRIAL,
     RELOADABLE,
     SERVING,
     Agent,
@@ -82,12 +84,15 @@ class Supervisor:
             e.QuickStopAsked: lambda _: self._stop.quickly(),
             e.ScaleAsked: self._on_scale,
             e.ReopenAsked: lambda _: self._reopen(),
+            e.CanaryObserved: self._reload.trials.observed,
+            e.CanaryRefused: self._reload.trials.refused,
+            e.PromotionAsked: self._reload.trials.promotion_asked,
             e.PortsOpened: self._reload.ports_opened,
             e.ShutOutDone: lambda _: self._stop.shut_out_done(),
             e.WorkerReady: lambda event: self._starting.ready(event.worker),
             e.WorkerFailed: self._on_failed,
             e.WorkerAccepts: self._on_accepts,
-            e.WorkerWantsReplacement: self.slots.wants_replacement,
+            e.WorkerWantsReplacement: self._on_wants_replacement,
             e.WorkerFinished: self._on_finished,
             e.WorkerDied: self._on_died,
             e.PairWithdrawn: lambda event: self.retiring.withdrawn(event.worker, event.pair),
@@ -136,6 +141,11 @@ class Supervisor:
         return self.processes.workers
 
     @property
+    def trials(self) -> CanaryTrials:
+        """The trials of canaries."""
+        return self._reload.trials
+
+    @property
     def has_agent(self) -> bool:
         """Whether there is an agent, or will be soon."""
         holder, preparing = self._lease()
@@ -166,6 +176,7 @@ class Supervisor:
         if self.state in SERVING:
             deadline = min(deadline, self.slots.next_due())
         holder = self._lease()[0] if self.state in _WITH_AGENT else None
+        deadline = min(deadline, self.trials.deadline)
         return min(deadline, self._stop.deadline, self.agents.next_deadline(self.decisions.now, holder))
 
     # From signals and the control socket
@@ -175,7 +186,7 @@ class Supervisor:
             self.requests.refuse_new(event)
             return
         self.requests.add(event)
-        if event.supersedes:
+        if event.supersedes or (self.candidate is not None and self.candidate.state in ON_TRIAL):
             self._reload.supersede()
 
     def _on_scale(self, event: e.ScaleAsked) -> None:
@@ -208,6 +219,13 @@ class Supervisor:
         else:
             self.decisions.say_of(worker, logging.DEBUG, "worker_activated", f"{worker} accepts connections")
 
+    def _on_wants_replacement(self, event: e.WorkerWantsReplacement) -> None:
+        faulty = event.blocked is not None or event.too_large
+        if faulty and event.worker.generation is self.candidate and self.candidate.state in ON_TRIAL:
+            self.trials.give_back(f"{event.worker}: {event.reason}")
+        else:
+            self.slots.wants_replacement(event)
+
     def _on_finished(self, event: e.WorkerFinished) -> None:
         worker, cut, passed = event.worker, int(event.report.get("cut", 0)), int(event.report.get("handed_over", 0))
         worker.finished = True
@@ -235,7 +253,7 @@ class Supervisor:
             text = f"{worker} died: {how}; lost: {counted(event.in_flight, 'request')}"
             say(worker, logging.ERROR, "worker_died", text, **about)
             if worker.generation is self.candidate:
-                self._reload.worker_lost(worker, f"it died before the switch: {how}")
+                self._lost_before_the_switch(worker, how)
             else:
                 self.slots.failed(worker, how)
         elif not worker.finished and before is WorkerState.RETIRING:
@@ -244,6 +262,12 @@ class Supervisor:
         elif not worker.finished and event.in_flight:
             text = f"{worker} ended: {how}; cut: {counted(event.in_flight, 'request')}"
             say(worker, logging.WARNING, "worker_died", text, **about)
+
+    def _lost_before_the_switch(self, worker: Worker, how: str) -> None:
+        if self.candidate is not None and self.candidate.state in ON_TRIAL:
+            self.trials.give_back(f"{worker} died: {how}")
+        else:
+            self._reload.worker_lost(worker, f"it died before the switch: {how}")
 
     def _start_failed(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
         """A worker has failed to start: its generation has failed, or its slot stays empty for a while."""
@@ -280,6 +304,7 @@ class Supervisor:
     def _check_deadlines(self) -> None:
         now = self.decisions.now
         self._stop.check_deadline()
+        self.trials.check_deadline()
         for worker in list(self.workers.values()):
             if now >= worker.deadline:  # still: an earlier one may have failed the whole generation
                 self._overdue(worker)
@@ -305,6 +330,7 @@ class Supervisor:
             if self._reload.advance():
                 self._reconcile()
                 return
+            self.trials.tend()
             self._starting.serve_replacements()
         if self.state is ServerState.AWAITING:
             if not self._stop.serves():
@@ -342,9 +368,12 @@ class Supervisor:
     def _lease(self) -> tuple[Generation | None, Generation | None]:
         """The generation whose agent is to be active, and the one whose agent is to be prepared."""
         candidate = self.candidate
-        if self.current is None or (candidate is not None and candidate.state is not GenerationState.STARTING):
-            return candidate, None
-        return self.current, candidate
+        if self.current is None or candidate is None:
+            return self.current or candidate, None
+        if candidate.state in ON_TRIAL:
+            return self.current, None
+        starting = candidate.state is GenerationState.STARTING
+        return (self.current, candidate) if starting else (candidate, None)
 
     def _forget_generations(self) -> None:
         """Forget generations without processes."""

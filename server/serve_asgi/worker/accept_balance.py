@@ -70,6 +70,8 @@ class WakeOrder:
         self._turn: socket.socket | None = None  # the duplicate that has been woken
         self._fewer = False
         self._alone = True
+        self.evens_out = True
+        """Whether to take a second place while this worker holds fewer connections: not one on trial."""
         self._look_again = 0.0
 
     def join(self, listening: socket.socket, readable: Callable[[socket.socket], object]) -> None:
@@ -144,7 +146,7 @@ class WakeOrder:
         self._look_again = self._loop.time() + LOOK_AGAIN
         others, own = self._others.accepting(), self._own[Cell.CONNECTIONS]
         self._alone = not others
-        self._fewer = own < (sum(others) + own) / (len(others) + 1) * 3 / 4 - NOTICEABLE
+        self._fewer = self.evens_out and own < (sum(others) + own) / (len(others) + 1) * 3 / 4 - NOTICEABLE
         if not self._fewer:
             for listening in list(self._second):
                 self._give_up_second_place(listening)

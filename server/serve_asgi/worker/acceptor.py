@@ -125,6 +125,17 @@ class Acceptor:
             listening.close()
         self._sockets = []
 
+    def step_out(self) -> None:
+        """Leave new clients to the other workers until `step_in`; one that this worker was woken for is accepted."""
+        if self._pause is None:
+            for listening in self._order.leave():
+                self._accept(listening)
+
+    def step_in(self) -> None:
+        """Accept clients again."""
+        if self._pause is None:
+            self.start()
+
     def accept_queued(self) -> bool:
         """Accept all clients in the kernel's queues, using the reserved descriptors, too; return False if they run
         out."""

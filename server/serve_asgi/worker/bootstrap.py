@@ -131,11 +131,21 @@ class Bootstrap:
 
 def failure(error: StartError | UsageError) -> Packet:
     """The packet that reports it to the listener."""
-    detail = shortened(sayable(getattr(error, "detail", "")), DETAIL_LIMIT)
+    detail, usage = _that_fits(getattr(error, "detail", "")), isinstance(error, UsageError)
+    return {"type": "failed", "message": sayable(str(error))[:MESSAGE_LIMIT], "detail": detail, "usage": usage}
+
+
+def canary_refused(reason: str, detail: str) -> Packet:
+    """The packet that says why the application refuses the version that is on trial."""
+    return {"type": "canary_refused", "reason": sayable(reason)[:MESSAGE_LIMIT], "detail": _that_fits(detail)}
+
+
+def _that_fits(detail: str) -> str:
+    """As much of a traceback as a packet takes."""
+    detail = shortened(sayable(detail), DETAIL_LIMIT)
     while len(json.dumps(detail)) > DETAIL_LIMIT:
         detail = detail[len(detail) // 8 + 1 :]
-    usage = isinstance(error, UsageError)
-    return {"type": "failed", "message": sayable(str(error))[:MESSAGE_LIMIT], "detail": detail, "usage": usage}
+    return detail
 
 
 def leave_within(seconds: float, status: int) -> None:

@@ -114,6 +114,10 @@ class HandOverSender:
         """Whether there are receivers."""
         return bool(self._receivers)
 
+    def received(self) -> int:
+        """The connections that the receivers have, and have been offered."""
+        return sum(receiver.load() for receiver in self._receivers)
+
     def can_go(self) -> bool:
         """Whether a receiver would take a connection now."""
         return self._choose() is not None

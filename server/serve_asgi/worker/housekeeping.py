@@ -36,14 +36,16 @@ class Housekeeping:
         context: WorkerContext,
         config: Config,
         ticked: Callable[[], None],
-        want_replacement: Callable[[str], None],
+        want_replacement: Callable[[str, bool], None],
     ) -> None:
-        """`ticked` is called at each tick, `want_replacement(reason)` at most once."""
+        """`ticked` is called at each tick, `want_replacement(reason, too_large)` at most once."""
         self._context = context
         self._config = config
         self._ticked = ticked
         self._want_replacement = want_replacement
         self._wanted = False
+        name = config.canary_header
+        self._generation_header = f"{name.lower()}: {context.generation}\r\n".encode() if name else b""
         self._deadlines = DeadlineSweep(context)
         self._recycling = Recycling(config, context.cells)
         self._trimmer = MemoryTrimmer()
@@ -62,7 +64,9 @@ class Housekeeping:
         """Do what is due."""
         context, now = self._context, asyncio.get_running_loop().time()
         config = self._config
-        context.default_headers = default_headers(time.time(), config.date_header, config.server_header)
+        context.default_headers = (
+            default_headers(time.time(), config.date_header, config.server_header) + self._generation_header
+        )
         context.tick()
         self._write_row()
         self._trimmer.tick(now, context.cells[Cell.RSS])
@@ -73,7 +77,7 @@ class Housekeeping:
             context.access_log.flush()
         if not self._wanted and (reason := self._recycling.reason()):
             self._wanted = True
-            self._want_replacement(reason)
+            self._want_replacement(reason, self._recycling.too_large())
 
     def _write_row(self) -> None:
         cells = self._context.cells

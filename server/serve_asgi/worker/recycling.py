@@ -32,6 +32,10 @@ class Recycling:
             return f"it has served {cells[Cell.REQUESTS]} requests (--max-requests)"
         if config.max_lifetime and time.monotonic() >= self._end_of_life:
             return f"its lifetime is over (--max-lifetime {config.max_lifetime:g})"
-        if config.max_rss and cells[Cell.RSS] > config.max_rss * MIB:
+        if self.too_large():
             return f"it uses {cells[Cell.RSS] // MIB} MiB of memory (--max-rss {config.max_rss})"
         return ""
+
+    def too_large(self) -> bool:
+        """Whether its memory has grown over --max-rss."""
+        return bool(self._config.max_rss) and self._cells[Cell.RSS] > self._config.max_rss * MIB

@@ -78,11 +78,14 @@ class Retirement:
     async def retire(self) -> None:
         """Leave without losing anything: stop accepting, hand connections over, finish requests, cut what is left."""
         config, context = self._worker.config, self._worker.context
+        self._worker.part_time.end()
+        if self._worker.lending.lends:
+            self._worker.lending.end()
         context.retire_deadline = context.loop.time() + config.graceful_timeout
         self._worker.receiver.refuse()
         self.set_phase()
         await self._stop_accepting()
-        if self.reason == "reload":
+        if self.reason in ("reload", "rollback"):
             await self._generation_stopped()
         retiring.begin(self.reason)
         self.retire_connections()

@@ -7,6 +7,7 @@ its deadline. It owns the application, the connections and its row of the scoreb
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ import anyio
 
 from serve_asgi.app import hub_link, loading
 from serve_asgi.app.background_work import work
+from serve_asgi.app.canary import canary
 from serve_asgi.app.hub_link import Identity
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
@@ -37,7 +39,8 @@ from serve_asgi.logs.tracebacks import application_traceback
 from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.accept_balance import LoopFactory, WakeOrder
 from serve_asgi.worker.acceptor import Acceptor
-from serve_asgi.worker.bootstrap import failure, leave_within
+from serve_asgi.worker.bootstrap import canary_refused, failure, leave_within
+from serve_asgi.worker.canary_share import ConnectionLending, PartTimeAcceptor
 from serve_asgi.worker.connection_limit import ConnectionLimit
 from serve_asgi.worker.connection_opening import ConnectionOpening
 from serve_asgi.worker.event_loop import hidden
@@ -98,6 +101,7 @@ class WorkerProcess:
         self.cells = cells
         self.others = OtherWorkers(scoreboard, cells)
         self._ready = False
+        self._refused = False  # the application has said that its version, which is on trial, is bad
         self.access_log: access_log_standard.AccessLog | None = None
         self.context: WorkerContext
         self.lifespan: Lifespan
@@ -106,6 +110,8 @@ class WorkerProcess:
         self.acceptor: Acceptor
         self.sender: HandOverSender
         self.receiver: HandOverReceiver
+        self.lending: ConnectionLending
+        self.part_time: PartTimeAcceptor
 
     async def run(self) -> int:
         """Run the worker; return the exit status."""
@@ -175,6 +181,8 @@ class WorkerProcess:
     async def _start(self) -> None:
         """Import the application and run its lifespan startup. Raises StartError, UsageError."""
         loop = asyncio.get_running_loop()
+        if self.welcome.get("canary"):
+            canary.begin(functools.partial(self._refuse_canary, loop))
         self.tls.begin()
         if self.hub is not None:
             await shared.ready()  # so that the application can read it while it is imported
@@ -209,6 +217,8 @@ class WorkerProcess:
             *(self.connection_limit.for_taken_over, self._opening.understands),
         )
         context.hand_over = self.sender.hand_over
+        self.lending = ConnectionLending(context, self.sender, self.others)
+        self.part_time = PartTimeAcceptor(loop, self.acceptor)
         self.lifespan = Lifespan(app, self.config.lifespan, context.state)
         await self.lifespan.startup()
         if self.hub is not None:
@@ -285,12 +295,22 @@ class WorkerProcess:
         self.send_queue.put({"type": "orphaned", "pair": pair})
 
     def _ticked(self) -> None:
+        self.lending.tick()
         self.connection_limit.look()
         self.order.tick()
         self.watchdog.tick()
 
-    def _want_replacement(self, reason: str) -> None:
-        self.send_queue.put({"type": "recycle", "reason": reason})
+    def _want_replacement(self, reason: str, too_large: bool) -> None:
+        self.send_queue.put({"type": "recycle", "reason": reason, "too_large": too_large})
+
+    def _refuse_canary(self, loop: asyncio.AbstractEventLoop, reason: str, detail: str) -> None:
+        """The application says, in any thread, that this version is bad."""
+        loop.call_soon_threadsafe(self._say_refused, canary_refused(reason, detail))
+
+    def _say_refused(self, packet: Packet) -> None:
+        if not self._refused:
+            self._refused = True
+            self.send_queue.put(packet)
 
     # The channel
 
@@ -329,6 +349,16 @@ class WorkerProcess:
             case "serve":
                 self.acceptor.start()
                 self.send_queue.put({"type": "accepts"})
+            case "lend":
+                if self.retirement.order is None:
+                    self.lending.lend(packet["share"])
+            case "limit accepting":
+                self.order.evens_out = False
+                self.part_time.limit(packet["part"])
+            case "promoted":
+                canary.over()
+                self.order.evens_out = True
+                self.part_time.limit(1.0)
             case "retire":
                 self.retirement.accept_queued = packet["accept_queued"]
                 self.retirement.leave(LeaveOrder.RETIRE, packet["reason"])
