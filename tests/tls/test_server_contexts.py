@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import ssl
@@ -15,11 +16,13 @@ import msgspec
 import pytest
 
 from serve_asgi.errors import UsageError
+from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.tls import server_contexts, tickets
 from serve_asgi.tls.material import ClientAuth, TlsMaterial, TlsPair, contents
 from serve_asgi.tls.openssl_library import OpenSslLibrary, find_openssl, set_tls_1_3_suites
 from serve_asgi.tls.server_contexts import ServerContexts, examine
 from serve_asgi.tls.tickets import DerivedKey, TicketKeys
+from serve_asgi.worker.tls_updates import TlsUpdates
 from tests.certificates import Authority, Pair
 
 ROOT = Authority("Test root")
@@ -412,6 +415,28 @@ def test_a_change_of_keys_alone_makes_no_new_contexts() -> None:
     assert contexts.version == 2
     contexts.update(msgspec.structs.replace(made, min_version="1.3"))
     assert contexts.for_handshake(b"") is not context
+
+
+def test_a_worker_without_descriptors_asks_for_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        lost = asyncio.Event()
+
+        def tell(packet: dict[str, object]) -> None:
+            if packet["type"] == "tls lost":
+                lost.set()
+
+        updates = TlsUpdates(material(), tell)
+        updates.begin()
+        contexts = updates.contexts
+        assert contexts is not None
+        monkeypatch.setattr(descriptors, "PAUSE", 0.0)
+        with monkeypatch.context() as without:
+            without.setattr(server_contexts, "sealed", lambda *_: os.open("/nowhere", os.O_RDONLY))
+            updates.take(material(tls_pair(ROOT.server("new"), "new")).to_memfd())
+            assert Meeting(contexts).names() == {"localhost"}
+        await lost.wait()
+
+    asyncio.run(main())
 
 
 def test_what_openssl_does_not_take_changes_nothing() -> None:
