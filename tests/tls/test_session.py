@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import ssl
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -224,6 +225,27 @@ class TestClientCertificates:
         shake_hands(session, Client(context))
         assert session.failure is not None
         assert session.failure.reason == "the client's certificate is not valid: certificate has expired"
+
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    def test_one_that_has_expired_since(
+        self, asking: Contexts, version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """OpenSSL does not look at it again, and would give the client a new ticket for each that it comes with."""
+        context = client_context(version)
+        context.load_cert_chain(authority().issue("eve", days=30))
+        session, client = TlsSession(asking), Client(context)
+        shake_hands(session, client)
+        talk(session, client)
+        later = time.time() + 31 * 86400
+        monkeypatch.setattr(time, "time", lambda: later)
+        session, again = TlsSession(asking), Client(context, client.object.session)
+        shake_hands(session, again)
+        assert session.failure is not None
+        assert session.failure.reason == "the client's certificate has expired since its session began"
+        if version is ssl.TLSVersion.TLSv1_3:
+            assert session.failure.alert_sent == Alert.CERTIFICATE_EXPIRED
+            with pytest.raises(ssl.SSLError, match="ALERT_CERTIFICATE_EXPIRED"):
+                again.read()
 
 
 class TestHandshakesThatFail:

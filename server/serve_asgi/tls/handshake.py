@@ -21,14 +21,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import ssl
+import time
 from typing import Final, Protocol
 
-from serve_asgi.tls.alerts import TlsFailure
+from serve_asgi.tls.alerts import FATAL, Alert, TlsFailure
 from serve_asgi.tls.client_hello import ClientHello, ClientHelloReader
 from serve_asgi.tls.key_log import KeyLog, secret_of
 from serve_asgi.tls.moved_session import TLS_1_2, TLS_1_3, TlsInfo
 from serve_asgi.tls.openssl_connection import OpenSslConnection
-from serve_asgi.tls.record_protection import APPLICATION_DATA, HEADER_SIZE, SUITES
+from serve_asgi.tls.record_protection import ALERT, APPLICATION_DATA, HEADER_SIZE, SUITES, RecordSealer
 
 CLIENT_SECRET: Final = b"CLIENT_TRAFFIC_SECRET_0"
 SERVER_SECRET: Final = b"SERVER_TRAFFIC_SECRET_0"
@@ -139,6 +140,9 @@ class TlsHandshake:
         hello = self._hello
         self.info = info = negotiated(connection.ssl_object, hello.server_name if hello is not None else None)
         client_secret = None if hello is None else secret_of(lines, CLIENT_SECRET, hello.random)
+        if info.resumed and info.client_certificates and has_expired(info.client_certificates[0]):
+            self._refuse_expired(info.cipher_suite, count_records(flight))
+            return
         if hello is None or client_secret is None or self._server_secret is None or info.cipher_suite not in SUITES:
             connection.end_key_log()  # which nobody takes from here on: a pipe that is full would stop the worker
             self.outcome = connection
@@ -151,6 +155,15 @@ class TlsHandshake:
             hello.max_fragment,
             connection.take_unread(),
         )
+
+    def _refuse_expired(self, cipher_suite: int, sequence: int) -> None:
+        """OpenSSL resumes a session without looking at it, and gives its next ticket: it could go on for ever."""
+        alert = None
+        if self._server_secret is not None and cipher_suite in SUITES:
+            alert = Alert.CERTIFICATE_EXPIRED
+            sealer = RecordSealer(SUITES[cipher_suite], self._server_secret, sequence)
+            self._outgoing += sealer.seal_one(bytes((FATAL, alert)), ALERT)
+        self.outcome = TlsFailure("the client's certificate has expired since its session began", alert_sent=alert)
 
 
 ALERT_HEADERS: Final = tuple(b"\x15\x03" + bytes((minor,)) + b"\0\x02" for minor in range(1, 4))
@@ -218,3 +231,10 @@ def subject(certificate: bytes) -> str | None:
         return x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
     except (ValueError, x509.InvalidVersion):
         return None
+
+
+def has_expired(certificate: str) -> bool:
+    """Whether a certificate in PEM, which was valid once, is no longer."""
+    from cryptography import x509
+
+    return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc.timestamp() < time.time()
