@@ -56,7 +56,7 @@ async def app(scope, receive, send):
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningServer]:
     (tmp_path / "app.py").write_text(APPLICATION)
     (tmp_path / "file").write_bytes(b"x" * SIZE)
-    options = ("--loop", request.param, "--write-timeout", str(WRITE_TIMEOUT), "--keep-alive", "1")
+    options = ("--loop", request.param, "--write-timeout", str(WRITE_TIMEOUT), "--keep-alive", "3")
     with serving_both(tmp_path, *options, "--no-access-log") as server:
         yield server
 
