@@ -27,7 +27,7 @@ from loadtest.ledger import Accounts, Ledger, parse_executions, settle
 from loadtest.report import as_json, table
 from loadtest.result import Measures, Reload, Result, Settings
 from loadtest.servers import COMMANDS, GRACEFUL, NO_HTTP_1_0, Server
-from loadtest.tls import VERSIONS, ClientTls
+from loadtest.tls import VERSIONS, ClientTls, renew
 
 START_TIMEOUT = 60.0
 RELOAD_TIMEOUT = 90.0
@@ -200,6 +200,8 @@ async def under_load(
     for number in range(1, settings.reloads + 1):
         reload = Reload(time.monotonic())
         reloads.append(reload)
+        if settings.renew and tls is not None:
+            await renew_certificate(server, number, tls, problems)
         watch.begin()
         if settings.listener:
             status, said = await asyncio.to_thread(server.control, "reload", "--listener")
@@ -219,7 +221,20 @@ async def under_load(
         task.cancel()
     for task in done:
         task.result()  # an error of the load test itself must not pass for a good run
+    if tls is not None and tls.shown_old:
+        problems.append(f"{tls.shown_old} handshakes showed a certificate that had been replaced before they began")
     return reloads
+
+
+async def renew_certificate(server: Server, number: int, tls: ClientTls, problems: list[str]) -> None:
+    """Replace the certificate of a server under load."""
+    assert server.certificate is not None
+    tls.trust(renew(server.certificate, number))
+    status, said = await asyncio.to_thread(server.control, "tls-reload")
+    if status:
+        problems.append(f"the certificate was not taken up: {said}")
+    else:
+        tls.renewed()
 
 
 async def completed(server: Server, watch: Watch, reload: Reload, interval: float) -> bool:
@@ -258,12 +273,15 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
     flag_value="1.3",
     help="Speak TLS of this version (1.3 if none is named).",
 )
+@click.option("--renew", is_flag=True, help="Replace the certificate before each reload, without one, as certbot does.")
 @click.option("--kinds", type=click.Choice([kind.name for kind in KINDS]), multiple=True, help="Only these loads.")
 @click.option("--seed", type=int, default=1, help="For the load's random choices.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Write a timeline as PNG (needs matplotlib).")
 @click.option("--json", "document", type=click.Path(path_type=Path), help="Write everything that was found as JSON.")
 def main(picture: Path | None, document: Path | None, **options: Any) -> None:
     """Reload a server under strict mixed load and print what was lost. Exits 1 if anything was."""
+    if options["renew"] and (options["tls"] is None or options["server"] != "serve"):
+        raise click.UsageError("--renew needs --tls, and this project's server.")
     try:
         result = run(Settings(**options))
     except RuntimeError as error:

@@ -38,6 +38,10 @@ def table(result: Result) -> str:
     if result.tls is not None:
         done, offered, resumed = map(number, (result.tls.handshakes, result.tls.offered, result.tls.resumed))
         lines.append(f"  TLS {result.tls.version}: {done} handshakes, {offered} tickets offered, {resumed} accepted")
+        if settings.renew:
+            new, old = number(result.tls.shown_new), number(result.tls.shown_old)
+            times = result.tls.renewals
+            lines.append(f"  {times} certificates replaced: {new} handshakes showed the newest, {old} an older one")
     lines.append(measures(result))
     lines += [f"  problem: {problem}" for problem in result.problems]
     return "\n".join(lines)
@@ -129,6 +133,9 @@ def as_json(result: Result) -> str:
                 "handshakes": result.tls.handshakes,
                 "tickets_offered": result.tls.offered,
                 "tickets_accepted": result.tls.resumed,
+                "certificates_replaced": result.tls.renewals,
+                "newest_certificate_shown": result.tls.shown_new,
+                "older_certificate_shown": result.tls.shown_old,
             },
             "told_to_come_back": len(result.ledger.told_to_come_back),
             "kinds": [dict(zip(rows[0], row, strict=True)) for row in rows[1:]],

@@ -31,6 +31,8 @@ class Settings:
     """Replace the listener's own program as well, before each reload."""
     tls: str | None = None
     """The version of TLS that all connections speak: 1.2 or 1.3."""
+    renew: bool = False
+    """Replace the certificate before each reload, and have it taken up without one; of this project's server."""
     kinds: tuple[str, ...] = ()
     """Names of the kinds of load; all, if empty."""
 

@@ -39,11 +39,14 @@ class Certificate:
     key: Path
 
 
-def make_certificate(directory: Path) -> Certificate:
-    """A self-signed certificate for localhost and 127.0.0.1 with a P-256 key (PKCS #8), good for a week."""
-    made = Certificate(directory / "certificate.pem", directory / "key.pem")
+def make_certificate(directory: Path, common_name: str = NAME, stem: str = "") -> Certificate:
+    """A self-signed certificate for localhost and 127.0.0.1 with a P-256 key (PKCS #8), good for a week.
+
+    `stem` begins the names of its files.
+    """
+    made = Certificate(directory / f"{stem}certificate.pem", directory / f"{stem}key.pem")
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     now = datetime.datetime.now(datetime.UTC)
     names = [x509.DNSName(NAME), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     certificate = (
@@ -60,6 +63,19 @@ def make_certificate(directory: Path) -> Certificate:
     made.key.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+    return made
+
+
+def renew(certificate: Certificate, number: int) -> Certificate:
+    """Put another certificate in its place as certbot does: new files, to which the links then point.
+
+    `number` tells it from those before; it has a name of its own, so that a client that trusts several finds it.
+    """
+    made = make_certificate(certificate.path.parent, f"{NAME} {number}", f"{number}-")
+    for place, file in ((certificate.path, made.path), (certificate.key, made.key)):
+        link = place.with_suffix(".new")
+        link.symlink_to(file.name)
+        link.replace(place)
     return made
 
 
@@ -98,8 +114,35 @@ class ClientTls:
         """Handshakes that offered a ticket."""
         self.resumed = 0
         """Those whose ticket was accepted."""
+        self.renewals = 0
+        """Certificates that the server has said to have taken up in place of the one before."""
+        self.shown_new = 0
+        """Handshakes without a ticket, begun after the first renewal, in which the newest certificate was shown."""
+        self.shown_old = 0
+        """Those in which an older one was shown."""
+        self._certificates: dict[bytes, int] = {}  # DER: which renewal it came with
         self._random = Random(seed)
         self._sessions: deque[ssl.SSLSession] = deque(maxlen=TICKETS)
+
+    def trust(self, certificate: Certificate) -> None:
+        """The server is about to be given this one; from the next `renewed` on it is the newest."""
+        pem = certificate.path.read_text()
+        self.context.load_verify_locations(cadata=pem)
+        self._certificates[ssl.PEM_cert_to_DER_cert(pem)] = self.renewals + 1
+
+    def renewed(self) -> None:
+        """The server says that it shows the one that was trusted last."""
+        self.renewals += 1
+
+    def count(self, tls: ssl.SSLObject, offered: bool, renewals: int) -> None:
+        """A handshake has succeeded that began after so many renewals."""
+        self.handshakes += 1
+        if offered and tls.session_reused:
+            self.resumed += 1
+        elif renewals:
+            shown = self._certificates.get(tls.getpeercert(True) or b"", 0)
+            self.shown_new += shown >= renewals
+            self.shown_old += shown < renewals
 
     def session(self) -> ssl.SSLSession | None:
         """A session to offer on a new connection, once; none for half of them."""
@@ -123,6 +166,7 @@ class TlsClient(asyncio.Protocol, asyncio.Transport):
         self._shared = shared
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._session = shared.session()
+        self._renewals = shared.renewals
         self._tls = shared.context.wrap_bio(self._incoming, self._outgoing, server_hostname=NAME, session=self._session)
         self._tcp: asyncio.Transport
         self._open = False
@@ -211,8 +255,7 @@ class TlsClient(asyncio.Protocol, asyncio.Transport):
             return False
         self._flush()
         self._open = True
-        self._shared.handshakes += 1
-        self._shared.resumed += bool(self._session is not None and self._tls.session_reused)
+        self._shared.count(self._tls, self._session is not None, self._renewals)
         self._receiver.connection_made(self)
         if not self.ready.done():
             self.ready.set_result(None)

@@ -25,11 +25,16 @@ def test_reloads_under_load_are_noticed_by_nobody(workers: int, http: str, loop:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("version", list(VERSIONS))
 def test_reloads_under_load_over_tls(version: str) -> None:
-    """A connection of TLS 1.3 goes over a reload as a plain one does; one of TLS 1.2 is told to come back."""
-    result = run(Settings(reloads=6, interval=0.2, tls=version))
+    """A connection of TLS 1.3 goes over a reload as a plain one does; one of TLS 1.2 is told to come back.
+
+    The certificate is replaced before each reload, which nobody notices but who shakes hands afterwards.
+    """
+    result = run(Settings(reloads=6, interval=0.2, tls=version, renew=True))
     assert (result.lost, result.duplicated, result.problems) == (0, 0, []), table(result)
     assert result.tls is not None
     assert result.tls.resumed == result.tls.offered > 0, table(result)
+    assert result.tls.renewals == 6, table(result)
+    assert result.tls.shown_new > result.tls.shown_old == 0, table(result)
     if version == "1.3":
         assert result.reconnects == 0, table(result)
     else:

@@ -14,7 +14,7 @@ import pytest
 from loadtest.client import UNANNOUNCED, Client, Load
 from loadtest.kinds import post
 from loadtest.ledger import Cause, Ledger, Left
-from loadtest.tls import VERSIONS, Certificate, ClientTls, make_certificate
+from loadtest.tls import VERSIONS, Certificate, ClientTls, make_certificate, renew
 from tests.loadtest.test_connection import Script, keeping, right, saying
 
 HEAD = b"HTTP/1.0 200 OK\r\nx-id: 1\r\nx-pid: 7\r\nx-generation: 1\r\n\r\n"
@@ -165,3 +165,24 @@ def test_tickets_are_offered_and_their_fate_is_counted(certificate: Certificate,
     assert client.handshakes == 40
     assert 0 < client.offered < 40
     assert client.resumed == client.offered
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_who_shows_which_certificate_is_counted_once_it_was_replaced(tmp_path: Path, version: str) -> None:
+    first = make_certificate(tmp_path)
+    old = Certificate(tmp_path / "old.pem", tmp_path / "old.key")
+    for place, copy in ((first.path, old.path), (first.key, old.key)):
+        copy.write_bytes(place.read_bytes())
+    client = ClientTls(first, version)
+    exchange(keeping, first, client, requests=2)
+    client.trust(renew(first, 1))
+    exchange(keeping, first, client, requests=2)  # already the new one, of which nothing was promised yet
+    assert (client.shown_new, client.shown_old) == (0, 0)
+    client.renewed()
+    assert first.path.is_symlink()
+    assert first.path.read_bytes() != old.path.read_bytes()
+    client.session = lambda: None  # type: ignore[method-assign]
+    exchange(keeping, first, client, requests=2)
+    assert (client.shown_new, client.shown_old) == (1, 0)
+    exchange(keeping, old, client, requests=2)
+    assert (client.shown_new, client.shown_old) == (1, 1)
