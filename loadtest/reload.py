@@ -28,11 +28,14 @@ from loadtest.report import as_json, table
 from loadtest.result import Measures, Reload, Result, Settings
 from loadtest.servers import COMMANDS, GRACEFUL, NO_HTTP_1_0, Server
 from loadtest.tls import VERSIONS, ClientTls, renew
+from serve_asgi.cli import control_client
+from serve_asgi.errors import ServeError
 
 START_TIMEOUT = 60.0
 RELOAD_TIMEOUT = 90.0
 FINISH_TIMEOUT = 60.0  # the load's own answers time out before that
 LEAVE_TIMEOUT = GRACEFUL + 15.0  # for the workers of the older generations
+KEEP_PREVIOUS = 600  # s
 QUIET = 1.0  # s without a response by an old worker on a new connection, after which a reload counts as complete
 
 T = TypeVar("T")
@@ -61,6 +64,11 @@ class Watch:
         self._new = set()
         self._last_old = time.monotonic()
 
+    def begin_rollback(self) -> None:
+        """The last reload is about to be taken back: the workers before it are the new ones."""
+        self._known, self._new = self._new, set()
+        self._last_old = time.monotonic()
+
     @property
     def complete(self) -> bool:
         """All workers are new ones, or only new ones take connections."""
@@ -80,6 +88,7 @@ def run(settings: Settings) -> Result:
             loop=settings.loop,
             python=settings.python,
             tls=bool(settings.tls),
+            keep_previous=KEEP_PREVIOUS if settings.rollbacks else 0,
         )
         try:
             return _run(server, settings)
@@ -197,7 +206,7 @@ async def under_load(
     ]
     tasks = {asyncio.ensure_future(user) for user in users(load, names)}
     await load.pause(settings.warmup)
-    for number in range(1, settings.reloads + 1):
+    for number in range(1, settings.reloads + settings.rollbacks + 1):
         reload = Reload(time.monotonic())
         reloads.append(reload)
         if settings.renew and tls is not None:
@@ -214,6 +223,9 @@ async def under_load(
         if not server.alive:
             problems.append(f"the server ended at reload {number}")
             break
+        if number > settings.reloads:
+            rollback = await rolled_back(server, watch, settings.interval, problems)
+            reloads.append(rollback)
     await load.pause(settings.warmup)
     load.stop()
     done, late = await asyncio.wait(tasks, timeout=FINISH_TIMEOUT)
@@ -248,6 +260,20 @@ async def completed(server: Server, watch: Watch, reload: Reload, interval: floa
     return False
 
 
+async def rolled_back(server: Server, watch: Watch, interval: float, problems: list[str]) -> Reload:
+    """Take the last reload back, and wait until the workers before it answer."""
+    watch.begin_rollback()
+    rollback = Reload(time.monotonic())
+    try:
+        await asyncio.to_thread(control_client.ask, server.control_socket, "rollback")
+        rollback.answered = time.monotonic()
+    except ServeError as error:
+        problems.append(str(error))
+    if not await completed(server, watch, rollback, interval):
+        problems.append("a roll-back was not seen to complete")
+    return rollback
+
+
 def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
     """The client runs on uvloop, whatever the server runs on. TERM ends it as Ctrl-C does: the server is ended too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -259,6 +285,7 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
 @click.option("--server", type=click.Choice(list(COMMANDS)), default="serve", help="The server under test.")
 @click.option("--workers", type=click.IntRange(1), default=2, help="Its worker processes.")
 @click.option("--reloads", type=click.IntRange(0), default=10, help="How many HUPs.")
+@click.option("--rollbacks", type=click.IntRange(0), default=0, help="Further reloads, each of which is rolled back.")
 @click.option("--interval", type=click.FloatRange(0), default=3.0, help="Least seconds between two HUPs.")
 @click.option("--http", type=click.Choice(["httptools", "h11"]), default="httptools", help="The server's parser.")
 @click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", help="The server's event loop.")

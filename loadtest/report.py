@@ -42,6 +42,9 @@ def table(result: Result) -> str:
             new, old = number(result.tls.shown_new), number(result.tls.shown_old)
             times = result.tls.renewals
             lines.append(f"  {times} certificates replaced: {new} handshakes showed the newest, {old} an older one")
+    if took := sorted((each.answered - each.sent) * 1000 for each in result.reloads if each.answered):
+        median, longest = percentile(took, 0.5), took[-1]
+        lines.append(f"  {len(took)} roll-backs, done after {median:.1f} ms (median), {longest:.1f} ms at most")
     lines.append(measures(result))
     lines += [f"  problem: {problem}" for problem in result.problems]
     return "\n".join(lines)
@@ -141,6 +144,7 @@ def as_json(result: Result) -> str:
             "kinds": [dict(zip(rows[0], row, strict=True)) for row in rows[1:]],
             "reloads": [
                 {"sent": r.sent - result.began, "complete": r.complete - result.began if r.complete else None}
+                | ({"answered": r.answered - result.began} if r.answered else {})
                 for r in result.reloads
             ],
             "measures": dataclasses.asdict(result.measures),

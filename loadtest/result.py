@@ -27,6 +27,8 @@ class Settings:
     warmup: float = 2.0
     """Seconds of load before the first HUP and after the last reload."""
     seed: int = 1
+    rollbacks: int = 0
+    """How many further reloads are each taken back by `serve rollback`, while the workers before stand by."""
     listener: bool = False
     """Replace the listener's own program as well, before each reload."""
     tls: str | None = None
@@ -39,10 +41,12 @@ class Settings:
 
 @dataclasses.dataclass(slots=True)
 class Reload:
-    """One HUP. Times on the monotonic clock, s; `complete` is 0 if it was never seen to complete."""
+    """One HUP, or one roll-back. Times on the monotonic clock, s; `complete` is 0 if it was never seen to complete."""
 
     sent: float
     complete: float = 0.0
+    answered: float = 0.0
+    """When the control socket replied that the roll-back was done; 0 for a HUP."""
 
 
 @dataclasses.dataclass(slots=True)

@@ -47,6 +47,8 @@ class Start:
     directory: Path
     certificate: Certificate | None = None
     """Speak TLS with it."""
+    keep_previous: int = 0
+    """Seconds for which the generation before stands by; this project's server only."""
 
     def tls(self, certificate: str, key: str) -> str:
         """The server's two options for TLS with their values; nothing without TLS."""
@@ -65,7 +67,8 @@ def serve(start: Start) -> list[str]:
     return (
         f"-m serve_asgi {APP} --bind {start.address} --workers {start.workers} --http {start.http} --loop {start.loop}"
         f" --app-dir {start.directory} --no-access-log --keep-alive {KEEP_ALIVE} --graceful-timeout {GRACEFUL}"
-        f" --control {start.directory / 'control'}" + start.tls("--tls-cert", "--tls-key")
+        f" --control {start.directory / 'control'} --keep-previous {start.keep_previous}"
+        + start.tls("--tls-cert", "--tls-key")
     ).split()
 
 
@@ -148,6 +151,7 @@ class Server:
         loop: str,
         python: str = sys.executable,
         tls: bool = False,
+        keep_previous: int = 0,
     ) -> None:
         """Start it; `directory` must exist and be empty."""
         self.name = name
@@ -161,7 +165,13 @@ class Server:
         shutil.copyfile(loadtest.app.__file__, directory / "loadtest_app.py")
         self.certificate = make_certificate(directory) if tls else None
         start = Start(
-            port=self.port, workers=workers, http=http, loop=loop, directory=directory, certificate=self.certificate
+            port=self.port,
+            workers=workers,
+            http=http,
+            loop=loop,
+            directory=directory,
+            certificate=self.certificate,
+            keep_previous=keep_previous,
         )
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -201,10 +211,15 @@ class Server:
         if self.alive:
             self.process.send_signal(signal.SIGHUP)
 
+    @property
+    def control_socket(self) -> Path:
+        """Of this project's server."""
+        return self.directory / "control"
+
     def control(self, *command: str) -> tuple[int, str]:
         """Run a control command of this project's server; its exit status and what it printed."""
         done = subprocess.run(
-            [self.python, "-m", "serve_asgi", *command, "--control", str(self.directory / "control")],
+            [self.python, "-m", "serve_asgi", *command, "--control", str(self.control_socket)],
             cwd=PROJECT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

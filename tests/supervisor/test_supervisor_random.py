@@ -19,6 +19,7 @@ from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.canary_verdict import TrafficSample
 from serve_asgi.supervisor.lifecycles import (
+    HANDING_OVER,
     LEASED,
     ON_TRIAL,
     STANDING,
@@ -35,7 +36,7 @@ from serve_asgi.supervisor.lifecycles import (
 from serve_asgi.supervisor.re_exec_snapshot import at_rest, from_state, to_state
 from serve_asgi.supervisor.supervisor import Supervisor
 
-RESTING = {WorkerState.PENDING, WorkerState.READY, WorkerState.SERVING}
+RESTING = {WorkerState.PENDING, WorkerState.READY, WorkerState.SERVING, WorkerState.STANDBY}
 """States that a worker may be in for ever: nothing is waited for."""
 WAITING = {AgentState.PREPARED, AgentState.ACTIVE, AgentState.RETURNED}
 """The same for an agent."""
@@ -89,7 +90,9 @@ class SupervisedServer(RuleBasedStateMachine):
         self.fates: dict[int, str] = {}
         self.questions: set[int] = set()
         self.verdicts: dict[int, bool] = {}
+        self.closed: set[int] = set()  # pairs that a receiver has closed which lives on
         self.reloads_seen = 0
+        self.stood_by: set[int] = set()  # generations that have ever stood by
 
     @initialize(
         workers=st.integers(1, 4),
@@ -97,9 +100,19 @@ class SupervisedServer(RuleBasedStateMachine):
         generations=st.integers(2, 3),
         drain_delay=st.sampled_from([0.0, 5.0]),
         agent=st.sampled_from([False, True, True]),
+        keep_previous=st.sampled_from([0.0, 20.0, 200.0]),
         up=st.integers(0, 4),
     )
-    def start(self, workers: int, concurrency: int, generations: int, drain_delay: float, agent: bool, up: int) -> None:
+    def start(
+        self,
+        workers: int,
+        concurrency: int,
+        generations: int,
+        drain_delay: float,
+        agent: bool,
+        keep_previous: float,
+        up: int,
+    ) -> None:
         self.supervisor = Supervisor(
             Policy(
                 workers=workers,
@@ -110,6 +123,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 shutdown_timeout=10.0,
                 drain_delay=drain_delay,
                 agent=agent,
+                keep_previous=keep_previous,
             )
         )
         self.perform(self.supervisor.start(self.now), {}, None)
@@ -198,12 +212,23 @@ class SupervisedServer(RuleBasedStateMachine):
                 self.answers[ticket] = ok
             case actions.SetDrain(on):
                 self.check_drain_word(on, event)
+            case actions.TellLend(worker, 0.0):
+                self.takes_back(worker)
+            case actions.TellStandBy(worker, _):
+                assert worker.can_stand_by
+                assert worker.generation.state in (
+                    GenerationState.STANDBY,
+                    GenerationState.RETIRING,  # the next reload, which waited, needs the room
+                )
+            case actions.LogEvent(_, "standby_started", _, _, about):
+                self.stood_by.add(about["generation"])
             case actions.TellRetire(worker, reason, _):
                 self.check_retire(worker, reason)
             case actions.TellQuit(worker):
                 assert (
                     supervisor.state in HURRIED
-                    or worker.generation.state in (GenerationState.FAILED, GenerationState.RETIRING)
+                    or worker.generation.state
+                    in (GenerationState.FAILED, GenerationState.RETIRING, GenerationState.STANDBY)
                     or worker.slot >= supervisor.size
                 )
             case actions.Kill(worker, _):
@@ -218,7 +243,7 @@ class SupervisedServer(RuleBasedStateMachine):
                     assert receiver.generation is supervisor.candidate
                     assert receiver.generation.state is GenerationState.CANARY
                 else:
-                    assert sender.state is WorkerState.RETIRING
+                    assert sender.state in HANDING_OVER
                 self.pairs[pair] = (sender, receiver)
                 self.fates[pair] = ""
             case actions.TellVerdict(worker, pair, keep):
@@ -248,6 +273,8 @@ class SupervisedServer(RuleBasedStateMachine):
                 assert supervisor.current is not None, "there is nothing to compare it with"
                 if supervisor.current.policy.agent and self.leased is not None:
                     assert self.leased.generation is not worker.generation, "the agent stays until the promotion"
+            case actions.TellServe(worker) if worker.generation.state is GenerationState.RETURNING:
+                assert worker.generation is supervisor.candidate
             case actions.TellServe(worker) if worker.generation is supervisor.candidate:
                 if not worker.generation.policy.agent:
                     assert self.leased is None
@@ -257,13 +284,16 @@ class SupervisedServer(RuleBasedStateMachine):
                     assert self.leased.generation is worker.generation
 
     def check_retire(self, worker: Worker, reason: str) -> None:
-        """A worker retires for one of five reasons, and never because a reload has only begun."""
+        """A worker retires for one of six reasons, and never because a reload has only begun."""
         supervisor = self.supervisor
         match reason:
-            case "reload":
-                assert worker.generation.state is GenerationState.RETIRING
+            case "reload":  # of a generation that stands by those that are not in order retire
+                assert worker.generation.state in (GenerationState.RETIRING, GenerationState.STANDBY)
                 assert supervisor.current is not None
                 assert supervisor.current.number > worker.generation.number
+            case "rollback":  # of a canary, or of a generation that was current
+                assert worker.generation.state in (GenerationState.RETIRING, GenerationState.FAILED)
+                assert worker.generation is not supervisor.current
             case "recycle":
                 assert any(
                     other.slot == worker.slot and other.generation is worker.generation
@@ -272,7 +302,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 )
             case "scale":
                 assert worker.slot >= supervisor.size
-            case "failed" | "rollback":
+            case "failed":
                 assert worker.generation.state is GenerationState.FAILED
             case "stop":
                 assert supervisor.state is ServerState.STOPPING
@@ -283,9 +313,11 @@ class SupervisedServer(RuleBasedStateMachine):
         """A generation becomes current as a whole; the drain of a signal before it ends, and no other."""
         assert current is not None
         workers = [w for w in self.supervisor.workers.values() if w.generation is current]
-        assert {w.slot for w in workers if w.state in (WorkerState.SERVING, WorkerState.RETIRING)} == set(
-            range(current.size)
-        )
+        serving = {w.slot for w in workers if w.state in (WorkerState.SERVING, WorkerState.RETIRING)}
+        if current.is_rollback:  # missing ones are replaced afterwards
+            assert serving
+        else:
+            assert serving == set(range(current.size))
         if before is not None and self.drain is not None and not self.drain[0]:
             assert self.drain[1] >= current.began, "the drain outlived the deploy that it was for"
 
@@ -302,7 +334,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 current = self.supervisor.current
                 assert current is not None
                 assert current.began > self.drain[1]
-                assert self.supervisor.requests.done == self.reloads_seen + 1
+                assert current.is_rollback or self.supervisor.requests.done == self.reloads_seen + 1
             self.drain = None
 
     def processes(self) -> list[AppProcess]:
@@ -332,6 +364,18 @@ class SupervisedServer(RuleBasedStateMachine):
         self.send(e.ReloadAsked(number))
         if stopped and number is not None:
             self.asked.discard(number)  # the loop has ended; nobody handles this
+
+    @rule(ticket=st.booleans(), accept=st.booleans())
+    def roll_back(self, ticket: bool, accept: bool) -> None:
+        number = len(self.asked) if ticket else None
+        if number is not None:
+            self.asked.add(number)
+        stopped = self.supervisor.state is ServerState.STOPPED
+        self.send(e.RollbackAsked(number))
+        if stopped and number is not None:
+            self.asked.discard(number)
+        if accept:
+            self.all_accept()
 
     @precondition(lambda self: self.supervisor.state is ServerState.RUNNING)
     @rule()
@@ -442,22 +486,50 @@ class SupervisedServer(RuleBasedStateMachine):
     @rule(number=which)
     def becomes_ready(self, number: int) -> None:
         if worker := self.pick(number, WorkerState.STARTING) or self.pick(number):
-            self.send(e.WorkerReady(worker))
+            self.send(e.WorkerReady(worker, can_stand_by=number % 3 > 0))
 
     @rule()
     def all_become_ready(self) -> None:
         while starting := self.pick(0, WorkerState.STARTING):
-            self.send(e.WorkerReady(starting))
+            self.send(e.WorkerReady(starting, can_stand_by=True))
 
     @rule(number=which)
     def accepts(self, number: int) -> None:
         if worker := self.pick(number, WorkerState.SWITCHING) or self.pick(number):
-            self.send(e.WorkerAccepts(worker))
+            self.accept(worker)
 
     @rule()
     def all_accept(self) -> None:
         for worker in self.workers(WorkerState.SWITCHING):
-            self.send(e.WorkerAccepts(worker))
+            self.accept(worker)
+
+    def accept(self, worker: Worker) -> None:
+        if worker.state is WorkerState.SWITCHING:
+            self.takes_back(worker)
+        self.send(e.WorkerAccepts(worker))
+
+    @rule(number=which)
+    def stands_by(self, number: int) -> None:
+        if worker := self.pick(number, WorkerState.STANDING_DOWN) or self.pick(number):
+            self.stand_by(worker)
+
+    @rule()
+    def all_stand_by(self) -> None:
+        for worker in self.workers(WorkerState.STANDING_DOWN):
+            self.stand_by(worker)
+
+    def stand_by(self, worker: Worker) -> None:
+        if worker.state is WorkerState.STANDING_DOWN:
+            self.takes_back(worker)
+            for pair, (_, receiver) in self.pairs.items():
+                if receiver is worker:  # it has closed it, whatever it had asked
+                    self.closed.add(pair)
+        self.send(e.WorkerStandsBy(worker))
+
+    def takes_back(self, sender: Worker) -> None:
+        for pair, (other, _) in self.pairs.items():
+            if other is sender:
+                self.fates[pair] = self.fates[pair] or "withdrawn"
 
     @rule(number=which, usage=st.booleans())
     def fails(self, number: int, usage: bool) -> None:
@@ -561,7 +633,8 @@ class SupervisedServer(RuleBasedStateMachine):
 
     @rule(number=which)
     def asks_about_orphans(self, number: int) -> None:
-        mine = [p for p, (_, r) in self.pairs.items() if r not in self.dead and p not in self.questions]
+        settled = self.questions | self.closed
+        mine = [p for p, (_, r) in self.pairs.items() if r not in self.dead and p not in settled]
         if mine:
             pair = mine[number % len(mine)]
             self.questions.add(pair)
@@ -609,7 +682,12 @@ class SupervisedServer(RuleBasedStateMachine):
         supervisor = getattr(self, "supervisor", None)
         if supervisor is None:
             return
-        assert len(supervisor.generations) <= supervisor.processes.policy.max_generations
+        made_room = any(
+            each.number in self.stood_by and each.state is GenerationState.RETIRING
+            for each in supervisor.generations.values()
+        )
+        assert len(supervisor.generations) - made_room <= supervisor.processes.policy.max_generations
+        assert [each.state for each in supervisor.generations.values()].count(GenerationState.STANDBY) <= 1
         assert {w.generation.number for w in supervisor.workers.values()} <= set(supervisor.generations)
         starting = [w.generation for w in self.workers(WorkerState.STARTING)]
         assert all(starting.count(each) <= supervisor.processes.policy.start_concurrency for each in starting)
@@ -629,7 +707,7 @@ class SupervisedServer(RuleBasedStateMachine):
     def every_question_gets_its_verdict(self) -> None:
         if getattr(self, "supervisor", None) is None or self.supervisor.state is ServerState.STOPPED:
             return
-        for pair in self.questions:
+        for pair in self.questions - self.closed:
             if self.fates[pair] and self.pairs[pair][1] not in self.dead:
                 assert pair in self.verdicts
 
@@ -669,7 +747,8 @@ class SupervisedServer(RuleBasedStateMachine):
         if supervisor is None or supervisor.state not in (ServerState.RUNNING, ServerState.DRAINING):
             return
         current, candidate = supervisor.current, supervisor.candidate
-        if candidate is not None and candidate.state not in ON_TRIAL | {GenerationState.STARTING}:
+        lets_be = ON_TRIAL | {GenerationState.STARTING, GenerationState.RETURNING}
+        if candidate is not None and candidate.state not in lets_be:
             current = candidate
         own = [agent for agent in self.agents if agent.generation is current and agent.state in STANDING]
         assert len(own) <= 1

@@ -31,7 +31,7 @@ from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
 NANO: Final = 1e9
 CLASSES: Final = (Cell.STATUS_1XX, Cell.STATUS_2XX, Cell.STATUS_3XX, Cell.STATUS_4XX, Cell.STATUS_5XX)
 CAUSES: Final = ("crash", "recycle", "blocked", "scale")
-OUTCOMES: Final = ("done", "refused")
+OUTCOMES: Final = ("done", "refused", "rolled_back")
 LIVING: Final = tuple(state.value for state in WorkerState if state not in (WorkerState.PENDING, WorkerState.GONE))
 
 SIMPLE: Final = (
@@ -222,7 +222,9 @@ class ServerCollector(Collector):
 
     def _reloads(self) -> Iterator[Metric]:
         state = self._view.state
-        reloads = CounterMetricFamily("serve_reloads", "Reloads that ended, by outcome.", labels=["outcome"])
+        reloads = CounterMetricFamily(
+            "serve_reloads", "Reloads and roll-backs that ended, by outcome.", labels=["outcome"]
+        )
         seconds = SummaryMetricFamily("serve_reload_duration_seconds", "How long reloads took.", labels=["outcome"])
         for outcome in OUTCOMES:
             count = state["reloads"].get(outcome, 0)

@@ -1,6 +1,7 @@
 """Background work of this process: handlers of messages and runs of schedules, each a task.
 
-A retiring worker waits for them as for requests; at the graceful timeout those that have not ended are cancelled.
+A retiring worker waits for them as for requests; at the graceful timeout those that have not ended are cancelled. One
+that has stood by gets work again when it serves again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class BackgroundWork:
         """The graceful timeout has passed: tasks are cancelled, and nothing is reported of them."""
         self._retire_event = asyncio.Event()
         self._on_retire: list[Callable[[], None]] = []
+        self._on_resume: list[Callable[[], None]] = []
 
     def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run `coroutine`, which must handle its own errors, as a task that is waited for."""
@@ -40,6 +42,18 @@ class BackgroundWork:
     def on_retire(self, do: Callable[[], None]) -> None:
         """Call `do` when this process gets no more work."""
         self._on_retire.append(do)
+
+    def on_resume(self, do: Callable[[], None]) -> None:
+        """Call `do` when this process, which got no more work, gets some again."""
+        self._on_resume.append(do)
+
+    def resume(self) -> None:
+        """The hub has sent `resume`: this process serves again."""
+        if self.retiring:
+            self.retiring = self.cut = False
+            self._retire_event = asyncio.Event()
+            for do in self._on_resume:
+                do()
 
     def retire(self) -> None:
         """The hub has sent `retire`, after which no more work comes."""

@@ -131,6 +131,7 @@ class MessageReceiver:
         self._handlers: dict[str, TopicHandlers] = {}
         self._link_receiver: LinkReceiver | None = None
         work.on_retire(self._return_unstarted)
+        work.on_resume(self._resume)
 
     def bind(self, link: Link) -> None:
         """Receive messages from this link; those of an earlier link are still handled and confirmed over that one."""
@@ -175,6 +176,10 @@ class MessageReceiver:
         if self._link_receiver is not None:
             self._link_receiver.return_unstarted()
 
+    def _resume(self) -> None:
+        if self._link_receiver is not None:
+            self._link_receiver.resume()
+
 
 class LinkReceiver:
     """The messages that came over one link and have not been handled."""
@@ -189,7 +194,7 @@ class LinkReceiver:
         self._late: set[asyncio.Task[None]] = set()
         link.on_frame("msg.deliver", self._take)
         link.on_frame("msg.last", lambda _: self._last.set())
-        link.on_close(self._last.set)
+        link.on_close(lambda: self._last.set())  # whichever it is by then
 
     def announce(self, topic: str, concurrency: int) -> None:
         """Notify the hub of the handlers of a topic; the change may come from a thread."""
@@ -309,6 +314,11 @@ class LinkReceiver:
         self._returned.flush()
         self._link.send("msg.return", {"m": [], "all": True})  # later messages may go to others
         work.start_uncounted(self._wait_for_last(), "messages that wait")
+
+    def resume(self) -> None:
+        """The process serves again, after it has stood by: what comes from now on is work as any other."""
+        self._last.set()
+        self._last = asyncio.Event()
 
     async def _wait_for_last(self) -> None:
         """A retiring process waits for what was accepted for it before; the deadline is the graceful timeout."""

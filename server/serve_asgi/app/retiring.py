@@ -1,8 +1,9 @@
 """Tells the application that this worker retires, so that a long response (an event stream, a WebSocket) can end well.
 
 `retiring` is one object per process: `retiring()` says whether it does, `await retiring.wait()` waits for it. The
-worker sets it once, when it begins to retire. Under another server, or in a test, it is never set, so that code that
-uses it runs unchanged.
+worker sets it when it begins to retire. A worker that stands by for a roll-back (`--keep-previous`) has retired as far
+as the application is concerned, and resets it if it is to serve again: `await retiring.over()` waits for that. Under
+another server, or in a test, it is never set, so that code that uses it runs unchanged.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ class RetiringFlag:
         ```
     """
 
-    __slots__ = ("_reason", "_waiters")
+    __slots__ = ("_over", "_reason", "_waiters")
 
     def __init__(self) -> None:
         self._reason: str | None = None
         self._waiters: set[asyncio.Future[str]] = set()
+        self._over: set[asyncio.Future[str]] = set()
 
     def __call__(self) -> bool:
         """Whether the worker has begun to retire.
 
         Returns:
-            True from then on.
+            True from then on, unless a roll-back has the worker serve again.
 
         Example:
             ```python
@@ -45,14 +47,14 @@ class RetiringFlag:
 
     @property
     def reason(self) -> str | None:
-        """Why the worker retires ("reload", "stop", "recycle", "scale"), or None while it serves."""
+        """Why the worker retires ("reload", "rollback", "stop", "recycle", "scale"), or None while it serves."""
         return self._reason
 
     async def wait(self) -> str:
         """Wait until the worker begins to retire.
 
         Returns:
-            The reason: "reload", "stop", "recycle" or "scale".
+            The reason: "reload", "rollback" (its code is taken back), "stop", "recycle" or "scale".
 
         Example:
             ```python
@@ -62,21 +64,50 @@ class RetiringFlag:
         """
         if self._reason is not None:
             return self._reason
-        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            return await waiter
-        finally:
-            self._waiters.discard(waiter)
+        return await _result(self._waiters)
+
+    async def over(self) -> None:
+        """Wait until the worker does not retire: at once while it serves, else until a roll-back has it serve again.
+
+        For background work that ends when the worker retires and has to begin anew. In a worker that leaves it is
+        cancelled with the task that awaits it.
+
+        Example:
+            ```python
+            while True:
+                await retiring.over()
+                while not retiring():
+                    await poll()
+            ```
+        """
+        if self._reason is not None:
+            await _result(self._over)
 
     def begin(self, reason: str) -> None:
         """For the worker: set it. Only the first call counts."""
-        if self._reason is not None:
-            return
-        self._reason = reason
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(reason)
+        if self._reason is None:
+            self._reason = reason
+            _wake(self._waiters, reason)
+
+    def end(self) -> None:
+        """For the worker: it serves again."""
+        self._reason = None
+        _wake(self._over, "")
+
+
+async def _result(waiters: set[asyncio.Future[str]]) -> str:
+    waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    waiters.add(waiter)
+    try:
+        return await waiter
+    finally:
+        waiters.discard(waiter)
+
+
+def _wake(waiters: set[asyncio.Future[str]], result: str) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(result)
 
 
 retiring: Final = RetiringFlag()

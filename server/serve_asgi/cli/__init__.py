@@ -13,6 +13,7 @@ import click
 MODULES: Final = {
     "reload": "reload",
     "promote": "promote",
+    "rollback": "rollback",
     "drain": "drain",
     "stop": "stop",
     "scale": "scale",

@@ -75,7 +75,7 @@ def reload(
         path = control_client.find(control, pid_file)
         wish = _wish(canary, no_canary, trial, hold)
         if wait and not listener:
-            return _followed(path, wish, retired=retired, as_json=as_json)
+            return followed(path, "reload", wish, retired=retired, as_json=as_json)
         if listener:
             text = control_client.ask(path, "reload-listener", patience=LISTENER_TIME)["text"]
         else:
@@ -115,18 +115,18 @@ def _share(text: str) -> float:
     return share
 
 
-def _followed(path: Path, wish: dict[str, Any], *, retired: bool, as_json: bool) -> int:
-    """Run the reload and show it. Raises RequestRefused if it was refused."""
+def followed(path: Path, command: str, wish: dict[str, Any], *, retired: bool, as_json: bool) -> int:
+    """Run the reload, or the roll-back, and show it. Raises RequestRefused if it was refused."""
     before = control_client.look(path)
     show = _show(before, as_json=as_json)
     try:
         with show:
-            response = _transaction(path, wish, show)
+            response = _transaction(path, command, wish, show)
             show.outcome(response)
             if response["ok"]:
                 show.left(_afterwards(path, before, show, retired=retired))
     except KeyboardInterrupt:
-        complain("the reload continues without this command; `serve status` shows its outcome")
+        complain(f"the {command} continues without this command; `serve status` shows its outcome")
         return INTERRUPTED
     control_client.checked(response)
     return 0
@@ -142,9 +142,9 @@ def _show(before: dict[str, Any], *, as_json: bool) -> ReloadDisplay:
     return ReloadLines(before)
 
 
-def _transaction(path: Path, wish: dict[str, Any], show: ReloadDisplay) -> dict[str, Any]:
-    """Request the reload and follow it; return the response. The listener's own timeouts bound the wait."""
-    with ControlConversation(path, "reload", follow=True, **wish) as conversation:
+def _transaction(path: Path, command: str, wish: dict[str, Any], show: ReloadDisplay) -> dict[str, Any]:
+    """Request it and follow it; return the response. The listener's own timeouts bound the wait."""
+    with ControlConversation(path, command, follow=True, **wish) as conversation:
         while True:
             message = conversation.receive(show.pause)
             if message is None:

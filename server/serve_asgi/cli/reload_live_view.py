@@ -22,6 +22,8 @@ STYLES: Final = {
     "ready": ("●", "cyan", "ready"),
     "switching": ("●", "bright_cyan", "switching"),
     "serving": ("●", "green", "serving"),
+    "standing down": ("○", "blue", "standing down"),
+    "standby": ("●", "blue", "standing by"),
     "retiring": ("○", "magenta", "retiring"),
     "ending": ("×", "red", "ending"),
     "gone": (" ", "dim", "gone"),

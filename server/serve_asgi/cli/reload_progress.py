@@ -19,7 +19,7 @@ LOOK: Final = 5.0
 """Seconds without news after which the status is requested, and between two lines of progress."""
 STEPS: Final = frozenset({"worker_ready", "worker_died", "worker_killed", "agent_prepared", "agent_finish_requested"})
 """Events of level debug that are shown nevertheless."""
-ENDS: Final = frozenset({"reload_finished", "reload_refused"})
+ENDS: Final = frozenset({"reload_finished", "reload_refused", "rollback_finished", "rollback_refused"})
 """Events that the outcome reports anyway."""
 
 
@@ -33,13 +33,16 @@ class OlderGenerations:
     oldest: float
     """Seconds that the oldest request in progress has taken so far; 0 if unknown."""
     lost: int
+    standing_by: tuple[int, ...] = ()
+    """Those that have nothing left to do and stay for a roll-back."""
 
     def text(self) -> str:
         """All of it, as a sentence."""
         parts = [f"{counted(self.handed_over, 'connection')} handed over"] if self.handed_over else []
         if not self.generations:
             lost = f"{counted(self.lost, 'request')} cut" if self.lost else "nothing was cut"
-            return "; ".join([*parts, "all older workers have ended", lost])
+            stands = "".join(f"generation {number} stands by" for number in self.standing_by)
+            return "; ".join([*parts, stands or "all older workers have ended", lost])
         one = len(self.generations) == 1
         which = ("generation " if one else "generations ") + " and ".join(map(str, self.generations))
         if not self.requests:
@@ -51,20 +54,30 @@ class OlderGenerations:
 
 def remains(before: dict[str, Any], seen: dict[str, Any]) -> OlderGenerations:
     """The remaining work according to the status `seen`, compared with the status before the reload."""
-    older = [w for w in seen["workers"] if w["generation"] < seen["generation"]]
+    others, older = _others(seen), _older(seen)
     return OlderGenerations(
         tuple(sorted({w["generation"] for w in older})),
         seen["totals"]["handed_over"] - before["totals"]["handed_over"],
         sum(w["in_flight"] + w["websockets"] for w in older),
         max((w.get("oldest") or 0.0 for w in older), default=0.0),
         seen.get("lost", 0) - before.get("lost", 0),
+        tuple(sorted({w["generation"] for w in others if w["state"] == "standby"})),
     )
+
+
+def _others(seen: dict[str, Any]) -> list[dict[str, Any]]:
+    """The workers that do not serve any more: older ones, and after a roll-back newer ones."""
+    return [w for w in seen["workers"] if w["generation"] not in (seen["generation"], seen.get("starting"))]
+
+
+def _older(seen: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of them that have something left to do."""
+    return [w for w in _others(seen) if w["state"] != "standby"]
 
 
 def settled(seen: dict[str, Any]) -> bool:
     """Whether the older workers hold only busy connections."""
-    older = [w for w in seen["workers"] if w["generation"] < seen["generation"]]
-    return all(w["connections"] <= w["in_flight"] + w["websockets"] for w in older)
+    return all(w["connections"] <= w["in_flight"] + w["websockets"] for w in _older(seen))
 
 
 class ReloadDisplay(Protocol):

@@ -13,7 +13,7 @@ from serve_asgi.cli.deploys import outcome, requester
 
 AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was recycled or blocked"}
 """Why workers are started other than for a new generation (`serve_asgi.supervisor.lifecycles.Cause`)."""
-STATES: Final = {"passing": "ready; the agent changes"}
+STATES: Final = {"passing": "ready; the agent changes", "standby": "standing by for `serve rollback`"}
 """States of a generation that are shown under another name."""
 
 
@@ -67,7 +67,8 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
     for generation in found["generations"]:
         if generation["number"] != found["generation"]:
             state = STATES.get(generation["state"], generation["state"])
-            yield f"generation {generation['number']} is {state}"
+            left = f" for another {span(max(0.0, left))}" if (left := generation.get("standby")) is not None else ""
+            yield f"generation {generation['number']} is {state}{left}"
     if found["reload_waiting"]:
         yield "a reload waits for its turn"
     if found["last_failure"]:
@@ -98,7 +99,7 @@ def _until(end: float) -> str:
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:
-    row = "{:>5} {:>4} {:<9} {:>6} {:>6} {:>5} {:>10} {:>8} {:>8} {:>7}"
+    row = "{:>5} {:>4} {:<13} {:>6} {:>6} {:>5} {:>10} {:>8} {:>8} {:>7}"
     yield row.format(*("slot", "gen", "state", "conns", "active", "ws", "requests", "memory", "cpu", "oldest"))
     for worker in sorted(found["workers"], key=lambda w: (w["generation"], w["slot"])):
         yield row.format(

@@ -324,10 +324,11 @@ def _reloads(status: dict[str, Any], width: int, lines: int) -> Panel:
     table.add_column(no_wrap=True, justify="right")
     room = max(0, width - 4 - (CLOCK + 1 + len("✗ refused") + 1 + len("99m59s") + 1))
     for reload in reversed(history):
-        done = reload["outcome"] == "done"
+        done = reload["outcome"] != "refused"
         generation = reload.get("generation")
         hue = colour(generation) if done and generation is not None else "red"
-        what = Text(f"✓ {generation}" if done else "✗ refused", hue)
+        sign = "↩" if reload["outcome"] == "rolled_back" else "✓"
+        what = Text(f"{sign} {generation}" if done else "✗ refused", hue)
         seconds = reload.get("seconds", 0.0)
         table.add_row(
             Text(clock(reload["at"]), "dim"), what, span(seconds), bar(seconds / slowest if slowest else 0.0, room, hue)

@@ -18,6 +18,7 @@ OBJECTING: Final = frozenset({"pre_reload", "canary_check"})
 
 NAMES: Final = {
     "post_reload": "reload_finished",
+    "post_rollback": "rollback_finished",
     "post_drain": "drain_started",
     "post_stop": "server_stopped",
 }
@@ -36,11 +37,18 @@ AFTER: Final = frozenset(
         "canary_undecided",
         "canary_promoted",
         "canary_withdrawn",
+        "rollback_started",
+        "rollback_finished",
+        "rollback_refused",
+        "standby_started",
+        "standby_ended",
         "generation_ended",
         "worker_started",
         "worker_ready",
         "worker_activated",
         "worker_retire_requested",
+        "worker_standby_requested",
+        "worker_standby_reached",
         "worker_finished",
         "worker_died",
         "worker_killed",

@@ -246,6 +246,14 @@ class Config:
     max_generations: int = option(
         3, "Generations alive at once; a further reload waits for the oldest to end.", PROCESSES, minimum=2
     )
+    keep_previous: float = option(
+        0.0,
+        "How long the generation before a reload stays ready for `serve rollback`, without connections; 0 means not "
+        "at all.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
     startup_timeout: float = option(
         60.0, "How long a worker may take to become ready.", PROCESSES, unit="SECONDS", minimum=0.1
     )

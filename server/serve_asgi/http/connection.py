@@ -503,6 +503,9 @@ class Http1Connection(asyncio.Protocol):
         """The worker's phase has left SERVING: leave as soon as that loses nothing. May be called again."""
         self.settle()
 
+    def resume(self) -> None:
+        """The worker serves again: the phase says so, and nothing was planned."""
+
     def remain(self) -> None:
         """Nobody can take this connection now: it is served here until `retire()` is called again."""
         if self.state is IDLE:

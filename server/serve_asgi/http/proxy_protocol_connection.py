@@ -234,6 +234,9 @@ class ProxyConnection(asyncio.Protocol):
         if self.state is IDLE and worker.phase is WorkerPhase.HANDING_OVER and worker.hand_over is not None:
             worker.hand_over(self)
 
+    def resume(self) -> None:
+        """The worker serves again: the header is still awaited here."""
+
     def remain(self) -> None:
         """Nobody can take this connection now: the header is awaited here until `retire()` is called again."""
 

@@ -53,7 +53,7 @@ class WorkerPhase(enum.Enum):
 
 
 class Retiring(Protocol):
-    """Whether the worker retires, and why: "reload", "stop", "recycle", "scale"."""
+    """Whether the worker retires, and why: "reload", "rollback", "stop", "recycle", "scale"."""
 
     @property
     def reason(self) -> str | None: ...
@@ -86,6 +86,9 @@ class ClientConnection(Protocol):
 
     def retire(self) -> None:
         """The worker's phase has left SERVING: leave as soon as that loses nothing."""
+
+    def resume(self) -> None:
+        """The worker was to stand by and serves again: what was planned for its retirement is off."""
 
     def cut(self) -> bool:
         """At the graceful timeout: end at once, cancelling the application's task. True if anything was cut."""

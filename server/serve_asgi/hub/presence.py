@@ -25,6 +25,8 @@ class PresenceBroadcast(HubComponent):
     def changed(self, member: Member, before: MemberPhase) -> None:
         if member.phase is MemberPhase.RETIRING:
             self.hub.send(member, "retire")
+        elif before is MemberPhase.RETIRING:
+            self.hub.send(member, "resume")
         self._send_to_all()
 
     def left(self, member: Member) -> None:

@@ -1,10 +1,12 @@
 """The protocol of the control socket, and its path: shared by the listener and the commands.
 
 One request per connection: a line of JSON `{"version": 1, "command": …}`; the reply is a line of JSON `{"version": 1,
-"ok": …, "text": …}`, when the outcome is known. Before it, if the request has `"follow": true` (reload, stop, follow),
-a line `{"version": 1, "record": {…}}` for each event (docs/reference/events.md). Both sides ignore unknown members.
+"ok": …, "text": …}`, when the outcome is known. Before it, if the request has `"follow": true` (reload, rollback, stop,
+follow), a line `{"version": 1, "record": {…}}` for each event (docs/reference/events.md). Both sides ignore unknown
+members.
 
 - reload: wait (true), follow, who (runs it); the reply's detail is the traceback of refused code
+- rollback: wait (true), follow, who
 - reload-listener; drain: off; scale: to; logs-reopen; tls-reload
 - stop: delay (s of draining; default --drain-delay), follow: then the reply comes when the server has ended, and its
   cut is the number of requests lost since the start
@@ -26,7 +28,7 @@ VERSION: Final = 1
 LINE_LIMIT: Final = 4 * 1024 * 1024
 """Bytes in one line; a traceback fits."""
 
-DEPLOYING: Final = frozenset({"reload"})
+DEPLOYING: Final = frozenset({"reload", "rollback"})
 """Commands that lead to a deploy: the request says who runs it."""
 
 

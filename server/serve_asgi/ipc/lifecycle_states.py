@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-OUTCOMES: Final = {"reload_finished": "done", "reload_refused": "refused"}
-"""The outcome of a reload, by the name of the event that ends it."""
+OUTCOMES: Final = {"reload_finished": "done", "reload_refused": "refused", "rollback_finished": "rolled_back"}
+"""The outcome of a reload or a roll-back, by the name of the event that ends it."""
 
 
 class WorkerState(enum.Enum):
@@ -17,6 +17,8 @@ class WorkerState(enum.Enum):
     READY = "ready"  # reported ready; does not accept yet
     SWITCHING = "switching"  # told to serve, has not confirmed that it accepts
     SERVING = "serving"
+    STANDING_DOWN = "standing down"  # told to stand by; hands its connections over and finishes its requests before
+    STANDBY = "standby"  # without connections, its application up: a roll-back has it serve again
     RETIRING = "retiring"  # told to retire; exits by itself, or at the graceful timeout
     ENDING = "ending"  # told to quit, or killed; only its end is awaited
     GONE = "gone"  # reaped, or never started

@@ -5,6 +5,7 @@ member -> hub
 hub -> member
     present {ready, members: [[id, role, generation, slot, phase], …]} all members, after each change
     retire {} it gets no new work
+    resume {} it serves again, after it has stood by
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class MemberPhase(enum.Enum):
     EXPECTED = "expected"  # it is starting: messages for it wait
     UP = "up"  # its application is loaded and its handlers are known; it does not serve yet
     SERVING = "serving"
-    RETIRING = "retiring"  # it finishes its work and gets no more
+    RETIRING = "retiring"  # it finishes its work and gets no more; also while it stands by for a roll-back
 
 
 class UpFrame(msgspec.Struct):

@@ -45,9 +45,16 @@ class Failed(Packet, frozen=True, tag="failed"):
 class Ready(Packet, frozen=True, tag="ready"):
     """A worker: imported, its lifespan has started."""
 
+    stands_by: bool = False
+    """It knows the order to stand by; one of an earlier version does not."""
+
 
 class Accepts(Packet, frozen=True, tag="accepts"):
-    """A worker: it accepts connections from now on."""
+    """A worker: it accepts connections from now on. Once for each order to serve."""
+
+
+class StandsBy(Packet, frozen=True, tag="stands by"):
+    """A worker: it has no connection left, and waits. Once for each order to stand by."""
 
 
 class Recycle(Packet, frozen=True, tag="recycle"):
@@ -123,7 +130,8 @@ class AgentEnded(Packet, frozen=True, tag="finished"):
 
 
 FROM_WORKER: Final[Packets[Packet]] = Packets(
-    *(Hello, Failed, Ready, Accepts, Recycle, CanaryVote, WorkerEnded, Withdrawn, Lost, Orphaned, TlsTaken, TlsLost)
+    *(Hello, Failed, Ready, Accepts, StandsBy, Recycle, CanaryVote, WorkerEnded),
+    *(Withdrawn, Lost, Orphaned, TlsTaken, TlsLost),
 )
 FROM_AGENT: Final[Packets[Packet]] = Packets(Hello, Failed, Prepared, Waits, Entered, Returned, AgentEnded)
 ONCE: Final = (
@@ -131,6 +139,7 @@ ONCE: Final = (
     Failed,
     Ready,
     Accepts,
+    StandsBy,
     Recycle,
     CanaryVote,
     WorkerEnded,
@@ -139,7 +148,7 @@ ONCE: Final = (
     Returned,
     AgentEnded,
 )
-"""Packets that a process may send only once."""
+"""Packets that a process may send only once, or once for each order that they reply to."""
 
 
 # From the watchdog of a worker or an agent

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from serve_asgi.agent_process import agent_lock
 from serve_asgi.errors import UsageError
 from serve_asgi.listener import listening_sockets as sockets
+from serve_asgi.listener.deploy_history import DeployKind
 from serve_asgi.logs import server_log as logs
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.lifecycles import ON_TRIAL, Agent, AppProcess, Generation, counted
@@ -41,11 +42,14 @@ class ActionPerformer:
     def _perform(self, action: actions.Action) -> None:
         listener, children = self._listener, self._listener.children
         match action:
-            case actions.PrepareReload(by):
-                listener.deploys.begin(by)
-                listener.tasks.start_soon(self._prepare_reload, by)
+            case actions.PrepareReload(by, previous):
+                listener.deploys.begin(by, DeployKind.ROLLBACK if previous else DeployKind.RELOAD)
+                listener.tasks.start_soon(self._prepare_reload, by, previous)
             case actions.PrepareGeneration(generation):
                 self._begin_generation(generation)
+            case actions.BeginRollback(generation, by):
+                listener.deploys.begin(by, DeployKind.ROLLBACK)
+                self._deploys(generation)
             case actions.AdoptGeneration(generation):
                 self._adopt(generation)
             case actions.ForgetGeneration(generation):
@@ -80,6 +84,8 @@ class ActionPerformer:
                 children.tell(worker, {"type": "promoted"})
             case actions.TellRetire(worker, reason, accept_queued):
                 children.tell(worker, {"type": "retire", "reason": reason, "accept_queued": accept_queued})
+            case actions.TellStandBy(worker, reason):
+                children.stand_by(worker, reason)
             case actions.TellEnter(agent):
                 children.tell(agent, {"type": "enter"})
             case actions.TellFinish(agent, reason, timeout):
@@ -112,8 +118,12 @@ class ActionPerformer:
                 listener.exit = action
 
     def _begin_generation(self, generation: Generation) -> None:
+        self._listener.configs.begin(generation)
+        self._deploys(generation)
+
+    def _deploys(self, generation: Generation) -> None:
+        """Note what the deploy that has begun deploys."""
         listener = self._listener
-        listener.configs.begin(generation)
         begun = listener.configs.all[generation]
         listener.deploys.generation_begins(
             begun.version(generation.number), listener.settings.changes_to(begun.settings)
@@ -145,7 +155,7 @@ class ActionPerformer:
             process.stuck = why
             self._kill(process, why, logging.ERROR)
 
-    async def _prepare_reload(self, by: str) -> None:
+    async def _prepare_reload(self, by: str, previous: bool) -> None:
         self._listener.post(
             await self._listener.configs.prepare(
                 by,
@@ -153,6 +163,7 @@ class ActionPerformer:
                 self._listener.hooks,
                 self._listener.processes,
                 self._listener.certificates,
+                previous=previous,
             )
         )
 

@@ -153,10 +153,12 @@ class ChildPackets:
 
     def _take_from_worker(self, worker: Worker, packet: packets.Packet) -> None:
         match packet:
-            case packets.Ready():
-                self._admit(worker, e.WorkerReady(worker))
+            case packets.Ready(stands_by):
+                self._admit(worker, e.WorkerReady(worker, stands_by))
             case packets.Accepts():
                 self._post(e.WorkerAccepts(worker))
+            case packets.StandsBy():
+                self._post(e.WorkerStandsBy(worker))
             case packets.Recycle(reason, too_large):
                 self._post(e.WorkerWantsReplacement(worker, reason, too_large=too_large))
             case packets.CanaryVote(reason, detail):

@@ -20,6 +20,7 @@ from serve_asgi.agent_process.agent_lock import lock_path
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import BEGAN, Release
 from serve_asgi.errors import UsageError
+from serve_asgi.ipc import packets
 from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
 from serve_asgi.listener.child import Child, handover_pair
@@ -281,6 +282,7 @@ class Children:
         """Tell a worker to serve; introduce it and the serving workers of its generation to each other."""
         if (child := self.of(worker)) is None:
             return
+        child.said.discard(packets.Accepts)  # it may be told so once more, after it has stood by
         others = [each for each in self.by_pid.values() if each.serves and each is not child][-NEIGHBOURS:]
         child.serves = True
         try:
@@ -291,6 +293,12 @@ class Children:
         except OSError as error:  # without descriptors to spare only balance suffers
             log.debug("%s cannot be told which other workers serve: %s", worker, error)
         self._say(child, {"type": "serve"})
+
+    def stand_by(self, worker: Worker, reason: str) -> None:
+        """Tell a worker to stand by."""
+        if (child := self.of(worker)) is not None:
+            child.said.discard(packets.StandsBy)
+            self._say(child, {"type": "stand by", "reason": reason})
 
     def _make_known(self, to: Child, others: Sequence[Child]) -> None:
         if not others:

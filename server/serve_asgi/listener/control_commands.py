@@ -180,6 +180,8 @@ class ControlCommands:
             case "reload-listener":
                 await self._server.replace(stream.extra(SocketAttribute.raw_socket).fileno())
                 return {"ok": False, "text": "the listener was not replaced"}  # otherwise this task would be gone
+            case "rollback":
+                return await self._rollback(stream, wait=request.wait, follows=follows)
             case "drain":
                 on = not request.off
                 self._server.post(e.DrainAsked(on=on, by_control=True))
@@ -234,6 +236,14 @@ class ControlCommands:
             e.PromotionAsked("serve promote", lambda ok, text: waiting.end({"ok": ok, "text": text})),
         )
         return await self._tell(stream, waiting)
+
+    async def _rollback(self, stream: SocketStream, *, wait: bool, follows: bool) -> dict[str, Any]:
+        ticket, waiting = self._next_ticket, PendingAnswer(follows=follows)
+        self._next_ticket += 1
+        if wait:
+            self._tickets[ticket] = waiting
+        self._server.post(e.RollbackAsked(ticket))
+        return await self._tell(stream, waiting) if wait else {"ok": True, "text": "roll-back requested"}
 
     async def _drained(self, on: bool) -> bool:
         """Wait until the drain has begun or ended, as requested: the pre_drain hooks are done, or out of time."""

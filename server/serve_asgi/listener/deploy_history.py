@@ -43,6 +43,7 @@ class DeployKind(enum.Enum):
     START = "start"
     RELOAD = "reload"
     CANARY = "canary"  # a reload with a trial before the switch
+    ROLLBACK = "rollback"  # the previous generation serves again
 
 
 _TOOK_EFFECT: Final = frozenset({DeployOutcome.STARTED, DeployOutcome.DONE})
@@ -136,9 +137,9 @@ class DeployHistory:
         match record["event"]:
             case "server_started":
                 self._end(DeployOutcome.STARTED, seconds=record.get("seconds"))
-            case "reload_finished":
+            case "reload_finished" | "rollback_finished":
                 self._end(DeployOutcome.DONE, seconds=record.get("seconds"))
-            case "reload_refused" if "reason" in record:
+            case "reload_refused" | "rollback_refused" if "reason" in record:
                 self._end(DeployOutcome.REFUSED, record["reason"], record.get("seconds"))
             case "generation_ended":
                 self._count(record["generation"], record["handed_over"], record["cut"])

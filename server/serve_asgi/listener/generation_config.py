@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import anyio
@@ -30,6 +30,7 @@ from serve_asgi.listener.deploy_history import LONGEST_PATH, DeployedVersion
 from serve_asgi.listener.event_history import Record
 from serve_asgi.listener.helper_processes import HelperProcesses
 from serve_asgi.listener.hooks import Hooks, trouble_at_reload
+from serve_asgi.listener.previous_releases import PreviousReleases
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import Generation, Policy
 
@@ -93,6 +94,7 @@ def policy_of(config: Config) -> Policy:
         canary_time=config.canary_time,
         canary_latency=config.canary_latency,
         canary_hold=config.canary_inconclusive == "hold",
+        keep_previous=config.keep_previous,
     )
 
 
@@ -109,8 +111,6 @@ async def resolve_anew(settings: Settings, start_directory: str) -> GenerationCo
     """
 
     def resolve() -> GenerationConfig:
-        # A thread must not receive signals: one received there just before execve(2) would be lost.
-        signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
         fresh = settings.again()
         if trouble := settings.not_live(fresh):
             raise UsageError(trouble)
@@ -121,8 +121,19 @@ async def resolve_anew(settings: Settings, start_directory: str) -> GenerationCo
             )
         return resolve_config(fresh, start_directory)
 
+    return await _in_time(resolve)
+
+
+async def _in_time(resolve: Callable[[], GenerationConfig]) -> GenerationConfig:
+    """Call `resolve`, which reads the disk, in a thread. Raises what it raises; UsageError if it takes too long."""
+
+    def resolved() -> GenerationConfig:
+        # A thread must not receive signals: one received there just before execve(2) would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
+        return resolve()
+
     with anyio.move_on_after(READ_TIME):
-        return await anyio.to_thread.run_sync(resolve, abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(resolved, abandon_on_cancel=True)
     raise UsageError(f"the configuration could not be read within {READ_TIME:g} s; is the disk all right?")
 
 
@@ -130,12 +141,21 @@ class GenerationConfigs:
     """What each living generation runs with, and what the next one will."""
 
     def __init__(
-        self, first: GenerationConfig, start_directory: str, begun: Mapping[Generation, GenerationConfig]
+        self,
+        first: GenerationConfig,
+        start_directory: str,
+        begun: Mapping[Generation, GenerationConfig],
+        previous: Sequence[GenerationConfig] = (),
     ) -> None:
-        """`first` is for the generation that begins, or already serves; `begun` are all that have begun before."""
+        """`first` is for the generation that begins, or already serves; `begun` are all that have begun before.
+
+        `previous` are the releases before, as an earlier program of this process knew them.
+        """
         self.settings = first.settings
         """The current generation's settings."""
         self.all = dict(begun)
+        self.previous = PreviousReleases(previous)
+        self._serving = first if begun else None
         self._next = first
         self._start_directory = start_directory
 
@@ -155,6 +175,11 @@ class GenerationConfigs:
     def adopt(self, generation: Generation) -> Settings:
         """The generation serves: its settings become the server's; return the previous ones."""
         before, self.settings = self.settings, self.all[generation].settings
+        replaced, self._serving = self._serving, self.all[generation]
+        if generation.is_rollback:
+            self.previous.returned(self._serving)
+        elif replaced is not None:
+            self.previous.succeeded(replaced, self._serving)
         return before
 
     def forget(self, generation: Generation) -> bool:
@@ -177,12 +202,17 @@ class GenerationConfigs:
         hooks: Hooks,
         processes: HelperProcesses,
         certificates: CertificateWatch,
+        *,
+        previous: bool = False,
     ) -> e.ReloadPrepared:
         """Read the configuration and run the pre_reload hooks, each within its deadline; say whether the reload may
-        begin."""
+        begin. With `previous` it is the previous release that is to be deployed again."""
         trouble, detail = "", ""
         try:
-            config = await resolve_anew(self.settings, self._start_directory)
+            if previous:
+                config = await _in_time(self.previous.newest)
+            else:
+                config = await resolve_anew(self.settings, self._start_directory)
             if config.settings.config.hook:
                 trouble, detail = await _ask_before_reload(config, by, current, hooks, processes)
             if not trouble:

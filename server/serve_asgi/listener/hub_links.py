@@ -34,7 +34,16 @@ from serve_asgi.ipc.scoreboard import Header, Scoreboard
 from serve_asgi.listener import protocol_violations
 from serve_asgi.listener.protocol_violations import RateLimit
 from serve_asgi.supervisor import actions
-from serve_asgi.supervisor.lifecycles import AT_WORK, AgentState, AppProcess, ServerState, Worker, WorkerState
+from serve_asgi.supervisor.lifecycles import (
+    AT_WORK,
+    WARM,
+    AgentState,
+    AppProcess,
+    GenerationState,
+    ServerState,
+    Worker,
+    WorkerState,
+)
 from serve_asgi.supervisor.supervisor import Supervisor
 
 TURN_BUDGET: Final = 0.00005
@@ -387,12 +396,13 @@ def _order(worker: AppProcess, supervisor: Supervisor) -> MemberOrder:
         if worker.state in AT_WORK:
             return MemberOrder.SERVE
         return MemberOrder.RETIRE if worker.state in _AGENT_LEAVES else MemberOrder.START
-    if worker.state in (WorkerState.RETIRING, WorkerState.ENDING):
+    if worker.state in _WORKER_LEAVES or worker.generation.state is GenerationState.RETURNING:
         return MemberOrder.RETIRE
     serves = worker.state is WorkerState.SERVING and worker.generation is supervisor.current
     return MemberOrder.SERVE if serves else MemberOrder.START
 
 
+_WORKER_LEAVES: Final = WARM | {WorkerState.RETIRING, WorkerState.ENDING}
 _AGENT_LEAVES: Final = frozenset({AgentState.FINISHING, AgentState.KILLED, AgentState.ENDING})
 
 

@@ -130,7 +130,10 @@ class Listener:
         begun = {} if inherited is None else inherited.configs
         generations = self.supervisor.generations
         self.configs = GenerationConfigs(
-            first, self.start_directory, {generations[number]: each for number, each in begun.items()}
+            first,
+            self.start_directory,
+            {generations[number]: each for number, each in begun.items()},
+            () if inherited is None else inherited.previous_releases,
         )
         self.when_running: list[Callable[[], object]] = []
         """Called once signals and the control socket are served."""

@@ -50,6 +50,7 @@ from serve_asgi.listener.generation_config import GenerationConfig, GenerationCo
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.pid_file import PidFile
+from serve_asgi.listener.previous_releases import PreviousReleases
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.listener.store_requests import StoreRequests
@@ -108,6 +109,7 @@ class InheritedState:
     settings: Settings
     configs: dict[int, GenerationConfig]
     """By generation number."""
+    previous_releases: list[GenerationConfig]
     supervisor: Supervisor
     scoreboard: Scoreboard
     children: list[Child]
@@ -166,6 +168,13 @@ PIECES: Final = (
         "configs",
         lambda one, _: {str(generation.number): each.to_state() for generation, each in one.configs.all.items()},
         lambda value, _: {int(number): GenerationConfig.from_state(each) for number, each in value.items()},
+    ),
+    Piece(
+        "previous_releases",
+        "configs",
+        lambda one, _: one.configs.previous.to_state(),
+        lambda value, _: [GenerationConfig.from_state(each) for each in value],
+        default=(),
     ),
     Piece(
         "supervisor",
@@ -274,6 +283,7 @@ HUB: Final = (
 CARRIED: Final = (
     Carried(Settings, Settings.to_state),
     Carried(GenerationConfig, GenerationConfig.to_state),
+    Carried(PreviousReleases, PreviousReleases.to_state),
     Carried(
         ProcessTable, re_exec_snapshot.to_state, frozenset({"state", "candidate", "outcome"})
     ),  # at rest: running, none
@@ -286,7 +296,12 @@ CARRIED: Final = (
     Carried(
         ReloadRequests,  # none waits, and none is being prepared
         re_exec_snapshot.to_state,
-        frozenset({"_processes", "_decisions", "wanted", "by", "preparation", "_waiting_said"}),
+        frozenset(
+            {
+                *("_processes", "_decisions", "_previous", "wanted", "by"),
+                *("previous_wanted", "preparation", "_waiting_said"),
+            }
+        ),
     ),
     Carried(
         Child, Child.to_state, frozenset({"said", "allowance", "broken", "closed"})

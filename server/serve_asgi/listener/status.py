@@ -21,7 +21,7 @@ from serve_asgi.ipc.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboar
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.event_history import History
 from serve_asgi.supervisor.drain import Drain
-from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, Worker
+from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, Generation, Worker
 from serve_asgi.supervisor.supervisor import Supervisor
 
 STATUS_VERSION: Final = 1
@@ -77,10 +77,7 @@ def status(
             for number, slot in supervisor.slots.all.items()
             if number < supervisor.size and number not in filled and slot.trouble
         },
-        "generations": [
-            {"number": generation.number, "state": generation.state.value, "size": generation.size}
-            for generation in supervisor.generations.values()
-        ],
+        "generations": [_generation(generation, now) for generation in supervisor.generations.values()],
         "workers": workers,
         "agents": agents,
         "agent_trouble": "" if any(a["state"] in HERE for a in agents) else supervisor.agents.restart.trouble,
@@ -113,6 +110,12 @@ def _drain(drain: Drain | None, scoreboard: Scoreboard) -> dict[str, Any] | None
         "since": round((time.monotonic_ns() - scoreboard.draining_since) / 1e9, 3),
         "until": "`serve drain --off`" if drain.by_control else "the next successful reload",
     }
+
+
+def _generation(generation: Generation, now: float) -> dict[str, Any]:
+    """A generation; of one that stands by also how long it does, in seconds."""
+    left = {} if generation.standby_until == math.inf else {"standby": round(generation.standby_until - now, 3)}
+    return {"number": generation.number, "state": generation.state.value, "size": generation.size, **left}
 
 
 def _agent(agent: Agent, cells: Words, now: float) -> dict[str, Any]:

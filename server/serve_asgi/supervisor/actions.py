@@ -20,9 +20,13 @@ class Action:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrepareReload(Action):
-    """Read the configuration again and run the pre_reload hooks; then post ReloadPrepared."""
+    """Read the configuration again and run the pre_reload hooks; then post ReloadPrepared.
+
+    `previous`: not the configuration as it is now, but what the previous release ran with.
+    """
 
     by: str
+    previous: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +34,14 @@ class PrepareGeneration(Action):
     """This generation begins, with the configuration that was read and resolved last."""
 
     generation: Generation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BeginRollback(Action):
+    """This generation, which stands by, is to serve again."""
+
+    generation: Generation
+    by: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,6 +88,12 @@ class TellRetire(Action):
     worker: Worker
     reason: str
     accept_queued: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellStandBy(Action):
+    worker: Worker
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

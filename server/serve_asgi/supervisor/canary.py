@@ -116,6 +116,7 @@ class CanaryTrials:
         for worker in self._processes.workers_in(WorkerState.SERVING):
             if worker.id in self._lending:
                 self._decisions.do(actions.TellLend(worker, 0.0))
+                self._retiring.took_back(worker)  # it closes its pairs, and may need new ones to the same receivers
         self._lending.clear()
 
     def tend(self) -> None:

@@ -78,6 +78,16 @@ class ReloadPrepared(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RollbackAsked(Event):
+    """`serve rollback`, with a ticket for the outcome, or a watch that found the current generation bad; `by` says who
+    requested it, `reason` why."""
+
+    ticket: int | None = None
+    by: str = "serve rollback"
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class DrainAsked(Event):
     """USR2 (until the next deploy), or the control command (until it ends it)."""
 
@@ -125,6 +135,7 @@ class ShutOutDone(Event):
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerReady(Event):
     worker: Worker
+    can_stand_by: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,6 +150,13 @@ class WorkerFailed(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerAccepts(Event):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerStandsBy(Event):
+    """It was told to stand by, and has no connection and no request left."""
+
     worker: Worker
 
 

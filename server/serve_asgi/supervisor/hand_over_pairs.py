@@ -58,6 +58,16 @@ class HandOverPairs:
         pair.fate = PairFate.WITHDRAWN
         return self._verdict(number, pair)
 
+    def took_back(self, worker: Worker) -> list[Action]:
+        """The sender `worker`, which is alive, has given up all its pairs, whatever it had offered."""
+        mine = [(number, pair) for number, pair in self.all.items() if pair.sender is worker]
+        return [action for number, pair in mine for action in self.withdrawn(pair.sender, number)]
+
+    def closed(self, worker: Worker) -> None:
+        """The receiver `worker`, which is alive, has closed all its pairs and holds no offer."""
+        for number in [number for number, pair in self.all.items() if pair.receiver is worker]:
+            del self.all[number]
+
     def lost(self, worker: Worker, number: int) -> Worker | None:
         """An end of the pair has not reached `worker`, so nothing was offered over it; return its sender, if it was
         open."""

@@ -20,7 +20,13 @@ WORKER_TRANSITIONS: Final[Mapping[WorkerState, frozenset[WorkerState]]] = {
     WorkerState.STARTING: frozenset({WorkerState.READY, WorkerState.ENDING, WorkerState.GONE}),
     WorkerState.READY: frozenset({WorkerState.SWITCHING, WorkerState.ENDING, WorkerState.GONE}),
     WorkerState.SWITCHING: frozenset({WorkerState.SERVING, WorkerState.RETIRING, WorkerState.ENDING, WorkerState.GONE}),
-    WorkerState.SERVING: frozenset({WorkerState.RETIRING, WorkerState.ENDING, WorkerState.GONE}),
+    WorkerState.SERVING: frozenset(
+        {WorkerState.STANDING_DOWN, WorkerState.RETIRING, WorkerState.ENDING, WorkerState.GONE}
+    ),
+    WorkerState.STANDING_DOWN: frozenset(
+        {WorkerState.STANDBY, WorkerState.SWITCHING, WorkerState.RETIRING, WorkerState.ENDING, WorkerState.GONE}
+    ),
+    WorkerState.STANDBY: frozenset({WorkerState.SWITCHING, WorkerState.RETIRING, WorkerState.ENDING, WorkerState.GONE}),
     WorkerState.RETIRING: frozenset({WorkerState.ENDING, WorkerState.GONE}),
     WorkerState.ENDING: frozenset({WorkerState.GONE}),
     WorkerState.GONE: frozenset(),
@@ -30,6 +36,10 @@ UP: Final = frozenset(
     {WorkerState.PENDING, WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING, WorkerState.SERVING}
 )
 """States in which a worker fills its slot."""
+WARM: Final = frozenset({WorkerState.STANDING_DOWN, WorkerState.STANDBY})
+"""States from which a worker can serve again at once."""
+HANDING_OVER: Final = frozenset({WorkerState.RETIRING, WorkerState.STANDING_DOWN})
+"""States in which a worker hands its connections over."""
 
 
 class AgentState(enum.Enum):
@@ -78,7 +88,9 @@ class GenerationState(enum.Enum):
     PASSING = "passing"  # all ready; the old agent finishes, then the new one enters
     SWITCHING = "switching"  # all ready and told to serve; not all accept yet
     CURRENT = "current"
-    RETIRING = "retiring"  # a newer one is current
+    STANDBY = "standby"  # a newer one is current; its workers stay for a roll-back (`--keep-previous`)
+    RETURNING = "returning"  # a roll-back: its workers were told to serve again; not all accept yet
+    RETIRING = "retiring"  # another one is current
     FAILED = "failed"  # never became current; its processes are ending
     GONE = "gone"  # no process is left
 
@@ -90,7 +102,9 @@ GENERATION_TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState
     GenerationState.STARTING: frozenset({GenerationState.PASSING, GenerationState.SWITCHING, GenerationState.FAILED}),
     GenerationState.PASSING: frozenset({GenerationState.SWITCHING, GenerationState.FAILED}),
     GenerationState.SWITCHING: frozenset({GenerationState.CURRENT, GenerationState.FAILED}),
-    GenerationState.CURRENT: frozenset({GenerationState.RETIRING}),
+    GenerationState.CURRENT: frozenset({GenerationState.STANDBY, GenerationState.RETIRING}),
+    GenerationState.STANDBY: frozenset({GenerationState.RETURNING, GenerationState.RETIRING}),
+    GenerationState.RETURNING: frozenset({GenerationState.CURRENT, GenerationState.RETIRING}),
     GenerationState.RETIRING: frozenset({GenerationState.GONE}),
     GenerationState.FAILED: frozenset({GenerationState.GONE}),
     GenerationState.GONE: frozenset(),
@@ -142,7 +156,7 @@ class Cause(enum.Enum):
     RECYCLE = "recycle"  # replaces one that retires once this one accepts
     BLOCKED = "blocked"  # replaces one whose event loop is blocked, which retires once this one accepts
     SCALE = "scale"  # for a new slot
-    RETURN = "return"  # an agent: replaces one that finished for a reload that failed
+    RETURN = "return"  # an agent: replaces one that finished for a reload that failed or was rolled back
 
 
 END_TIMEOUT: Final = 5.0
@@ -174,6 +188,7 @@ class Policy:
     canary_time: float = 60.0
     canary_latency: float = 0.0  # so many times slower is bad; 0: slower is only said
     canary_hold: bool = False  # what to do after a trial without a verdict: wait for an operator, or promote
+    keep_previous: float = 0.0  # how long the generation before it stands by; 0: not at all
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -190,6 +205,8 @@ class Generation:
     handed_over: int = 0  # connections that its workers handed over
     cut: int = 0  # requests of its workers that were cut
     superseded: bool = False  # it failed because a newer one was requested
+    is_rollback: bool = False  # it became a candidate to take back the current one
+    standby_until: float = math.inf  # CLOCK_MONOTONIC, s: when a generation that stands by retires
 
     @property
     def end_timeout(self) -> float:
@@ -211,6 +228,7 @@ class Worker:
     state: WorkerState = WorkerState.PENDING
     deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the current state has lasted too long
     serving_since: float = math.inf
+    can_stand_by: bool = False  # one of an earlier version cannot
     recycling: str = ""  # why it requested to be replaced; it serves until its replacement accepts
     blocked: bool = False  # it is replaced because its event loop is blocked
     reason: str = ""  # why it retires

@@ -30,6 +30,7 @@ from serve_asgi.supervisor.lifecycles import (
     WorkerState,
     counted,
 )
+from serve_asgi.supervisor.previous_generation import PreviousGeneration
 from serve_asgi.supervisor.process_table import ProcessTable
 from serve_asgi.supervisor.reload_requests import Preparation, ReloadRequests
 from serve_asgi.supervisor.retiring import RetiringWorkers
@@ -53,6 +54,7 @@ class ReloadTransaction:
         slots: Slots,
         agents: Agents,
         drain: DrainSwitch,
+        previous: PreviousGeneration,
     ) -> None:
         self._processes = processes
         self._decisions = decisions
@@ -63,6 +65,7 @@ class ReloadTransaction:
         self._agents = agents
         self._drain_switch = drain
         self.trials = CanaryTrials(processes, decisions, retiring, self.fail)
+        self._previous = previous
 
     # Beginning
 
@@ -73,7 +76,7 @@ class ReloadTransaction:
     def prepared(self, event: e.ReloadPrepared) -> None:
         """The configuration of a reload has been read: begin it, or refuse it."""
         if (preparation := self._requests.taken()) is None:
-            return  # the server is stopping
+            return  # the server is stopping, or a roll-back has given it up
         if event.policy is not None:
             self._begin(preparation, event.policy)
         else:
@@ -90,6 +93,7 @@ class ReloadTransaction:
         generation = Generation(
             number, policy, size, preparation.began, preparation.tickets, preparation.began_at, state
         )
+        generation.is_rollback = preparation.is_rollback
         processes.generations[number] = processes.candidate = generation
         self._decisions.do(actions.PrepareGeneration(generation))
         for slot in range(canary_size(policy, processes.size) if trial else size):
@@ -124,7 +128,7 @@ class ReloadTransaction:
             case GenerationState.PASSING if self._agents.has_passed(generation):
                 self._begin_switch(generation)
             case GenerationState.SWITCHING if all(w.state is WorkerState.SERVING for w in workers):
-                self._switch(generation)
+                self.switch(generation)
                 return True
         return False
 
@@ -153,8 +157,8 @@ class ReloadTransaction:
         generation.become(GenerationState.SWITCHING)
         self._starting.serve_all()
 
-    def _switch(self, generation: Generation) -> None:
-        """All workers of `generation` accept: it is current from here on, and older ones retire."""
+    def switch(self, generation: Generation) -> None:
+        """All workers of `generation` accept: it is current from here on, and the one before retires or stands by."""
         processes = self._processes
         old, processes.current, processes.candidate = processes.current, generation, None
         generation.become(GenerationState.CURRENT)
@@ -162,19 +166,24 @@ class ReloadTransaction:
         processes.policy = generation.policy
         self._agents.begin_anew()
         self._decisions.do(actions.AdoptGeneration(generation))
-        if old is not None:
-            old.become(GenerationState.RETIRING)
-            self._requests.succeeded()
-            self._drain_switch.deployed(generation)
-            self._retiring.leave_all(old, "reload")
-        else:
+        if old is None:
             processes.become(ServerState.RUNNING)
-        self._say_switched(generation, "server_started" if old is None else "reload_finished")
+        else:
+            if not generation.is_rollback:
+                self._requests.succeeded()
+            self._drain_switch.deployed(generation)
+            self._previous.succeeded(old, generation)
+        self._say_switched(generation, old)
         self._retiring.connect_all()
 
-    def _say_switched(self, generation: Generation, event: str) -> None:
+    def _say_switched(self, generation: Generation, old: Generation | None) -> None:
         took = self._decisions.now - generation.began_at
-        text = f"generation {generation.number} serves, {counted(generation.size, 'worker')}, after {took:.2f} s"
+        if generation.is_rollback:
+            event, verb = "rollback_finished", "serves again" if old and generation.number < old.number else "serves"
+        else:
+            event, verb = "server_started" if old is None else "reload_finished", "serves"
+        size = counted(generation.size, "worker")
+        text = f"generation {generation.number} {verb}, {size}, after {took:.{3 if generation.is_rollback else 2}f} s"
         about: dict[str, Any] = {"generation": generation.number, "workers": generation.size, "seconds": round(took, 3)}
         self._decisions.say(logging.INFO, event, text, **about)
         self._decisions.do(actions.Announce("ready", text))
@@ -225,8 +234,9 @@ class ReloadTransaction:
         self._retiring.leave_all(generation, "failed")
 
     def give_up(self) -> None:
-        """The server is stopping: end the reload under way, and begin no other."""
+        """The server is stopping: end the reload under way, and what stands by, and begin no other."""
         self.trials.end()
+        self._previous.retire("the server is stopping")
         generation, self._processes.candidate = self._processes.candidate, None
         if generation is not None:
             generation.become(GenerationState.FAILED)

@@ -14,6 +14,7 @@ from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.lifecycles import Generation, GenerationState
+from serve_asgi.supervisor.previous_generation import PreviousGeneration
 from serve_asgi.supervisor.process_table import ProcessTable
 
 
@@ -25,20 +26,25 @@ class Preparation:
     began: int  # the event count, for the resulting generation
     began_at: float  # CLOCK_MONOTONIC, s
     canary: e.CanaryWish | None = None  # what was requested of a trial
+    dropped: bool = False  # a roll-back has given it up: what comes of it is ignored
+    is_rollback: bool = False  # what is prepared is the previous release
 
 
 class ReloadRequests:
     """The requests of one server, and how many reloads have succeeded and failed."""
 
-    def __init__(self, processes: ProcessTable, decisions: Decisions) -> None:
+    def __init__(self, processes: ProcessTable, decisions: Decisions, previous: PreviousGeneration) -> None:
         self._processes = processes
         self._decisions = decisions
+        self._previous = previous
         self.wanted: list[int] | None = None
         """The tickets of a reload that has not begun; None if none is wanted."""
         self.by = ""
         """Who requested it first."""
         self.canary: e.CanaryWish | None = None
         """What was requested of a trial, by whoever said something of it last."""
+        self.previous_wanted = False
+        """The wanted reload is to deploy the previous release again."""
         self.preparation: Preparation | None = None
         self.done = 0
         self.refusals = 0
@@ -62,6 +68,11 @@ class ReloadRequests:
         if event.canary is not None:
             self.canary = event.canary
 
+    def add_rollback(self, tickets: list[int], by: str) -> None:
+        """Handle a request to deploy the previous release again, while no reload is wanted."""
+        self.wanted, self.by, self.previous_wanted = tickets, by, True
+        self.canary = e.CanaryWish(on=False)  # it has served all the traffic before
+
     def wait_on(self, tickets: list[int]) -> None:
         """The reload of these tickets is given up for the wanted one: they get that one's outcome."""
         self.wanted = [*(self.wanted or []), *tickets]
@@ -75,6 +86,20 @@ class ReloadRequests:
         text = "reload ignored: the server is stopping"
         self._decisions.say(logging.WARNING, "reload_refused", text, by=event.by)
 
+    def under_way(self) -> bool:
+        """Whether a reload is wanted, or its configuration is being read."""
+        return self.wanted is not None or (self.preparation is not None and not self.preparation.dropped)
+
+    def drop(self, why: str, draining: bool) -> None:
+        """A roll-back gives up what is wanted and what is being prepared."""
+        tickets, self.wanted = list(self.wanted or []), None
+        self.previous_wanted = self._waiting_said = False
+        if (preparation := self.preparation) is not None and not preparation.dropped:
+            self.refused(why, "", preparation, draining)
+            preparation.dropped = True
+        for ticket in tickets:
+            self._decisions.do(actions.AnswerReload(ticket, False, f"reload refused: {why}"))
+
     def begin_wanted(self) -> None:
         """Prepare the wanted reload, once no other is under way and there is room for another generation."""
         processes = self._processes
@@ -82,20 +107,28 @@ class ReloadRequests:
             return
         if processes.candidate is not None or self.preparation is not None:
             return
-        if len(processes.generations) >= processes.policy.max_generations:
-            self._say_waiting()
-            return
+        most = processes.policy.max_generations
+        if len(processes.generations) >= most:
+            standing_by = self._previous.standing_by()
+            if len(processes.generations) - (standing_by is not None) >= most:
+                self._say_waiting()
+                return
+            self._previous.retire("a reload needs the room (--max-generations)")  # and does not wait for it
         self._waiting_said = False
-        self.preparation = Preparation(self.wanted, self._decisions.count, self._decisions.now, self.canary)
+        back, self.previous_wanted = self.previous_wanted, False
+        self.preparation = Preparation(
+            self.wanted, self._decisions.count, self._decisions.now, self.canary, is_rollback=back
+        )
         self.wanted = None
-        self._decisions.do(actions.Announce("reloading", "reloading"), actions.PrepareReload(self.by))
+        self._decisions.do(actions.Announce("reloading", "reloading"), actions.PrepareReload(self.by, back))
 
     def _say_waiting(self) -> None:
         if self._waiting_said:
             return
         self._waiting_said = True
         alive = self._processes.generations.values()
-        oldest = min((each for each in alive if each is not self._processes.current), key=lambda each: each.number)
+        stay = (self._processes.current, self._previous.standing_by())
+        oldest = min((each for each in alive if each not in stay), key=lambda each: each.number)
         failed = oldest.state is GenerationState.FAILED
         text = (
             f"reload waits: {len(alive)} generations are alive (--max-generations); generation {oldest.number}"
@@ -105,26 +138,30 @@ class ReloadRequests:
         self._decisions.do(actions.Announce("status", text))
 
     def taken(self) -> Preparation | None:
-        """Take what has been prepared; None if the server is stopping."""
+        """Take what has been prepared; None if the server is stopping, or a roll-back has given it up."""
         preparation, self.preparation = self.preparation, None
-        return preparation
+        return None if preparation is None or preparation.dropped else preparation
 
     # Outcomes
 
     def refused(self, message: str, detail: str, since: Preparation | Generation, draining: bool) -> None:
         """The reload was refused; reply to the tickets of `since`. Nothing else changes."""
         assert self._processes.current is not None
-        self.refusals += 1
-        self.last_failure = message
+        event, what = "reload_refused", "reload"
+        if since.is_rollback:
+            event, what = "rollback_refused", "roll-back"
+        else:
+            self.refusals += 1
+            self.last_failure = message
         stays = f"generation {self._processes.current.number} serves on"
         if draining:
             stays += ", still draining"
-        text = f"reload refused, {stays}: {message}"
+        text = f"{what} refused, {stays}: {message}"
         about: dict[str, Any] = {"reason": message, "seconds": round(self._decisions.now - since.began_at, 3)}
         if isinstance(since, Generation):
             about["generation"] = since.number
-        self._decisions.say(logging.ERROR, "reload_refused", text, detail, **about)
-        self._decisions.do(actions.Announce("ready", f"reload refused; {stays}"))
+        self._decisions.say(logging.ERROR, event, text, detail, **about)
+        self._decisions.do(actions.Announce("ready", f"{what} refused; {stays}"))
         for ticket in since.tickets:
             self._decisions.do(actions.AnswerReload(ticket, False, text, detail))
 

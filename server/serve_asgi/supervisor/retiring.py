@@ -12,7 +12,7 @@ from typing import Final
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.hand_over_pairs import HandOverPairs
-from serve_asgi.supervisor.lifecycles import Generation, Worker, WorkerState
+from serve_asgi.supervisor.lifecycles import HANDING_OVER, WARM, Generation, Worker, WorkerState
 from serve_asgi.supervisor.process_table import ProcessTable
 
 KILL_MARGIN: Final = 5.0
@@ -35,7 +35,7 @@ class RetiringWorkers:
             self._processes.remove(worker)
         elif worker.state in (WorkerState.STARTING, WorkerState.READY):
             self._quit(worker)
-        elif worker.state in (WorkerState.SWITCHING, WorkerState.SERVING):
+        elif worker.state in WARM | {WorkerState.SWITCHING, WorkerState.SERVING}:
             self.retire(worker, reason)
 
     def leave_all(self, generation: Generation, reason: str) -> None:
@@ -48,13 +48,25 @@ class RetiringWorkers:
         policy = worker.generation.policy
         allowed = policy.graceful_timeout + policy.shutdown_timeout + KILL_MARGIN
         worker.reason = reason
+        before = worker.state
         worker.become(WorkerState.RETIRING, self._decisions.now + allowed)
         stopping = reason == "stop"
-        if not stopping:
+        if not stopping and before is not WorkerState.STANDBY:  # which has no connections
             self.connect(worker)
-        self._decisions.do(actions.TellRetire(worker, reason, accept_queued=stopping))
+        accepts = before not in WARM
+        self._decisions.do(actions.TellRetire(worker, reason, accept_queued=stopping and accepts))
         text = f"{worker} retires ({reason})"
         self._decisions.say_of(worker, logging.DEBUG, "worker_retire_requested", text, reason=reason)
+
+    def stand_by(self, worker: Worker) -> None:
+        """Have it hand over its connections, finish its requests and wait."""
+        worker.reason = "reload"
+        allowed = worker.generation.policy.graceful_timeout + KILL_MARGIN
+        worker.become(WorkerState.STANDING_DOWN, self._decisions.now + allowed)
+        self.connect(worker)
+        self._decisions.do(actions.TellStandBy(worker, worker.reason))
+        text = f"{worker} is to stand by"
+        self._decisions.say_of(worker, logging.DEBUG, "worker_standby_requested", text)
 
     def retire_for_stop(self, worker: Worker) -> None:
         """Retire a worker because the server stops, without receivers, since those leave as well."""
@@ -80,7 +92,7 @@ class RetiringWorkers:
 
     def overdue(self, worker: Worker) -> None:
         """Its time to finish (--graceful-timeout), or to exit by itself, is over: kill it."""
-        timeout = "the graceful timeout" if worker.state is WorkerState.RETIRING else "its time to end"
+        timeout = "the graceful timeout" if worker.state in HANDING_OVER else "its time to end"
         self.kill(worker, f"it had not ended when {timeout} was over")
 
     def kill(self, worker: Worker, why: str) -> None:
@@ -110,24 +122,28 @@ class RetiringWorkers:
 
     def connect_all(self) -> None:
         """There is a new receiver: connect all retiring workers."""
-        for worker in self._processes.workers_in(WorkerState.RETIRING):
+        for worker in self._processes.workers_in(*HANDING_OVER):
             self.connect(worker)
 
     def withdrawn(self, worker: Worker, pair: int) -> None:
         """The receiver was too slow; it may get connections later, over another pair."""
         self._decisions.do(*self.pairs.withdrawn(worker, pair))
-        if worker.state is WorkerState.RETIRING:
+        if worker.state in HANDING_OVER:
             self.connect(worker)
 
     def lost(self, worker: Worker, pair: int) -> None:
         """An end of the pair did not reach its worker: connect the two again, over another one."""
         sender = self.pairs.lost(worker, pair)
-        if sender is not None and sender.state is WorkerState.RETIRING:
+        if sender is not None and sender.state in HANDING_OVER:
             self.connect(sender)
 
     def orphaned(self, worker: Worker, pair: int) -> None:
         """A receiver asks what to do with uncommitted offers."""
         self._decisions.do(*self.pairs.orphaned(worker, pair))
+
+    def took_back(self, worker: Worker) -> None:
+        """It serves again, or stands by: it offers nothing any more over the pairs that it had as a sender."""
+        self._decisions.do(*self.pairs.took_back(worker))
 
     def died(self, worker: Worker) -> None:
         """It has been reaped: its offers belong to the receivers."""

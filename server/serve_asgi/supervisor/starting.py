@@ -11,7 +11,7 @@ from typing import Final
 
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.actions import Decisions
-from serve_asgi.supervisor.lifecycles import Cause, Worker, WorkerState
+from serve_asgi.supervisor.lifecycles import WARM, Cause, Generation, Worker, WorkerState
 from serve_asgi.supervisor.process_table import ProcessTable
 from serve_asgi.supervisor.retiring import RetiringWorkers
 
@@ -51,8 +51,9 @@ class StartingWorkers:
         cause = worker.cause.value
         self._decisions.say_of(worker, logging.DEBUG, "worker_started", f"{worker} starts ({cause})", cause=cause)
 
-    def ready(self, worker: Worker) -> None:
+    def ready(self, worker: Worker, can_stand_by: bool = False) -> None:
         """It reports that it can serve."""
+        worker.can_stand_by = can_stand_by
         if worker.state is WorkerState.STARTING:
             worker.become(WorkerState.READY)
             self._decisions.say_of(worker, logging.DEBUG, "worker_ready", f"{worker} is ready")
@@ -68,7 +69,14 @@ class StartingWorkers:
         for worker in self._processes.workers_in(WorkerState.READY):
             self._tell_serve(worker)
 
+    def serve_again(self, generation: Generation) -> None:
+        """Tell the workers of a generation that stands by to serve again."""
+        for worker in self._processes.workers_in(*WARM):
+            if worker.generation is generation:
+                self._tell_serve(worker)
+
     def _tell_serve(self, worker: Worker) -> None:
+        worker.reason = ""
         worker.become(WorkerState.SWITCHING, self._decisions.now + SWITCH_TIMEOUT)
         self._decisions.do(actions.TellServe(worker))
 

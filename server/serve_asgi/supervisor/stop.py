@@ -18,6 +18,7 @@ from serve_asgi.supervisor.lifecycles import BEFORE_RUNNING, UP, ServerState, Wo
 from serve_asgi.supervisor.process_table import ProcessTable
 from serve_asgi.supervisor.reload import ReloadTransaction
 from serve_asgi.supervisor.retiring import RetiringWorkers
+from serve_asgi.supervisor.rollback import RollbackTransaction
 from serve_asgi.supervisor.starting import SWITCH_TIMEOUT
 
 
@@ -29,6 +30,7 @@ class StopSequence:
         processes: ProcessTable,
         decisions: Decisions,
         reload: ReloadTransaction,
+        rollback: RollbackTransaction,
         retiring: RetiringWorkers,
         agents: Agents,
         drain: DrainSwitch,
@@ -36,6 +38,7 @@ class StopSequence:
         self._processes = processes
         self._decisions = decisions
         self._reload = reload
+        self._rollback = rollback
         self._retiring = retiring
         self._agents = agents
         self._drain_switch = drain
@@ -69,19 +72,23 @@ class StopSequence:
         self._decisions.do(actions.Announce("stopping", "quick stop"))
         for worker in list(self._processes.workers.values()):
             self._retiring.cut_short(worker)
-        self._reload.give_up()
+        self._give_up_reloads()
 
     # Steps
 
     def _leave_start(self, text: str) -> None:
         self._processes.become(ServerState.STOPPING)
         self._decisions.say(logging.INFO, "stop_started", text)
+        self._give_up_reloads()
+
+    def _give_up_reloads(self) -> None:
+        self._rollback.give_up()
         self._reload.give_up()
 
     def _drain(self, delay: float) -> None:
         self._processes.become(ServerState.DRAINING)
         self.deadline = self._decisions.now + delay
-        self._reload.give_up()
+        self._give_up_reloads()
         self._drain_switch.begin(by_control=True, until="the stop")
         self._decisions.do(actions.Announce("stopping", f"draining for {delay:g} s before the stop"))
         text = f"stopping in {delay:g} s; until then draining"
@@ -90,7 +97,7 @@ class StopSequence:
     def _shut_out(self) -> None:
         self._processes.become(ServerState.SHUTTING_OUT)
         self.deadline = math.inf
-        self._reload.give_up()
+        self._give_up_reloads()
         self._decisions.do(actions.Announce("stopping", "stopping"))
         allowed = self._processes.policy.graceful_timeout
         text = f"stopping: requests in progress have {allowed:g} s"

@@ -6,8 +6,8 @@ nothing down, every wait has an end (each state's deadline). After every event `
 with the desired one, so that no event needs to know what it interrupts.
 
 `processes` holds the state, `decisions` the actions of one event. Each subject has a part of its own, which knows
-nothing of the parts after it: drain, retiring, starting, slots, agents, reload_requests, reload, stop. This module
-handles the events of single workers and agents, and calls the parts in order.
+nothing of the parts after it: drain, retiring, starting, slots, agents, previous_generation, reload_requests, reload,
+rollback, stop. This module handles the events of single workers and agents, and calls the parts in order.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from serve_asgi.supervisor.lifecycles import (
     ON_TRIAL,
     RELOADABLE,
     SERVING,
+    WARM,
     Agent,
     AppProcess,
     Generation,
@@ -39,10 +40,12 @@ from serve_asgi.supervisor.lifecycles import (
     WorkerState,
     counted,
 )
+from serve_asgi.supervisor.previous_generation import PreviousGeneration
 from serve_asgi.supervisor.process_table import ProcessTable
 from serve_asgi.supervisor.reload import ReloadTransaction
 from serve_asgi.supervisor.reload_requests import ReloadRequests
 from serve_asgi.supervisor.retiring import RetiringWorkers
+from serve_asgi.supervisor.rollback import RollbackTransaction
 from serve_asgi.supervisor.slots import Slots
 from serve_asgi.supervisor.starting import StartingWorkers
 from serve_asgi.supervisor.stop import StopSequence
@@ -50,6 +53,7 @@ from serve_asgi.supervisor.stop import StopSequence
 _WITH_AGENT: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
 """States in which a lost agent is replaced: later, the workers leave, and the agent after them."""
 _NOT_YET_SERVING: Final = frozenset({WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING})
+_LEAVES_SERVICE: Final = WARM | {WorkerState.RETIRING}
 
 
 class Supervisor:
@@ -63,7 +67,8 @@ class Supervisor:
         self._starting = StartingWorkers(processes, decisions, self.retiring)
         self.slots = Slots(processes, decisions, self.retiring)
         self.agents = Agents(decisions.do, processes.process_number)
-        self.requests = ReloadRequests(processes, decisions)
+        self.previous = PreviousGeneration(processes, decisions, self.retiring)
+        self.requests = ReloadRequests(processes, decisions, self.previous)
         self._reload = ReloadTransaction(
             processes,
             decisions,
@@ -73,12 +78,19 @@ class Supervisor:
             self.slots,
             self.agents,
             self.drain,
+            self.previous,
         )
-        self._stop = StopSequence(processes, decisions, self._reload, self.retiring, self.agents, self.drain)
+        self._rollback = RollbackTransaction(
+            processes, decisions, self.requests, self._starting, self.retiring, self.previous, self._reload, self.drain
+        )
+        self._stop = StopSequence(
+            processes, decisions, self._reload, self._rollback, self.retiring, self.agents, self.drain
+        )
         self._handlers: dict[type[e.Event], Callable[[Any], None]] = {
             e.Wakeup: lambda _: None,
             e.ReloadAsked: self._on_reload,
             e.ReloadPrepared: self._reload.prepared,
+            e.RollbackAsked: self._rollback.asked,
             e.DrainAsked: self.drain.asked,
             e.StopAsked: self._stop.asked,
             e.QuickStopAsked: lambda _: self._stop.quickly(),
@@ -89,9 +101,10 @@ class Supervisor:
             e.PromotionAsked: self._reload.trials.promotion_asked,
             e.PortsOpened: self._reload.ports_opened,
             e.ShutOutDone: lambda _: self._stop.shut_out_done(),
-            e.WorkerReady: lambda event: self._starting.ready(event.worker),
+            e.WorkerReady: lambda event: self._starting.ready(event.worker, event.can_stand_by),
             e.WorkerFailed: self._on_failed,
             e.WorkerAccepts: self._on_accepts,
+            e.WorkerStandsBy: lambda event: self.previous.worker_stands_by(event.worker),
             e.WorkerWantsReplacement: self._on_wants_replacement,
             e.WorkerFinished: self._on_finished,
             e.WorkerDied: self._on_died,
@@ -177,6 +190,7 @@ class Supervisor:
             deadline = min(deadline, self.slots.next_due())
         holder = self._lease()[0] if self.state in _WITH_AGENT else None
         deadline = min(deadline, self.trials.deadline)
+        deadline = min(deadline, self.previous.next_deadline(), self._rollback.next_deadline())
         return min(deadline, self._stop.deadline, self.agents.next_deadline(self.decisions.now, holder))
 
     # From signals and the control socket
@@ -214,6 +228,7 @@ class Supervisor:
             return
         worker.become(WorkerState.SERVING)
         worker.serving_since = self.decisions.now
+        self.retiring.took_back(worker)
         if worker.generation is self.current:
             self.slots.taken_over(worker)
         else:
@@ -256,25 +271,35 @@ class Supervisor:
                 self._lost_before_the_switch(worker, how)
             else:
                 self.slots.failed(worker, how)
-        elif not worker.finished and before is WorkerState.RETIRING:
-            text = f"{worker} died while it retired: {how}; lost: {counted(event.in_flight, 'request')}"
+        elif not worker.finished and before in _LEAVES_SERVICE:
+            doing = "retired" if before is WorkerState.RETIRING else "stood by"
+            text = f"{worker} died while it {doing}: {how}; lost: {counted(event.in_flight, 'request')}"
             say(worker, logging.ERROR, "worker_died", text, **about)
         elif not worker.finished and event.in_flight:
             text = f"{worker} ended: {how}; cut: {counted(event.in_flight, 'request')}"
             say(worker, logging.WARNING, "worker_died", text, **about)
 
     def _lost_before_the_switch(self, worker: Worker, how: str) -> None:
-        if self.candidate is not None and self.candidate.state in ON_TRIAL:
+        if worker.generation.state is GenerationState.RETURNING:
+            self._does_not_return(worker, f"it died: {how}")
+        elif self.candidate is not None and self.candidate.state in ON_TRIAL:
             self.trials.give_back(f"{worker} died: {how}")
         else:
             self._reload.worker_lost(worker, f"it died before the switch: {how}")
 
     def _start_failed(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
         """A worker has failed to start: its generation has failed, or its slot stays empty for a while."""
-        if worker.generation is self.candidate:
+        if worker.generation.state is GenerationState.RETURNING:
+            self._does_not_return(worker, message)
+        elif worker.generation is self.candidate:
             self._reload.worker_lost(worker, message, detail, usage)
         else:  # of the current generation, and filling a slot: all others have been told to quit by now
             self.slots.failed(worker, f"{message}\n{detail}" if detail else message)
+
+    def _does_not_return(self, worker: Worker, trouble: str) -> None:
+        """A roll-back goes on with the others."""
+        text = f"{worker} does not serve again: {trouble}"
+        self.decisions.say_of(worker, logging.ERROR, "slot_failed", text, reason=trouble, delay=0.0)
 
     # From agents and the kernel
 
@@ -305,6 +330,7 @@ class Supervisor:
         now = self.decisions.now
         self._stop.check_deadline()
         self.trials.check_deadline()
+        self.previous.check()
         for worker in list(self.workers.values()):
             if now >= worker.deadline:  # still: an earlier one may have failed the whole generation
                 self._overdue(worker)
@@ -327,7 +353,7 @@ class Supervisor:
             self._tend_agents()
             self._fill_slots()
             self._start_pending()
-            if self._reload.advance():
+            if self._reload.advance() or self._rollback.advance():
                 self._reconcile()
                 return
             self.trials.tend()
@@ -370,8 +396,8 @@ class Supervisor:
         candidate = self.candidate
         if self.current is None or candidate is None:
             return self.current or candidate, None
-        if candidate.state in ON_TRIAL:
-            return self.current, None
+        if candidate.state in ON_TRIAL or candidate.state is GenerationState.RETURNING:
+            return self.current, None  # its agent follows after the switch
         starting = candidate.state is GenerationState.STARTING
         return (self.current, candidate) if starting else (candidate, None)
 

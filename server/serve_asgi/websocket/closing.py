@@ -93,6 +93,11 @@ class PlannedClose:
         self.overdue = True
         close()
 
+    def call_off(self) -> None:
+        """The worker serves again; it may be planned anew."""
+        self.cancel()
+        self.overdue = False
+
     def cancel(self) -> None:
         """It closes already."""
         if self._timer is not None:

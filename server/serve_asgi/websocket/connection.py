@@ -483,6 +483,10 @@ class WebSocketConnection(asyncio.Protocol):
         if self.state not in (FINISHING, CLOSING, LINGERING, CLOSED):
             self._planned_close.plan(self._worker, self._retired)
 
+    def resume(self) -> None:
+        """The worker serves again: the close that was planned is off."""
+        self._planned_close.call_off()
+
     def _retired(self) -> None:
         if self.state is OPEN:
             self.close(retire_code(self._worker.retiring.reason), "")

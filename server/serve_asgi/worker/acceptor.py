@@ -100,9 +100,12 @@ class Acceptor:
         self._short = False  # of descriptors or memory, when it last accepted
         self._next_warning = 0.0
         self._must_admit = filters_refused()
+        self.accepting = False
+        """Whether clients are accepted, or will be after a pause."""
 
     def start(self) -> None:
-        """Start to accept."""
+        """Start to accept, also again after `stand_by`."""
+        self.accepting = True
         self._pause = None
         self._short = False
         self._limit.look()
@@ -115,15 +118,20 @@ class Acceptor:
         With `last_look` a client that this worker may already have been woken for is accepted; without it (when what is
         accepted would be cut) such a client waits until another worker's next tick.
         """
+        self.stand_by(last_look)
+        for listening in self._sockets:
+            listening.close()
+        self._sockets = []
+
+    def stand_by(self, last_look: bool = True) -> None:
+        """Stop accepting as `stop` does, and keep the duplicates: `start` may follow."""
         watched = self._order.leave()
         if last_look:
             for listening in watched:
                 self._accept(listening)
         if self._pause is not None:
             self._pause.cancel()
-        for listening in self._sockets:
-            listening.close()
-        self._sockets = []
+        self.accepting = False
 
     def step_out(self) -> None:
         """Leave new clients to the other workers until `step_in`; one that this worker was woken for is accepted."""
@@ -209,7 +217,7 @@ class Acceptor:
 
     def _look_again(self, listening: socket.socket) -> None:
         """The listener may have made it listen again (`serve_asgi.listener.listening_sockets`)."""
-        if listening in self._sockets and self._pause is None:
+        if self.accepting and listening in self._sockets and self._pause is None:
             self._order.join(listening, self._readable)
 
     def _accept(self, listening: socket.socket) -> int:

@@ -57,12 +57,13 @@ class ConnectionLimit:
         return descriptor < self.taken_over_mark
 
     def _to_come(self) -> int:
-        """This worker's share of the idle connections that older workers will hand over."""
+        """This worker's share of the idle connections that the workers of other generations will hand over: older ones
+        in a reload, the newer ones in a roll-back."""
         idle, takers = 0, 1
         for generation, slot, theirs in self._others.idle():
             if generation == self._generation and slot != self._slot:
                 takers += 1
-            elif generation <= self._generation:  # an older one, or the one that this one replaces
+            else:  # also the one that this one replaces
                 idle += theirs
         return -(-idle // takers)
 

@@ -68,6 +68,10 @@ class HandOverReceiver:
         """Refuse further offers; `idle` still waits for those that have been taken."""
         self.refusing = True
 
+    def accept(self) -> None:
+        """Take offers again, after the worker has stood by."""
+        self.refusing = False
+
     def verdict(self, number: int, keep: bool) -> None:
         """Keep or drop the uncommitted offers of a pair, as the listener says."""
         for descriptors, record in self._held.pop(number, {}).values():
@@ -93,6 +97,7 @@ class HandOverReceiver:
                 _close(descriptors)
         self._pairs.clear()
         self._held.clear()
+        self.idle.set()
 
     def descriptors(self) -> list[int]:
         """The open descriptors: the pairs, and offered connections."""

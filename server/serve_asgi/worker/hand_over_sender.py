@@ -141,6 +141,7 @@ class HandOverSender:
         for receiver in self._receivers:
             receiver.pair.close()
         self._receivers = []
+        self._again_at = math.inf
         if self._timer is not None:
             self._timer.cancel()
 

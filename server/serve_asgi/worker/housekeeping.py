@@ -75,7 +75,8 @@ class Housekeeping:
         self._deadlines.tick(now)
         if context.access_log is not None:
             context.access_log.flush()
-        if not self._wanted and (reason := self._recycling.reason()):
+        serves = not context.retiring.is_set()  # one that retires or stands by is not replaced
+        if not self._wanted and serves and (reason := self._recycling.reason()):
             self._wanted = True
             self._want_replacement(reason, self._recycling.too_large())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +44,7 @@ log = logging.getLogger("serve")
 class LeaveOrder(enum.Enum):
     """How the worker was told to leave."""
 
+    STAND_BY = "stand by"  # as RETIRE, but it stays and may serve again (`serve_asgi.worker.standby`)
     RETIRE = "retire"  # finish what is in progress, within the graceful timeout
     QUIT = "quit"  # at once
     LISTENER_DIED = "listener died"  # as RETIRE, but nobody else accepts the clients in the queue
@@ -56,6 +58,7 @@ class Retirement:
         self._parent = os.getppid()
         self.order: LeaveOrder | None = None
         self.ordered = anyio.Event()
+        """Set by the first order, and by one that follows an order to stand by."""
         self.quit = anyio.Event()
         """Set by an order to quit."""
         self.reason = ""
@@ -68,20 +71,24 @@ class Retirement:
 
     def leave(self, order: LeaveOrder, reason: str) -> None:
         """Begin to leave; a later order to stop ends hand-overs, and the death of the listener changes nothing more."""
-        if self.order is None:
+        before = self.order
+        if before is None or before is LeaveOrder.STAND_BY:
             self.order, self.reason = order, reason
             self.ordered.set()
+            if before is not None and reason == "stop":
+                self.give_up()
         elif reason != self.reason and self.order is LeaveOrder.RETIRE and order is not LeaveOrder.QUIT:
             self.reason = reason
             self.give_up()
 
     async def retire(self) -> None:
         """Leave without losing anything: stop accepting, hand connections over, finish requests, cut what is left."""
-        config, context = self._worker.config, self._worker.context
+        context = self._worker.context
         self._worker.part_time.end()
         if self._worker.lending.lends:
             self._worker.lending.end()
-        context.retire_deadline = context.loop.time() + config.graceful_timeout
+        if context.retire_deadline == math.inf:  # not one that was to stand by: its time does not begin anew
+            context.retire_deadline = context.loop.time() + self._worker.config.graceful_timeout
         self._worker.receiver.refuse()
         self.set_phase()
         await self._stop_accepting()
@@ -89,7 +96,7 @@ class Retirement:
             await self._generation_stopped()
         retiring.begin(self.reason)
         self.retire_connections()
-        with anyio.move_on_after(config.graceful_timeout):
+        with anyio.move_on_after(max(0.0, context.retire_deadline - context.loop.time())):
             if self._worker.hub is not None and self.order is not LeaveOrder.LISTENER_DIED:
                 await work.wait_retired()  # the hub knew that before this process was told to leave
             async with anyio.create_task_group() as tasks:
@@ -128,8 +135,9 @@ class Retirement:
 
     async def _close_remaining(self) -> None:
         """Close connections that nobody can take, or that cannot move, before the graceful timeout would cut them."""
-        await anyio.sleep(self._worker.config.graceful_timeout * (1 - CLOSING_SHARE))
-        self._worker.context.last_call = True
+        context, share = self._worker.context, self._worker.config.graceful_timeout * CLOSING_SHARE
+        await anyio.sleep(max(0.0, context.retire_deadline - share - context.loop.time()))
+        context.last_call = True
         if self._worker.sender.can_go():
             self.retire_connections()
         else:
@@ -160,6 +168,13 @@ class Retirement:
             connection.retire()
 
     async def _stop_accepting(self) -> None:
+        if self.order is LeaveOrder.STAND_BY:
+            self._worker.acceptor.stand_by()
+            await self._worker.acceptor.settled()
+            return
+        if not self._worker.acceptor.accepting:  # it has stood by: the clients in the queue are for others
+            self._worker.acceptor.stop()
+            return
         alone = self.order is LeaveOrder.LISTENER_DIED and await self._listener_has_ended()
         if alone:
             for listening, described in zip(self._worker.sockets, self._worker.welcome["sockets"], strict=True):

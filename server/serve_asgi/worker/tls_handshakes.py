@@ -316,6 +316,9 @@ class HandshakingConnection(asyncio.Protocol):
         if self.state is HANDSHAKING and worker.phase is WorkerPhase.CLOSING:
             self.deadline = min(self.deadline, worker.loop.time() + LAST_WORDS_TIME)
 
+    def resume(self) -> None:
+        """The worker serves again: the handshake is finished here."""
+
     def cut(self) -> bool:
         """At the graceful timeout: end at once. Nothing that the client has asked for is lost."""
         if self.state is not OVER:

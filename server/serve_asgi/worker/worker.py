@@ -52,6 +52,7 @@ from serve_asgi.worker.lifespan import Lifespan
 from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.retirement import CLOSE_TIME, LeaveOrder, Retirement
 from serve_asgi.worker.scoreboard_rows import OtherWorkers
+from serve_asgi.worker.standby import Standby
 from serve_asgi.worker.tls_updates import TlsUpdates
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ EXIT_TIME: Final = 2.0
 """Seconds for threads that the application left behind and for its exit handlers; then the process exits anyway."""
 UNREADY_TIME: Final = 1.0
 """Seconds to exit for a worker that was never ready, when its listener is dead: it holds nothing but the port."""
+HANDS_OVER: Final = frozenset({LeaveOrder.RETIRE, LeaveOrder.STAND_BY})
+"""Orders after which connections are handed over."""
 log = logging.getLogger("serve")
 
 
@@ -97,6 +100,7 @@ class WorkerProcess:
         self.watchdog = watchdog
         self._link_end = link
         self.retirement = Retirement(self)
+        self.standby = Standby(self)
         self.hub: HubSocket | None = None
         self.cells = cells
         self.others = OtherWorkers(scoreboard, cells)
@@ -132,7 +136,7 @@ class WorkerProcess:
                     self._ready = True
                     if self.hub is not None:
                         self.hub.link.send("up")
-                    self.send_queue.put({"type": "ready"})
+                    self.send_queue.put({"type": "ready", "stands_by": True})
                     await self._serve_and_retire()
                 elif not starting.cancelled_caught:  # it was told to leave at the very moment that it had started
                     await self._finish_lifespan()
@@ -163,6 +167,7 @@ class WorkerProcess:
         identity = Identity(Role.WORKER, self.welcome["slot"], self.welcome["generation"], self.welcome["member"])
         self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
         self.hub.link.on_frame("retire", lambda _: work.retire())
+        self.hub.link.on_frame("resume", lambda _: work.resume())
         self.hub.link.on_close(work.retire)
         hub_link.set_current(self.hub.link)
         forks.in_child(self.hub.link.let_go)
@@ -246,7 +251,7 @@ class WorkerProcess:
         housekeeping = Housekeeping(self.context, self.config, self._ticked, self._want_replacement)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, housekeeping.run)
-            await self.retirement.ordered.wait()
+            await self.standby.wait_for_leave()
             if self.retirement.order is LeaveOrder.QUIT:
                 self.acceptor.stop(last_look=False)
                 self.retirement.cut_the_rest()
@@ -346,6 +351,8 @@ class WorkerProcess:
 
     def _take(self, packet: Packet, received: list[int]) -> None:
         match packet["type"]:
+            case "serve" if self.retirement.order is LeaveOrder.STAND_BY:
+                self.standby.recall()
             case "serve":
                 self.acceptor.start()
                 self.send_queue.put({"type": "accepts"})
@@ -359,6 +366,8 @@ class WorkerProcess:
                 canary.over()
                 self.order.evens_out = True
                 self.part_time.limit(1.0)
+            case "stand by":
+                self.retirement.leave(LeaveOrder.STAND_BY, packet["reason"])
             case "retire":
                 self.retirement.accept_queued = packet["accept_queued"]
                 self.retirement.leave(LeaveOrder.RETIRE, packet["reason"])
@@ -380,7 +389,7 @@ class WorkerProcess:
                     self._ask_for_another(packet)
                 else:
                     self.sender.add_receiver(packet["pair"], end, cells)
-                if self.retirement.order is LeaveOrder.RETIRE and self.retirement.reason != "stop":
+                if self.retirement.order in HANDS_OVER and self.retirement.reason != "stop":
                     self.retirement.set_phase()
                     self.retirement.retire_connections()
             case "receive":

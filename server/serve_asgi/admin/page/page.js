@@ -224,7 +224,7 @@ function show() {
 }
 
 function subline() {
-  const {now} = data, last = data.reloads.findLast(each => each.outcome === "done" && each.generation === now.generation);
+  const {now} = data, last = data.reloads.findLast(each => each.outcome !== "refused" && each.generation === now.generation);
   const up = `up ${lasting(now.up)}`;
   if (!last) return now.generation ? `since the start, ${up}` : up;
   const since = Math.max(0, now.up - (last.at - data.about.started));

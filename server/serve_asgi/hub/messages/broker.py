@@ -112,6 +112,8 @@ class MessageBroker(HubComponent):
         process = self.routing.consumers.processes[member.id]
         if member.phase is MemberPhase.RETIRING:
             self.routing.starts_retiring(process)
+        elif before is MemberPhase.RETIRING:
+            self.routing.resumes(process)
         if before is MemberPhase.EXPECTED and member.up:
             self.routing.came_up(process)
         self.routing.dispatcher.dispatch_to_process(process)

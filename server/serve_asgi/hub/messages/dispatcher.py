@@ -149,6 +149,13 @@ class Dispatcher:
             process.last_awaited = self.last_number
             self._out.last(process.member.id)
 
+    def resumes(self, process: MemberState) -> None:
+        """It serves again: what it still had to return for its slot, it keeps."""
+        for consumer in process.consumers.values():
+            consumer.awaited = 0
+        process.last_awaited = None
+        self.returned_all(process)
+
     def returned_all(self, process: MemberState) -> None:
         """A retiring process has returned all that it had not started: its successor may get what follows."""
         slot = process.slot

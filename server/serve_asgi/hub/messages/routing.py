@@ -250,6 +250,17 @@ class MessageRouter:
             process.discard_if_idle(consumer)
         self.dispatcher.count_awaited(process)
 
+    def resumes(self, process: MemberState) -> None:
+        """A process that has stood by serves again: it gets work as before, and what waits for its slot."""
+        if late := collections.Counter(process.dropped):
+            text = f"{process.member} stood by, and {{}} came faster than it handled them"
+            self.losses.lost(text, late, process.member)
+            process.dropped.clear()
+        self.dispatcher.resumes(process)
+        if (slot_queue := self.consumers.slot_queues.pop(process.slot, None)) is not None:
+            self.consumers.discard(slot_queue)
+            self._reroute(slot_queue, lambda _: True)
+
     def left(self, member: Member) -> None:
         """A member's process has ended."""
         process = self.consumers.processes.pop(member.id)

@@ -215,13 +215,15 @@ class ScheduleRegistry:
         self._hub.port.report(logging.ERROR, "schedule_refused", text, name=definition.name)
 
     def switch(self, generation: int) -> None:
-        """The definitions of this generation are in force from now on; those of older ones are not needed any more."""
+        """The definitions of this generation are in force from now on; those of others are kept while they live, since
+        a roll-back may have them serve again."""
         self.generation = generation
-        self._registry = {number: definitions for number, definitions in self._registry.items() if number >= generation}
-        self._refused = {each for each in self._refused if each[0] >= generation}
+        alive = {generation, *(member.generation for member in self._hub.members.values())}
+        self._registry = {number: definitions for number, definitions in self._registry.items() if number in alive}
+        self._refused = {each for each in self._refused if each[0] in alive}
         self._first_definers = {number: told for number, told in self._first_definers.items() if number > generation}
         self._conflicts = {number: text for number, text in self._conflicts.items() if number > generation}
-        self._strays = {number: strays for number, strays in self._strays.items() if number >= generation}
+        self._strays = {number: strays for number, strays in self._strays.items() if number in alive}
         self._report_strays()
 
     def current(self) -> dict[str, ScheduleDefinition]:
@@ -230,7 +232,8 @@ class ScheduleRegistry:
 
     def known(self, name: str) -> bool:
         """Whether a generation that serves or starts has it."""
-        return any(name in definitions for definitions in self._registry.values())
+        theirs = (each for number, each in self._registry.items() if number >= self.generation)
+        return any(name in definitions for definitions in theirs)
 
     def candidates(self, definition: ScheduleDefinition) -> list[Member]:
         """The members that may run it: they serve, have the function and are of the right kind."""
@@ -243,10 +246,10 @@ class ScheduleRegistry:
         ]
 
     def left(self, member: Member) -> None:
-        """A member is gone; with the last one of a generation that never served, its definitions are forgotten."""
+        """A member is gone; with the last one of a generation that does not serve, its definitions are forgotten."""
         self._names.pop(member.id, None)
         alive = any(each.generation == member.generation for each in self._hub.members.values())
-        if member.generation > self.generation and not alive:
+        if member.generation != self.generation and not alive:
             for each in (self._registry, self._strays, self._first_definers, self._conflicts):
                 each.pop(member.generation, None)
 

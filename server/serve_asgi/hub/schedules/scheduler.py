@@ -148,7 +148,7 @@ class Scheduler(HubComponent):
             self._disable(schedule, error)
 
     def _switch(self, generation: int) -> None:
-        """A newer generation serves: its definitions are in force from now on."""
+        """Another generation serves: its definitions are in force from now on."""
         now = self.now  # the same for all, so that no instant falls between two generations
         for schedule in self.schedules.values():
             self.advance(schedule, now)
@@ -183,7 +183,7 @@ class Scheduler(HubComponent):
         if (
             member.phase is MemberPhase.SERVING
             and member.role is Role.WORKER
-            and member.generation > self._registry.generation
+            and member.generation != self._registry.generation  # an older one after a roll-back
         ):
             self._switch(member.generation)
         self._wake_soon()
