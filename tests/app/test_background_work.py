@@ -21,3 +21,23 @@ def test_what_only_waits_is_cut_as_well_but_does_not_count() -> None:
         assert work.cancel() == 0
 
     asyncio.run(main())
+
+
+def test_a_process_that_serves_again_after_a_standby_gets_work_again() -> None:
+    async def main() -> None:
+        work = BackgroundWork()
+        heard: list[str] = []
+        work.on_retire(lambda: heard.append("retire"))
+        work.on_resume(lambda: heard.append("resume"))
+        work.resume()  # it has not retired
+        for _ in range(2):
+            work.retire()
+            work.retire()
+            await work.wait_retired()
+            work.cancel()
+            work.resume()
+            assert not work.retiring
+            assert not work.cut
+        assert heard == ["retire", "resume"] * 2
+
+    asyncio.run(main())

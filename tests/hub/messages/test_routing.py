@@ -600,3 +600,40 @@ def test_all_of_it_outlives_the_program(table: Table) -> None:
         table.given[2].pop(0)
     assert direct[-1] not in table.ids(2)
     assert table.part.routing.consumers.budget.bytes == 0
+
+
+# A roll-back
+
+
+def test_one_that_has_stood_by_gets_work_and_its_slots_messages_again(table: Table) -> None:
+    table.retire(1)
+    table.back(1, all=True)
+    table.worker(3, 0, generation=2, a=1)
+    direct = table.send(2, MessageKind.DIRECT, "a", slot=0)
+    assert table.ids(3) == [direct]
+    table.done(3, table.given[3][-1].delivery)
+    copy = table.send(2, MessageKind.BROADCAST, "a")  # what it keeps in memory stays right
+    assert table.ids(1) == [copy]
+    table.done(1, table.given[1][-1].delivery)
+    table.serve(1)
+    table.retire(3)
+    table.back(3, all=True)
+    second = table.send(2, MessageKind.DIRECT, "a", slot=0)
+    assert table.ids(1) == [copy, second]
+    table.done(1, table.given[1][-1].delivery)
+    works = {table.work(2, "a") for _ in range(2)}
+    assert set(table.ids(1)) & works
+    table.replace()
+    table.retire(1)
+    assert table.events() == []
+
+
+def test_what_came_too_fast_for_one_that_stood_by_is_reported(table: Table) -> None:
+    table.retire(1)
+    for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT + 3):
+        table.send(2, MessageKind.BROADCAST, "a")
+        table.done(2, table.given[2][-1].delivery)
+    table.serve(1)
+    table.now += 2
+    table.part.tick()
+    assert "messages_lost" in table.events()

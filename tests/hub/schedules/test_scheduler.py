@@ -676,3 +676,20 @@ def test_one_whose_instants_cannot_be_computed_harms_no_other(server: Server) ->
     server.go(10)
     assert instants(server.given) == [10, 20]
     assert "cannot be computed" in server.ticks.commands.report("broken")[0]["disabled"]
+
+
+def test_after_a_roll_back_the_definitions_of_the_older_generation_are_in_force_again(server: Server) -> None:
+    old = server.switch(every(10), every(10, "dropped"))
+    new = server.switch(every(10), every(10, "added"))
+    for member in old:
+        server.hub.order(member.id, MemberOrder.SERVE)
+    for member in new:
+        server.hub.order(member.id, MemberOrder.RETIRE)
+    server.look()
+    server.replace()
+    server.go(10)
+    assert {head["name"] for _, head in server.take_given()} == {"job", "dropped"}
+    assert {member for member, _ in server.given} <= {member.id for member in old}
+    for member in new:
+        server.hub.leave(member.id)
+    assert not server.ticks.known("added") or server.ticks.schedules["added"].definition is None
