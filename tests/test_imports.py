@@ -18,7 +18,7 @@ FLOORS = (
     {"cli", "demo"},
     {"listener"},
     {"supervisor"},
-    {"agent_process", "admin"},
+    {"template_process", "agent_process", "admin"},
     {"worker", "store"},
     {"app"},
     {"hub"},

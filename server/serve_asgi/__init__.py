@@ -9,6 +9,7 @@ TYPE_CHECKING = False  # `typing` would take two thirds of the time that passes 
 if TYPE_CHECKING:
     from typing import Any
 
+    from serve_asgi.app.after_fork import after_fork
     from serve_asgi.app.agent import agent
     from serve_asgi.app.canary import canary
     from serve_asgi.app.messenger import messenger
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
     from serve_asgi.app.schedule import schedule
     from serve_asgi.app.shared import shared
 
-__all__ = ["Message", "__version__", "agent", "canary", "messenger", "retiring", "schedule", "shared"]
+__all__ = ["Message", "__version__", "after_fork", "agent", "canary", "messenger", "retiring", "schedule", "shared"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "after_fork":
+        from serve_asgi.app.after_fork import after_fork
+
+        return after_fork
     if name == "agent":
         from serve_asgi.app.agent import agent
 

@@ -11,7 +11,7 @@ from serve_asgi.agent_process.agent_lock import AgentLock
 from serve_asgi.agent_process.process import EXIT_TIME, AgentProcess
 from serve_asgi.logs.exceptions import exc_info
 from serve_asgi.logs.server_log import about
-from serve_asgi.worker.bootstrap import Bootstrap, leave_within
+from serve_asgi.worker.bootstrap import Bootstrap, leave_within, read_arguments
 from serve_asgi.worker.event_loop import run
 
 log = logging.getLogger("serve")
@@ -20,7 +20,7 @@ log = logging.getLogger("serve")
 def main() -> None:
     """Run the agent whose channel is the descriptor on the command line; never returns."""
     bootstrap = Bootstrap(
-        "serve_asgi.agent_process",
+        read_arguments("serve_asgi.agent_process"),
         lambda packet: (f"serve-agent.{packet['generation']}", f"agent {packet['generation']}"),
     )
     try:

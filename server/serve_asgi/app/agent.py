@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from serve_asgi.app.agent_task import AgentTarget, AgentTask
-from serve_asgi.app.hub_link import current, run_on_link_loop
+from serve_asgi.app.hub_link import current, is_template, run_on_link_loop
 from serve_asgi.app.hub_link import current_or_none as link_present
 from serve_asgi.app.messenger import TIMEOUT, NotDelivered, messenger
 from serve_asgi.app.presence import presence
@@ -31,13 +31,17 @@ class AgentAccess:
     def here(self) -> bool:
         """Whether this process is the agent; constant from the import of the application on."""
         link = link_present()
-        return link is None or link.identity.local or link.identity.role is Role.AGENT
+        if link is None:
+            return not is_template()  # from which workers are forked, but no agent
+        return link.identity.local or link.identity.role is Role.AGENT
 
     @property
     def present(self) -> bool:
         """Whether an agent is active at the moment, as far as this process knows."""
         link = link_present()
-        return link is None or link.identity.local or presence.agent() is not None
+        if link is None:
+            return not is_template()
+        return link.identity.local or presence.agent() is not None
 
     async def wait(self, *, timeout: float | None = None) -> None:
         """Wait until an agent is active; without `--agent` there never is one.

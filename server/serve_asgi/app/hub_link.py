@@ -26,6 +26,10 @@ log = logging.getLogger("serve")
 T = TypeVar("T")
 
 
+class NoLinkYet(ServeError):
+    """The application is being imported in a template (--preload), which has no connection to other processes."""
+
+
 class LinkClosed(ServeError):
     """The server's listener is gone: other processes cannot be reached any more."""
 
@@ -105,6 +109,7 @@ class LinkUser(Protocol):
 
 _users: Final[list[LinkUser]] = []
 _link: Link | None = None
+_in_template = False
 _lock: Final = threading.RLock()
 """Held while a link is made or a stand-in replaced, so that the first uses in several threads make one link."""
 _imported_in: asyncio.AbstractEventLoop | None = None
@@ -120,10 +125,21 @@ def register(part: LinkUser) -> None:
         part.bind(_link)
 
 
+def begin_template() -> None:
+    """In a template, before the application is imported: there is no link, and none is made."""
+    global _in_template
+    _in_template = True
+
+
+def is_template() -> bool:
+    """Whether the application is being imported in a template."""
+    return _in_template
+
+
 def set_current(link: Link) -> None:
     """Make `link` the link of this process."""
-    global _link
-    _link = link
+    global _link, _in_template
+    _link, _in_template = link, False
     for part in _users:
         part.bind(link)
 
@@ -132,8 +148,9 @@ def current() -> Link:
     """The link of this process; if no server made one, one to a hub of its own in the running event loop.
 
     A loop that runs in another thread keeps its link. Raises RuntimeError if there is neither a link nor a running
-    asyncio event loop, LinkClosed in a process that was forked from one of the server's.
+    asyncio event loop, LinkClosed in a process that was forked from one of the server's, NoLinkYet in a template.
     """
+    _check_not_template()
     if _link is not None:
         if not _link.identity.local:
             if _link.process != os.getpid():
@@ -163,8 +180,9 @@ def link_for_thread() -> Link:
     """The link for a thread that has no event loop of its own and may wait for that of the link.
 
     If no server made one, it is that of the loop for which the thread works, as far as known, or else of a loop that is
-    started for it. Raises LinkClosed in a process that was forked from one of the server's.
+    started for it. Raises LinkClosed in a process that was forked from one of the server's, NoLinkYet in a template.
     """
+    _check_not_template()
     if _link is not None and not _link.identity.local:
         return current()
     if _link is not None and _is_running(_link):
@@ -195,6 +213,14 @@ def _runs_one_call(loop: asyncio.AbstractEventLoop) -> bool:
     tasks = asyncio.all_tasks(loop)
     code = getattr(tasks.pop().get_coro(), "cr_code", None) if len(tasks) == 1 else None
     return code is not None and os.path.dirname(code.co_filename) == os.path.dirname(current.__code__.co_filename)
+
+
+def _check_not_template() -> None:
+    if _in_template:
+        raise NoLinkYet(
+            "with --preload the application is imported before its workers exist: messages, shared state and schedules "
+            "cannot be used until then; use them in the lifespan, or in a function with @after_fork"
+        )
 
 
 async def _current() -> Link:

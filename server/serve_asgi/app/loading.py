@@ -1,8 +1,9 @@
 """Loads the application: from `module:attribute` to a callable, with errors that help.
 
-Runs only in a worker, after its directory and import path are set. If what the command line names is missing, that is a
-UsageError, one sentence. Exceptions from the application's own code are passed on, and `serve_asgi.logs.tracebacks`
-shows them without this server's frames. It must not know about processes or protocols.
+Runs only in a worker, or in the template from which workers are forked, after directory and import path are set. If
+what the command line names is missing, that is a UsageError, one sentence. Exceptions from the application's own code
+are passed on, and `serve_asgi.logs.tracebacks` shows them without this server's frames. It must not know about
+processes or protocols.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from serve_asgi.app.wsgi import asgi_from_asgi2, asgi_from_wsgi
-from serve_asgi.errors import UsageError
+from serve_asgi.errors import StartError, UsageError
+from serve_asgi.ipc import forked_children as forks
+from serve_asgi.logs.tracebacks import application_traceback
 
 if TYPE_CHECKING:
+    from serve_asgi.config.options import Config
     from serve_asgi.http.worker_context import ASGIApplication
 
 MOST_NAMED: Final = 3
@@ -52,6 +56,18 @@ def load(specification: str, factory: bool, interface: str = "auto", threads: in
     if interface == "asgi2":
         return asgi_from_asgi2(found)
     return cast("ASGIApplication", found)
+
+
+def load_for(config: Config) -> ASGIApplication:
+    """The application that `config` names. Raises UsageError, and StartError for an exception of its own code."""
+    try:
+        return load(config.app, config.factory, config.interface, config.wsgi_threads)
+    except UsageError:
+        raise
+    except BaseException as error:  # there is no wait that could be cancelled
+        forks.leave(error)
+        detail = application_traceback(error)
+        raise StartError(f"the application {config.app} cannot be imported", detail) from None
 
 
 def find(name: str, path: list[str], likely: Callable[[Any, str], bool], what: str) -> tuple[Any, ModuleType]:

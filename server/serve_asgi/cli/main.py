@@ -111,6 +111,18 @@ def _parameters() -> list[click.Parameter]:
     return made
 
 
+def with_values(arguments: Sequence[str]) -> list[str]:
+    """The command line with a value for each option that may stand alone, so that APP is not taken for one."""
+    alone = {flag(name): defined for name, (_, defined) in options().items() if defined.alone}
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [
+        f"{each}={alone[each].alone}"
+        if each in alone and i < end and (i + 1 == len(arguments) or arguments[i + 1] not in alone[each].choices)
+        else each
+        for i, each in enumerate(arguments)
+    ]
+
+
 def _given(context: click.Context, values: dict[str, Any]) -> dict[str, Given]:
     """The options given on the command line, without click's own defaults."""
     said = click.core.ParameterSource.COMMANDLINE
@@ -155,7 +167,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
             return _main(load(name), f"serve {name}", rest)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but exit
-    return _main(_run_command(), "serve", rest if name == "run" else list(arguments))
+    return _main(_run_command(), "serve", with_values(rest if name == "run" else list(arguments)))
 
 
 def go_on() -> int:

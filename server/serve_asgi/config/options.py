@@ -38,6 +38,7 @@ class Option:
     former: str = ""  # an old spelling (of a boolean: of --no-<name>): accepted on the command line, not shown
     shown_default: str = ""  # what the help shows where the field's own default would not help
     secret: bool = False  # a password: shown nowhere, and kept from every other process
+    alone: str = ""  # one of `choices`: what it means without a value, and what true means; false is the default
 
 
 APPLICATION: Final = "Application"
@@ -295,6 +296,14 @@ class Config:
         PROCESSES,
         unit="SECONDS",
         minimum=0,
+    )
+    preload: str = option(
+        "off",
+        "Import the application once per generation, in a process from which the workers are forked (--preload means "
+        "on): less memory, and faster reloads; strict refuses an application that must not be forked.",
+        PROCESSES,
+        choices=("off", "on", "strict"),
+        alone="on",
     )
     agent: str = option(
         "",

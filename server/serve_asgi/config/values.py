@@ -131,6 +131,8 @@ def _from_toml(name: str, defined: Option, raw: object, source: Source) -> Any:
             return raw
         raise UsageError(f"{source}: {written} is neither true nor false; write true or false, without quotes")
     if wanted is str:
+        if isinstance(raw, bool) and defined.alone:
+            raw = written
         if isinstance(raw, str):
             return _text(defined, raw, source)
         raise UsageError(f'{source}: {written} is not text; put it in quotes: "{_example(defined, written)}"')
@@ -162,6 +164,8 @@ def _example(defined: Option, written: str) -> str:
 
 
 def _text(defined: Option, text: str, source: Source) -> str:
+    if defined.alone and text.lower() in TRUE | FALSE and text not in defined.choices:
+        text = defined.alone if text.lower() in TRUE else defined.choices[0]
     if defined.choices and text not in defined.choices:
         raise UsageError(f"{source}: {_short(repr(text))} is not one of {', '.join(defined.choices)}")
     if "\0" in text:

@@ -61,6 +61,8 @@ class _ForkState:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.loop_thread = 0
         self.forked = False
+        self.expected = False
+        """The next fork makes a worker, not a child of the application's."""
 
 
 _state: Final = _ForkState()
@@ -68,8 +70,14 @@ _blocked: Final = threading.local()
 
 
 def begin(own: Iterable[int] = ()) -> None:
-    """At the start of a process that will run the application: open descriptors are not ours, except `own`."""
+    """At the start of a process that will run the application: open descriptors are not ours, except `own`.
+
+    A worker that was forked from a template starts here as well, and has nothing of what the template had registered
+    but the signal handlers.
+    """
     _state.foreign = frozenset(_open_descriptors()) - set(own)
+    _state.claimed, _state.owners, _state.farewells, _state.epolls = {}, [], [], set()
+    _state.loop, _state.expected = None, False
     if not _state.registered:
         _state.registered = True
         os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_in_child)
@@ -80,7 +88,12 @@ def handles(number: int, handler: Any, before: Any) -> None:
     _state.handlers[number] = (handler, before)
 
 
-def claim(loop: asyncio.AbstractEventLoop) -> None:
+def expect() -> None:
+    """The next fork of this process makes a worker, which keeps what it has (`serve_asgi.template_process`)."""
+    _state.expected = True
+
+
+def claim(loop: asyncio.AbstractEventLoop | None) -> None:
     """Before the application's first code runs: descriptors opened since `begin` are ours, and so is `loop`."""
     for number in set(_open_descriptors()) - _state.foreign:
         if number >= STANDARD and (identity := _identity(number)) is not None:
@@ -158,6 +171,9 @@ def _unblock() -> None:
 
 def _in_child() -> None:
     state = _state
+    if state.expected:
+        _unblock()
+        return
     steps: list[Callable[[], object]] = [_reset_signals]
     if not state.forked:
         state.forked = True

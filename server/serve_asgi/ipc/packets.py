@@ -151,6 +151,32 @@ ONCE: Final = (
 """Packets that a process may send only once, or once for each order that they reply to."""
 
 
+# From a template (`serve_asgi.template_process`)
+
+
+class Imported(Packet, frozen=True, tag="imported"):
+    """It has imported the application; `findings` say why it must not be forked, if so."""
+
+    findings: Annotated[list[Sentence], msgspec.Meta(max_length=100)] = []
+
+
+class Forked(Packet, frozen=True, tag="forked"):
+    """A worker has been forked, and is the listener's child."""
+
+    number: Count
+    pid: Annotated[int, msgspec.Meta(ge=2, le=2**31)]
+
+
+class NotForked(Packet, frozen=True, tag="not forked"):
+    """A worker could not be forked."""
+
+    number: Count
+    reason: Sentence
+
+
+FROM_TEMPLATE: Final[Packets[Packet]] = Packets(Hello, Failed, Imported, Forked, NotForked)
+
+
 # From the watchdog of a worker or an agent
 
 

@@ -59,6 +59,7 @@ class ActionPerformer:
                     and not listener.supervisor.agents.all
                 ):
                     self._clear_lock_away()  # the reload removed the agent, or failed to add one
+                children.templates.forget(generation)
                 listener.certificates.keep(listener.configs.all_tls_files())
             case actions.StartWorker(worker) | actions.StartAgent(worker):
                 made_with = listener.configs.all[worker.generation]
@@ -91,7 +92,7 @@ class ActionPerformer:
             case actions.TellFinish(agent, reason, timeout):
                 children.tell(agent, {"type": "finish", "reason": reason, "timeout": timeout})
             case actions.TellQuit(worker):
-                children.tell(worker, {"type": "quit"})
+                children.quit(worker)
             case actions.TellReopen(worker):
                 children.tell(worker, {"type": "reopen"})
             case actions.TellVerdict(worker, pair, keep):
@@ -106,6 +107,7 @@ class ActionPerformer:
                 logs.reopen()
                 listener.tasks.start_soon(listener.certificates.look)
                 listener.admin.reopen()
+                children.templates.reopen()
                 if listener.store is not None:
                     listener.store.reopen()
             case actions.LogEvent():

@@ -7,12 +7,15 @@ else.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
 from typing import Any, Final
 
-from serve_asgi.ipc.channel import Channel, SendQueue, pair
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import Release
+from serve_asgi.ipc.channel import Channel, Packet, SendQueue, pair
 from serve_asgi.ipc.scoreboard import Cell, Row
 from serve_asgi.listener.protocol_violations import RateLimit
 from serve_asgi.listener.stack_dumps import WatchdogChannel
@@ -24,6 +27,18 @@ PACKETS_PER_SECOND: Final = 50.0
 """Most packets that a child may send: a worker sends ten in its life, and a few for each hand-over."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Welcome:
+    """What is in the first packet to a process, which is sent once it has its PID."""
+
+    release: Release
+    config: Config
+    what: Packet
+    """What the process is to do."""
+    given: dict[str, int]
+    """Descriptors that are closed once it has them, by their names in the packet."""
+
+
 class Child:
     """A started worker or agent process."""
 
@@ -32,6 +47,7 @@ class Child:
     ) -> None:
         self.worker = worker
         self.pid = pid
+        """0 until the template that forks it has reported its PID."""
         self.channel = channel
         self.send_queue = SendQueue(channel)
         self.output = output
@@ -40,6 +56,8 @@ class Child:
         self.counts = counts
         self.serves = False
         """It has been told to serve."""
+        self.welcome: Welcome | None = None
+        """Sent once it has its PID."""
         self.said: set[type] = set()
         """Types of the packets it has sent that may be sent only once."""
         self.allowance = RateLimit(PACKETS_AT_ONCE, PACKETS_PER_SECOND)
@@ -91,6 +109,7 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL. The PID cannot be another process's until we reap it, and then we forget it."""
+        assert self.pid > 0, "it has not been forked yet"
         os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:

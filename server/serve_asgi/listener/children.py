@@ -7,9 +7,9 @@ its send queue, and one that does not read them is ended. Packets from children 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
@@ -23,15 +23,17 @@ from serve_asgi.errors import UsageError
 from serve_asgi.ipc import packets
 from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
-from serve_asgi.listener.child import Child, handover_pair
+from serve_asgi.listener.child import Child, Welcome, handover_pair
 from serve_asgi.listener.child_packets import ChildPackets, WorkerTls
 from serve_asgi.listener.exit_status import describe
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
-from serve_asgi.listener.spawning import spawn
+from serve_asgi.listener.spawning import spawn, unborn
 from serve_asgi.listener.stack_dumps import WatchdogChannel
+from serve_asgi.listener.templates import StartRequest, Template, Templates
 from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.actions import LogEvent
 from serve_asgi.supervisor.lifecycles import ON_TRIAL, Agent, AppProcess, Generation, Worker
 
 ROWS = 1024
@@ -64,6 +66,7 @@ class Children:
         broken: Callable[[AppProcess, str], None],
         children: Iterable[Child] = (),
         tls: WorkerTls | None = None,
+        record: Callable[[LogEvent], object] = lambda said: None,
     ) -> None:
         """`children` are those of an earlier program of this process, if there was one.
 
@@ -83,7 +86,10 @@ class Children:
         self.scoreboard = scoreboard
         self._board = scoreboard.read_only()
         """What children get of the scoreboard."""
+        self.templates = Templates(self, record)
         self.by_pid: dict[int, Child] = {child.pid: child for child in children}
+        self._unborn: dict[int, Child] = {}
+        """Those that a template has been asked to fork, by their workers' numbers, until their PIDs are known."""
         taken = {child.row for child in self.by_pid.values()}
         self._free_rows = [row for row in range(self.scoreboard.rows - 1, -1, -1) if row not in taken]
 
@@ -102,49 +108,127 @@ class Children:
     # Start and end
 
     def start(self, worker: AppProcess, release: Release, config: Config) -> None:
-        """Start `worker`'s process; whatever prevents it is reported as its failure and death."""
-        tls = None
+        """Start `worker`'s process; whatever prevents it is reported as its failure and death.
+
+        With `--preload` it is forked from its generation's template, now or when there is one.
+        """
+        if not isinstance(worker, Worker) or not self.templates.wanted(worker.generation, config):
+            self._start(worker, release, config)
+            return
+        try:
+            self.templates.start(StartRequest(worker, release, config))
+        except OSError as error:
+            self.not_started(worker, f"its template cannot be started: {error}")
+
+    def start_fresh(self, request: StartRequest) -> None:
+        """As `start`, as a fresh interpreter."""
+        self._start(request.worker, request.release, request.config)
+
+    def start_forked(self, request: StartRequest, template: Template) -> None:
+        """As `start`, forked from this template."""
+        self._start(request.worker, request.release, request.config, template)
+
+    def not_started(self, worker: AppProcess, message: str, detail: str = "", usage: bool = False) -> None:
+        """Report that a process was not started."""
+        self._failed(worker, message, detail, usage)
+        self._died(worker, "it was never started")
+
+    def _start(self, worker: AppProcess, release: Release, config: Config, template: Template | None = None) -> None:
         try:
             what = self._what(worker)
-            if self._tls is not None and isinstance(worker, Worker):
-                tls = self._tls.descriptor_for(worker)
-            child, link, row = self._spawn_linked(worker, release)
+            child, given = self._spawn_linked(worker, release, template)
         except Exception as error:
-            close_descriptors([] if tls is None else [tls])
             if not isinstance(error, (UsageError, OSError)):
                 log.exception("%s could not be started", worker)
-            self._failed(worker, str(error), usage=isinstance(error, UsageError))
-            self._died(worker, "it was never started")
+            self.not_started(worker, str(error), usage=isinstance(error, UsageError))
             return
+        child.welcome = Welcome(release, config, what, given)
+        if template is None:
+            self._begin(child)
+
+    def _packet(
+        self, child: Child, welcome: Welcome, given: Iterable[str], listening: Sequence[ListeningSocket]
+    ) -> Packet:
+        """The first packet to a process; `given` are the names of the descriptors that it is given."""
+        worker, config = child.worker, welcome.config
+        return {
+            "type": "welcome",
+            "given": list(given),
+            "member": worker.id,
+            "protocol": PROTOCOL,
+            "generation": worker.generation.number,
+            **welcome.what,
+            "row": child.row,
+            "config": config.to_json(),
+            "directory": welcome.release.directory,
+            "app_dir": welcome.release.app_dir,
+            "since": BEGAN,
+            "sockets": [each.describe() for each in listening],
+            "secure": [each.secure for each in listening],
+            "redirects": [config.https_redirect and each.redirects for each in listening],
+        }
+
+    def _listening(self, worker: AppProcess) -> Sequence[ListeningSocket]:
+        """The listening sockets that a process gets: an agent serves no clients."""
+        return [*self.listening, *self.listening_for(worker.generation)] if isinstance(worker, Worker) else ()
+
+    def _begin(self, child: Child) -> None:
+        """The process has its PID: send it what it needs, and serve its channel."""
+        assert child.welcome is not None
+        worker, welcome, child.welcome = child.worker, child.welcome, None
         self.by_pid[child.pid] = child
+        self.scoreboard.enter(child.row, child.pid, worker.generation.number, row_slot(worker), child.serial)
+        log.debug("%s has PID %d", worker, child.pid)
         self.attend(child)
-        given = {"link": link.detach(), "row": row, **self._open_watchdog_channel(child)}
-        if tls is not None:
-            given["tls"] = tls
-        listening: list[ListeningSocket] = []
-        if isinstance(worker, Worker):  # an agent serves no clients
-            listening = [*self.listening, *self.listening_for(worker.generation)]
+        given = {**welcome.given, **self._open_watchdog_channel(child)}
+        if self._tls is not None and isinstance(worker, Worker):
+            with contextlib.suppress(OSError):  # the worker reports that it lacks it
+                if (tls := self._tls.descriptor_for(worker)) is not None:
+                    given["tls"] = tls
+        listening = self._listening(worker)
         child.send_queue.put(
-            {
-                "type": "welcome",
-                "given": list(given),
-                "member": worker.id,
-                "protocol": PROTOCOL,
-                "generation": worker.generation.number,
-                **what,
-                "row": child.row,
-                "config": config.to_json(),
-                "directory": release.directory,
-                "app_dir": release.app_dir,
-                "since": BEGAN,
-                "sockets": [each.describe() for each in listening],
-                "secure": [each.secure for each in listening],
-                "redirects": [config.https_redirect and each.redirects for each in listening],
-            },
+            self._packet(child, welcome, given, listening),
             lent=[self._board, *(each.socket.fileno() for each in listening)],
             given=tuple(given.values()),
         )
         self.links.linked(worker.id)
+
+    def born(self, child: Child, pid: int, ended: int | None) -> None:
+        """A template has forked this process. `ended` is its wait status, if it has been reaped already."""
+        del self._unborn[child.worker.id]
+        child.pid = pid
+        self._begin(child)
+        if ended is not None:
+            self.reaped(pid, ended)
+
+    def not_born(self, child: Child, message: str) -> None:
+        """A template has not forked this process."""
+        self._discard(child)
+        self.not_started(child.worker, message)
+
+    def _discard(self, child: Child) -> None:
+        """Release what is held for a process that has no PID; if it lives, it exits at the end of its channel."""
+        self._unborn.pop(child.worker.id, None)
+        if child.welcome is not None:
+            close_descriptors(child.welcome.given.values())
+        self.links.read_rest(child.worker.id)
+        self._free_rows.append(child.row)
+        child.close()
+
+    def quit(self, worker: AppProcess) -> None:
+        """Tell a process to leave at once."""
+        if not self._withdraw(worker):
+            self.tell(worker, {"type": "quit"})
+
+    def _withdraw(self, worker: AppProcess, kill: bool = False) -> bool:
+        """Do not start a worker that waits for its template; return False if it does not. `kill`: its time is over."""
+        found = self.templates.withdraw(worker, kill) if isinstance(worker, Worker) else None
+        if found is None:
+            return False
+        for child in found:
+            self._discard(child)
+        self._died(worker, "it was never started")
+        return True
 
     def _what(self, worker: AppProcess) -> Packet:
         """The part of the welcome packet that says what the process is to do. Raises UsageError."""
@@ -170,36 +254,42 @@ class Children:
         self.tasks.start_soon(self._send_to, child)
         self.tasks.start_soon(self._packets.listen_to, child)
 
-    def _spawn_linked(self, worker: AppProcess, release: Release) -> tuple[Child, socket.socket, int]:
-        """Return the process, its end of a link to the hub (without one it would run in local mode), and its row."""
+    def _spawn_linked(
+        self, worker: AppProcess, release: Release, template: Template | None
+    ) -> tuple[Child, dict[str, int]]:
+        """Return the process, and the descriptors that it is given: its end of a link to the hub, without which it
+        would run in local mode, and its row."""
         link = self.links.open(worker.id)
         try:
-            child, row = self._spawn(worker, release)
-            return child, link, row
+            child, row = self._spawn(worker, release, template)
         except BaseException:
             link.close()
             raise
+        return child, {"link": link.detach(), "row": row}
 
-    def _spawn(self, worker: AppProcess, release: Release) -> tuple[Child, int]:
+    def _spawn(self, worker: AppProcess, release: Release, template: Template | None) -> tuple[Child, int]:
         if not self._free_rows:
             raise UsageError(f"{ROWS} processes are alive, which is the limit: use fewer workers")
         counts, row = Row.create()
         try:
-            child = spawn(worker, release, self._free_rows[-1], counts)
+            if template is None:
+                child = spawn(worker, release, self._free_rows[-1], counts)
+            else:
+                child, theirs = unborn(worker, self._free_rows[-1], counts)
+                template.fork(child, theirs)
+                self._unborn[worker.id] = child
         except BaseException:
             counts.close()
             os.close(row)
             raise
         self._free_rows.pop()
-        self.scoreboard.enter(child.row, child.pid, worker.generation.number, row_slot(worker), child.serial)
-        log.debug("%s has PID %d", worker, child.pid)
         return child, row
 
     def reaped(self, pid: int, wait_status: int) -> bool:
         """Handle the end of a process; return False if it was not one of these children."""
         child = self.by_pid.pop(pid, None)
         if child is None:
-            return False
+            return self.templates.reaped(pid, wait_status)
         in_flight = child.in_progress
         try:
             self._packets.read_rest(child)
@@ -228,6 +318,8 @@ class Children:
 
     def kill(self, worker: AppProcess) -> int:
         """SIGKILL; return how many requests and WebSockets were in flight in it."""
+        if self._withdraw(worker, kill=True):
+            return 0
         if (child := self.of(worker)) is None:
             return 0
         cut = child.in_progress
@@ -246,7 +338,7 @@ class Children:
             self._say(child, packet, given)
 
     def _tell_quit(self, worker: AppProcess) -> None:
-        self.tell(worker, {"type": "quit"})
+        self.quit(worker)
 
     def _say(self, child: Child, packet: Packet, given: Sequence[int] = ()) -> None:
         child.send_queue.put(packet, given=given)

@@ -109,7 +109,13 @@ class Listener:
             self.start_directory = release.logical_directory()
             self.supervisor = Supervisor(policy_of(config))
             self.children = Children(
-                listening, self.post, self.links, board, self.performer.end_broken, tls=self.certificates
+                listening,
+                self.post,
+                self.links,
+                board,
+                self.performer.end_broken,
+                tls=self.certificates,
+                record=self.recorder.record,
             )
             self.history, self.deploys = History(), DeployHistory()
         else:
@@ -123,8 +129,10 @@ class Listener:
                 self.performer.end_broken,
                 inherited.children,
                 self.certificates,
+                self.recorder.record,
             )
             self.history, self.deploys = inherited.history, inherited.deploys
+            self.children.templates.take(inherited.templates)
             self.links.load(inherited.links)
         self._inherited = inherited
         begun = {} if inherited is None else inherited.configs
@@ -247,6 +255,7 @@ class Listener:
 
     async def _end_services(self) -> None:
         """The server has ended: end the hooks, the control socket, the admin process and the store, in this order."""
+        await self.children.templates.end()
         if self.changes is not None:
             self.changes.stop()
         await self._finish_hooks()
@@ -310,6 +319,7 @@ class Listener:
             return
         for child in self.children:
             self.children.attend(child)
+        self.children.templates.attend_all()
         self._do([])  # tells the hub of those that the earlier program killed, before they are reaped
         self._reap()
         text = f"the listener runs serve {__version__} from {sys.executable}, in place of {self._inherited.predecessor}"
@@ -326,6 +336,8 @@ class Listener:
         """What is under way that only this program can finish; "" if nothing is."""
         if self.hooks.busy or self.awaited_hooks.asking:
             return "hooks were running"
+        if self.children.templates.busy:
+            return "workers were being forked"
         return "control commands were in progress" if self.control.answering > 1 else ""
 
     def has_events(self) -> bool:
@@ -445,6 +457,7 @@ class Listener:
             "admin": self.admin.names,
             "state_store": self.store and self.store.status(),
             "tls": self.certificates.status(),
+            "templates": self.children.templates.status(),
         }
 
     def config_shown(self) -> dict[str, Any]:

@@ -54,6 +54,7 @@ from serve_asgi.listener.previous_releases import PreviousReleases
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.listener.store_requests import StoreRequests
+from serve_asgi.listener.templates import Template, Templates
 from serve_asgi.logs import stdio_guard
 from serve_asgi.logs.child_output import ChildOutput
 from serve_asgi.logs.stdio_guard import OutputGuard
@@ -113,6 +114,7 @@ class InheritedState:
     supervisor: Supervisor
     scoreboard: Scoreboard
     children: list[Child]
+    templates: State
     links: State
     store: State | None
     """The state of the store process, if there was one."""
@@ -194,6 +196,13 @@ PIECES: Final = (
         "children",
         lambda one, descriptors: [child.to_state(descriptors) for child in one.children],
         lambda value, loaded: _load_children(value, loaded["supervisor"]),
+        owns_descriptors=True,
+    ),
+    Piece(
+        "templates",
+        "children",
+        lambda one, descriptors: one.children.templates.to_state(descriptors),
+        default={"templates": [], "refused": []},
         owns_descriptors=True,
     ),
     Piece("links", "links", lambda one, descriptors: one.links.to_state(descriptors)),
@@ -304,8 +313,12 @@ CARRIED: Final = (
         ),
     ),
     Carried(
-        Child, Child.to_state, frozenset({"said", "allowance", "broken", "closed"})
+        Child, Child.to_state, frozenset({"said", "allowance", "broken", "closed", "welcome"})
     ),  # broken ones are being killed
+    Carried(
+        Templates, Templates.to_state, frozenset({"_user", "_record", "_ended", "_strangers"})
+    ),  # none is being forked
+    Carried(Template, Template.to_state, frozenset({"began", "allowance", "waiting", "asked"})),
     Carried(WatchdogChannel, WatchdogChannel.to_state, frozenset({"_theirs", "_asking"})),  # the child has its ends
     Carried(ChildOutput, ChildOutput.to_state, frozenset({"_write_ends", "_given"})),  # the child has them
     Carried(SendQueue, SendQueue.to_state, frozenset({"_channel", "_news", "_empty", "_closed"})),

@@ -1,12 +1,15 @@
 """Starts a process as a fresh interpreter.
 
-Workers and agents are started here. The others (hooks, the store, the admin process, the file watcher) are started by
-their own modules, with the same flags (`SAFE_PATH`), through `serve_asgi.listener.helper_processes`.
+Workers, agents and the templates that workers are forked from (`serve_asgi.listener.templates`) are started here. The
+others (hooks, the store, the admin process, the file watcher) are started by their own modules, with the same flags
+(`SAFE_PATH`), through `serve_asgi.listener.helper_processes`.
 """
 
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Sequence
 from typing import Final
 
 from serve_asgi.config.release import Release
@@ -14,12 +17,36 @@ from serve_asgi.ipc.channel import Channel, pair
 from serve_asgi.ipc.scoreboard import Row
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.listener.child import Child
-from serve_asgi.logs.child_output import for_child
+from serve_asgi.logs.child_output import ChildOutput, for_child
 from serve_asgi.supervisor.lifecycles import AppProcess, Worker
 
 
 def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:
-    """Start a worker or an agent as a fresh interpreter.
+    """Start a worker or an agent as a fresh interpreter. Raises OSError if it cannot be started."""
+    own = ("--slot", str(worker.slot)) if isinstance(worker, Worker) else ()
+    module = "serve_asgi.worker" if own else "serve_asgi.agent_process"
+    pid, channel, output = start_interpreter(release, module, worker.generation.number, own)
+    return Child(worker, pid, channel, output, row, counts)
+
+
+def unborn(worker: AppProcess, row: int, counts: Row) -> tuple[Child, socket.socket]:
+    """Make what the listener holds of a process that a template is to fork, and the process's end of its channel.
+
+    Raises OSError.
+    """
+    output = for_child()
+    try:
+        ours, theirs = pair()
+    except OSError:
+        output.read_rest()
+        raise
+    return Child(worker, 0, Channel(ours, descriptors=0), output, row, counts), theirs
+
+
+def start_interpreter(
+    release: Release, module: str, generation: int, own: Sequence[str] = ()
+) -> tuple[int, Channel, ChildOutput]:
+    """Start a fresh interpreter that runs `module`; `own` are its own arguments.
 
     It leads a session of its own: a signal for the foreground group (Ctrl-C) does not reach it, and the operator's
     terminal is not its controlling terminal, so that it cannot inject input (TIOCSTI, ioctl_tty(2)).
@@ -32,13 +59,12 @@ def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:
     except OSError:
         output.read_rest()
         raise
-    own = ("--slot", str(worker.slot)) if isinstance(worker, Worker) else ()
     arguments = [
         release.python,
         *SAFE_PATH,
-        *("-m", "serve_asgi.worker" if own else "serve_asgi.agent_process"),
+        *("-m", module),
         *("--channel", str(theirs.fileno()), "--output", output.argument()),
-        *("--generation", str(worker.generation.number), *own),
+        *("--generation", str(generation), *own),
     ]
     inherited = [(theirs.fileno(), theirs.fileno()), *output.child_fds()]
     try:
@@ -58,7 +84,7 @@ def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:
     finally:
         theirs.close()
         output.started()
-    return Child(worker, pid, Channel(ours, descriptors=0), output, row, counts)
+    return pid, Channel(ours, descriptors=0), output
 
 
 def _safe_path_flag() -> list[str]:

@@ -6,12 +6,13 @@ So the last output before a crash is not lost, and the death of the parent does 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 from typing import Final
 
 from serve_asgi.logs.nonblocking_sink import LIMIT, SplicePipe, open_again
-from serve_asgi.logs.stdio_guard import GuardedStream, OutputGuard, as_text, current, make_pipe
+from serve_asgi.logs.stdio_guard import SHARED, GuardedStream, OutputGuard, as_text, current, make_pipe
 
 MOST_LEFT: Final = 4 * LIMIT  # most bytes read from a dead child's pipe: other processes may keep filling it
 
@@ -50,6 +51,30 @@ class ChildOutput:
         """The argument for `adopt` in the child; "" if its descriptors 1 and 2 are to be left alone."""
         streams = zip(self._streams, self._given, strict=True)
         return ",".join(as_text(each.targets, each.read_end, *given) for each, given in streams)
+
+    def give(self) -> tuple[list[str], list[int]]:
+        """For a template that forks the child: the targets of each stream, and three descriptors for each.
+
+        These are the reading end, the original and the writing end; they belong to the caller. Raises OSError (EMFILE).
+        """
+        read_ends: list[int] = []
+        try:
+            for stream in self._streams:
+                read_ends.append(fcntl.fcntl(stream.read_end, fcntl.F_DUPFD_CLOEXEC, 3))  # noqa: PERF401 (those before a failure are closed)
+        except OSError:
+            for fd in read_ends:
+                os.close(fd)
+            raise
+        targets, descriptors = [], []
+        for stream, read_end, write_end, given in zip(
+            self._streams, read_ends, self._write_ends, self._given, strict=True
+        ):
+            original, shared = given
+            targets.append("+".join(map(str, stream.targets)) + SHARED * shared)
+            descriptors += [read_end, original, write_end]
+        self._write_ends.clear()
+        self._given.clear()
+        return targets, descriptors
 
     def to_state(self, descriptors: list[int]) -> list[tuple[list[int], int, int]]:
         """What `from_state` needs in a program that replaces this one; adds to `descriptors` those that must stay

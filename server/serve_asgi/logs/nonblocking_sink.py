@@ -172,6 +172,12 @@ class Sink:
         with self._lock:
             self._drop_all()
 
+    def forget(self) -> None:
+        """In a forked process that writes on: what is buffered is the parent's to write."""
+        self._lock = threading.Lock()
+        self._pending.clear()
+        self._mid_line, self.dropped = False, 0
+
     def let_go(self) -> None:
         """In a forked child: write nothing any more. The lock may be held by a thread that no longer exists."""
         self._lock = threading.Lock()

@@ -199,6 +199,10 @@ class _LineHandler(logging.Handler):
         if self.file is not None:
             self.file = ForkedLogFile(self.file.path)
 
+    def call_oneself(self, role: str, always: dict[str, object]) -> None:
+        """Use another name, and other fields of every JSON line."""
+        self.role, self._always = role, always
+
     def forget(self) -> None:
         """Reset in a child."""
         self._writing = False
@@ -300,6 +304,17 @@ def configure(config: Config, role: str, **always: object) -> None:
     if _handler is not None and isinstance(_handler.file, LogFile):
         _handler.file.sink.close()
     _handler = handler
+
+
+def continue_as(role: str, **always: object) -> None:
+    """In a worker that was forked from a template: log to the same place, under its own name (as `configure`).
+
+    The file stays open: the user that the template has changed to may not be allowed to open it.
+    """
+    if _handler is not None:
+        _handler.call_oneself(role, {"role": role.partition(" ")[0], **always})
+        if isinstance(_handler.file, LogFile):
+            _handler.file.sink.forget()
 
 
 def let_go() -> None:

@@ -46,7 +46,7 @@ class GuardedStream:
 class OutputGuard:
     """The pipes of one process, and the thread that empties them."""
 
-    __slots__ = ("_moving", "_news", "_orphans", "_splice", "_streams", "_thread")
+    __slots__ = ("_moving", "_news", "_orphans", "_splice", "_stopped", "_streams", "_thread")
 
     def __init__(self, streams: list[GuardedStream]) -> None:
         self._streams = streams
@@ -54,6 +54,7 @@ class OutputGuard:
         self._splice: SplicePipe | None = None
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if streams else -1
         self._moving = threading.Lock()  # held while a pipe or a sink is being emptied
+        self._stopped = False
         self._thread = threading.Thread(target=self._write_queued, name="serve-output", daemon=True)
         for stream in streams:
             for target in stream.targets:
@@ -109,6 +110,35 @@ class OutputGuard:
                         else:
                             poll.unregister(stream.read_end)
 
+    # For a template, which must have no threads when it forks
+
+    def stop(self) -> None:
+        """End the thread; from here on the pipes are emptied by `drain` only."""
+        self._stopped = True
+        if self._streams:
+            os.eventfd_write(self._news, 1)
+            self._thread.join()
+        self.drain()
+
+    def drain(self) -> None:
+        """Write what is in the pipes."""
+        for text in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                text.flush()
+        for stream in self._streams:
+            while data := _read(stream.read_end):
+                stream.sink.write(data)
+            stream.sink.pump()
+
+    def close(self) -> None:
+        """In a process that has been forked from one whose guard was stopped: close what belongs to that one."""
+        for stream in self._streams:
+            stream.sink.let_go()
+            stream.sink.close()
+            os.close(stream.read_end)
+        if self._news >= 0:
+            os.close(self._news)
+
     # For a re-exec
 
     def stand_still(self) -> None:
@@ -143,7 +173,7 @@ class OutputGuard:
         """The thread: runs until the pipes end, which a process's own descriptors 1 and 2 prevent while it is alive."""
         reading = {stream.read_end: stream.sink for stream in self._streams}
         rest = 0.0  # until when (CLOCK_MONOTONIC, s) orphans are not read
-        while reading:
+        while reading and not self._stopped:
             poll = select.poll()
             poll.register(self._news, select.POLLIN)
             for read_end, sink in reading.items():
@@ -309,6 +339,23 @@ def write(fd: int, data: bytes) -> None:
 def given(argument: str) -> list[int]:
     """The descriptors in `argument` (`ChildOutput.argument()`), besides the guarded ones."""
     return [int(fd) for part in filter(None, argument.split(",")) for fd in part.split(":")[1:]]
+
+
+def replace(streams: list[tuple[str, int, int, int]]) -> str:
+    """In a worker that has just been forked: take these pipes in place of those of the template.
+
+    `streams` are, for each: the targets, as in the argument of `adopt`, the reading end, the original, and the writing
+    end. Returns the argument of `adopt`.
+    """
+    global _current
+    current().close()
+    _current = None
+    last_moment.cache_clear()
+    for targets, _, _, write_end in streams:
+        for target in targets.removesuffix(SHARED).split("+"):
+            os.dup2(write_end, int(target))
+        os.close(write_end)
+    return ",".join(f"{targets}:{read_end}:{original}" for targets, read_end, original, _ in streams)
 
 
 def let_go() -> None:

@@ -1,61 +1,9 @@
-"""The worker process, from its first instruction to its exit.
-
-Its start is in `serve_asgi.worker.bootstrap`, everything in between in `serve_asgi.worker.worker`.
-"""
+"""A worker as a fresh interpreter: `serve_asgi.worker.main` does the rest."""
 
 from __future__ import annotations
 
-import logging
-import sys
-
-from serve_asgi.logs.exceptions import exc_info
-from serve_asgi.logs.server_log import about
-from serve_asgi.worker.bootstrap import Bootstrap, leave_within
-from serve_asgi.worker.event_loop import run
-from serve_asgi.worker.worker import EXIT_TIME, WorkerProcess
-
-log = logging.getLogger("serve")
-
-
-def main() -> None:
-    """Run the worker whose channel is the descriptor on the command line; never returns."""
-    bootstrap = Bootstrap(
-        "serve_asgi.worker",
-        lambda packet: (
-            f"serve-w{packet['slot']}.{packet['generation']}",
-            f"worker {packet['slot']}.{packet['generation']}",
-        ),
-    )
-    loops = bootstrap.move_in()
-    worker = WorkerProcess(
-        bootstrap.config,
-        bootstrap.channel,
-        bootstrap.scoreboard,
-        bootstrap.cells,
-        bootstrap.packet,
-        bootstrap.sockets,
-        loops,
-        bootstrap.watchdog,
-        bootstrap.link,
-        bootstrap.tls_material,
-        bootstrap.secure,
-    )
-    bootstrap.tls_material = None  # the keys are to be in OpenSSL alone
-    try:
-        status = run(worker.run, loops)
-    except BaseException as error:
-        status = 1
-        text = "the worker ends because of an internal error; please report this"
-        log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
-        leave_within(EXIT_TIME, status)
-    finally:  # every exit except a kill flushes the logs
-        worker.flush_access_log()
-        if worker.access_log is not None:
-            worker.access_log.close()
-        bootstrap.guard.finish()
-    bootstrap.let_go()
-    sys.exit(status)
-
+from serve_asgi.worker.bootstrap import read_arguments
+from serve_asgi.worker.main import main
 
 if __name__ == "__main__":
-    main()
+    main(read_arguments("serve_asgi.worker"))

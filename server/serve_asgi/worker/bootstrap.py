@@ -1,5 +1,8 @@
 """The start of a process that runs the application's code: a worker or the agent, from its first instruction on.
 
+It is a fresh interpreter, or a worker that has just been forked from a template (`serve_asgi.template_process`), where
+what holds for the process as a whole has been set up already: signal handlers, hooks for exceptions, directory, user.
+
 It takes orders over its channel only: signals are ignored while the listener is alive, and the end of the channel means
 that the listener is dead. The first packet says what it is to do; then it changes to the directory, umask and user that
 the application runs with.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -49,13 +53,26 @@ MESSAGE_LIMIT: Final = 4_000
 """Characters of a message in that packet; at most twelve bytes each (JSON's escapes)."""
 
 
-class Bootstrap:
-    """What a process gets from its command line and the listener's first packet."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class StartArguments:
+    """What a process is started with."""
 
-    def __init__(self, program: str, names: Callable[[Packet], tuple[str, str]]) -> None:
+    channel: int
+    """The descriptor of its end of the channel."""
+    output: str
+    """The argument of `stdio_guard.adopt`."""
+    forked: bool = False
+    """It has been forked from a template, and is no fresh interpreter."""
+
+
+class Bootstrap:
+    """What a process gets from its start and the listener's first packet."""
+
+    def __init__(self, arguments: StartArguments, names: Callable[[Packet], tuple[str, str]]) -> None:
         """`names` returns the process's name (15 bytes, for top(1)) and that in its log lines. May exit the process."""
-        ignore_signals()
-        arguments = _arguments(program)
+        self.forked = arguments.forked
+        if not self.forked:
+            ignore_signals()
         forks.begin({arguments.channel, *stdio_guard.given(arguments.output)})
         self.guard = stdio_guard.adopt(arguments.output)
         end = socket.socket(fileno=arguments.channel)
@@ -66,11 +83,14 @@ class Bootstrap:
         process, lines = names(self.packet)
         name_process(process)
         slot = {} if "slot" not in self.packet else {"slot": self.packet["slot"]}
-        try:
-            logs.configure(self.config, lines, generation=self.packet["generation"], **slot)
-        except UsageError as error:
-            self.refuse(str(error))
-        uncaught.install()
+        if self.forked:
+            logs.continue_as(lines, generation=self.packet["generation"], **slot)
+        else:
+            try:
+                logs.configure(self.config, lines, generation=self.packet["generation"], **slot)
+            except UsageError as error:
+                self.refuse(str(error))
+            uncaught.install()
         scoreboard_fd, sockets_fds, given = sorted_out(self.packet, descriptors)
         asked_over, dump = given.get("asked over"), given.get("dump")
         self.watchdog = Watchdog(None if asked_over is None else Channel(socket.socket(fileno=asked_over)), dump)
@@ -107,12 +127,11 @@ class Bootstrap:
 
     def move_in(self) -> LoopFactory:
         """Set up the environment that the application runs in; return the loop factory. May exit the process."""
-        try:
-            _move_in(self.config, self.packet)
-        except (OSError, KeyError, ValueError) as error:
-            self.refuse(f"the {self.packet.get('role', 'worker')} could not be set up: {error}")
-        keep_large_blocks()
-        keep_fresh(self.packet.get("since", time.time()))
+        if not self.forked:
+            try:
+                settle(self.config, self.packet)
+            except (OSError, KeyError, ValueError) as error:
+                self.refuse(f"the {self.packet.get('role', 'worker')} could not be set up: {error}")
         return LoopFactory(loop_factory(self.config.loop))
 
     def let_go(self) -> None:
@@ -124,9 +143,14 @@ class Bootstrap:
 
     def refuse(self, message: str) -> NoReturn:
         """Report to the listener why this process cannot start, and exit."""
-        tell(self.channel, {"type": "failed", "message": sayable(message)[:MESSAGE_LIMIT], "usage": True})
-        self.channel.detach()
-        sys.exit(1)
+        refuse(self.channel, message)
+
+
+def refuse(channel: Channel, message: str) -> NoReturn:
+    """Report to the listener why this process cannot start, and exit."""
+    tell(channel, {"type": "failed", "message": sayable(message)[:MESSAGE_LIMIT], "usage": True})
+    channel.detach()
+    sys.exit(1)
 
 
 def failure(error: StartError | UsageError) -> Packet:
@@ -187,13 +211,15 @@ def _has_terminal() -> bool:
     return True
 
 
-def _arguments(program: str) -> argparse.Namespace:
+def read_arguments(program: str) -> StartArguments:
+    """Read the command line of a fresh interpreter."""
     parser = argparse.ArgumentParser(prog=program, description="Started by the listener; not by hand.")
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--output", default="")
     parser.add_argument("--generation", type=int, required=True)  # these two are for readers of ps(1)
     parser.add_argument("--slot", type=int)
-    return parser.parse_args()
+    read = parser.parse_args()
+    return StartArguments(read.channel, read.output)
 
 
 def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
@@ -244,13 +270,18 @@ def name_process(name: str) -> None:
         pass
 
 
-def _move_in(config: Config, packet: Packet) -> None:
-    """Change to the directory, umask and user that the application runs with."""
+def settle(config: Config, packet: Packet) -> None:
+    """Change to the directory, umask and user that the application runs with, and have its imports be what is on disk.
+
+    Raises OSError, KeyError, ValueError.
+    """
     if config.umask:
         os.umask(int(config.umask, 8))
     take_account(config)
     os.chdir(packet["directory"])
     sys.path.insert(0, packet["app_dir"])
+    keep_large_blocks()
+    keep_fresh(packet.get("since", time.time()))
 
 
 def take_account(config: Config) -> None:

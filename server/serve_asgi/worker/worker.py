@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from serve_asgi.app import hub_link, loading
+from serve_asgi.app.after_fork import after_fork
 from serve_asgi.app.background_work import work
 from serve_asgi.app.canary import canary
 from serve_asgi.app.hub_link import Identity
@@ -35,7 +36,6 @@ from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
 from serve_asgi.logs import access_log_standard
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.server_log import about
-from serve_asgi.logs.tracebacks import application_traceback
 from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.accept_balance import LoopFactory, WakeOrder
 from serve_asgi.worker.acceptor import Acceptor
@@ -83,10 +83,12 @@ class WorkerProcess:
         link: socket.socket | None,
         tls_material: TlsMaterial | None = None,
         secure: Sequence[bool] = (),
+        application: ASGIApplication | None = None,
     ) -> None:
         """`cells` is this process's row; `loops` creates the loop that `run` will run in.
 
-        `watchdog` has been started; `link` is the link to the hub; `secure` says which of the sockets speak TLS.
+        `watchdog` has been started; `link` is the link to the hub; `secure` says which of the sockets speak TLS;
+        `application` is what a template has imported, if this was forked from one.
         """
         self.config = config
         self.channel = channel
@@ -96,6 +98,7 @@ class WorkerProcess:
         self.sockets = sockets
         self.secure = secure or [False] * len(sockets)
         self.tls = TlsUpdates(tls_material, self.send_queue.put)
+        self.application = application
         self.loops = loops
         self.watchdog = watchdog
         self._link_end = link
@@ -184,22 +187,19 @@ class WorkerProcess:
         starting.cancel()
 
     async def _start(self) -> None:
-        """Import the application and run its lifespan startup. Raises StartError, UsageError."""
+        """Import the application, unless it has been, and run its lifespan startup. Raises StartError, UsageError."""
         loop = asyncio.get_running_loop()
         if self.welcome.get("canary"):
             canary.begin(functools.partial(self._refuse_canary, loop))
         self.tls.begin()
         if self.hub is not None:
             await shared.ready()  # so that the application can read it while it is imported
-        try:
-            config = self.config
-            app = loading.load(config.app, config.factory, config.interface, config.wsgi_threads)
-        except UsageError:
-            raise
-        except BaseException as error:  # there is no wait that could be cancelled
-            forks.leave(error)
-            detail = application_traceback(error)
-            raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
+        config = self.config
+        if self.application is None:
+            app = loading.load_for(config)
+        else:
+            app = self.application
+            await after_fork.run()
         front = self._redirecting(app) if config.https_redirect else app
         self.context = context = WorkerContext(front, self.config, loop, self.scoreboard, self.cells, retiring)
         context.shared = shared
