@@ -55,7 +55,7 @@ class ImportGuard:
         self._wrap(threading.Thread, "start", lambda thread: self._started.setdefault(thread, _caller()))
         self._wrap(socket.socket, "__init__", None, lambda made: self._opened.update({made.fileno(): _caller()}))
         for name in ("create_module", "exec_module"):
-            self._wrap(importlib.machinery.ExtensionFileLoader, name, None, self._extension_loaded)
+            self._wrap(importlib.machinery.ExtensionFileLoader, name, self._seen_before, self._extension_loaded)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,6 +89,10 @@ class ImportGuard:
         setattr(kind, name, watched)
         self._undo.append(undo)
 
+    def _seen_before(self, loader: Any) -> None:
+        for task in set(_tasks()) - self._threads:
+            self._loaded.setdefault(task, "")
+
     def _extension_loaded(self, loader: Any) -> None:
         for task in set(_tasks()) - self._threads - self._loaded.keys():
             self._loaded[task] = loader.name
@@ -97,7 +101,7 @@ class ImportGuard:
 
     def findings(self) -> list[str]:
         """What must not be there at a fork; to be called when this process has ended its own threads."""
-        return [*self._living_threads(), *self._shared_files()][:MOST]
+        return list(dict.fromkeys([*self._living_threads(), *self._shared_files()]))[:MOST]
 
     def _living_threads(self) -> list[str]:
         deadline = time.monotonic() + GRACE
@@ -178,7 +182,7 @@ def _what(number: int) -> str:
     if stat.S_ISSOCK(mode):
         return _socket(number)
     if stat.S_ISFIFO(mode):
-        return f"the pipe {link}"
+        return "a pipe"
     if link.startswith("anon_inode:"):
         return f"a descriptor of {link.removeprefix('anon_inode:').strip('[]')}"
     with contextlib.suppress(OSError):

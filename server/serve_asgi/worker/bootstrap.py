@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import json
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 WELCOME_TIMEOUT = 30.0
 """Seconds to wait for the listener's first packet."""
+PR_SET_NAME: Final = 15  # linux/prctl.h
 DETAIL_LIMIT: Final = 100_000
 """Bytes of a traceback in a packet to the listener: its end, which says most."""
 MESSAGE_LIMIT: Final = 4_000
@@ -262,12 +264,9 @@ def tell(channel: Channel, packet: Packet) -> None:
 
 
 def name_process(name: str) -> None:
-    """Show this name (15 bytes) in top(1) and the like (proc(5), /proc/self/comm)."""
-    try:
-        with open("/proc/self/comm", "w", encoding="ascii") as comm:
-            comm.write(name)
-    except OSError:
-        pass
+    """Show this name (15 bytes) in top(1) and the like (PR_SET_NAME, prctl(2))."""
+    with contextlib.suppress(AttributeError):  # a C library without prctl
+        ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode("ascii"), 0, 0, 0)
 
 
 def settle(config: Config, packet: Packet) -> None:
