@@ -122,6 +122,15 @@ class ServerCollector(Collector):
         if (listener := self._view.listener()) is not None:
             yield counter("serve_listener_cpu_seconds", "Processor time of the listener.", listener[0])
             yield gauge("serve_listener_resident_memory_bytes", "Resident memory of the listener.", listener[1])
+        if templates := state.get("templates"):
+            resident = GaugeMetricFamily(
+                "serve_template_resident_memory_bytes",
+                "Resident memory of a generation's template, most of which its workers share.",
+                labels=["generation"],
+            )
+            for each in templates:
+                resident.add_metric([str(each["generation"])], each["rss"])
+            yield resident
 
     def _traffic(self, reading: ScoreboardReading) -> Iterator[Metric]:
         total = reading.total

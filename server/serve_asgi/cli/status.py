@@ -119,6 +119,8 @@ def _workers(found: dict[str, Any]) -> Iterator[str]:
     for agent in found.get("agents", []):
         figures = (memory(agent["rss"]), span(agent["cpu"]))
         yield row.format("agent", agent["generation"], agent["state"], *["-"] * 4, *figures, "-")
+    for template in found.get("templates", []):
+        yield row.format("", template["generation"], "template", *["-"] * 4, memory(template["rss"]), "-", "-")
 
 
 COMMANDS: Final = {

@@ -88,6 +88,8 @@ class Children:
         """What children get of the scoreboard."""
         self.templates = Templates(self, record)
         self.by_pid: dict[int, Child] = {child.pid: child for child in children}
+        self.is_helper: Callable[[int], bool] = lambda pid: False
+        """Whether this is the PID of a helper process."""
         self._unborn: dict[int, Child] = {}
         """Those that a template has been asked to fork, by their workers' numbers, until their PIDs are known."""
         taken = {child.row for child in self.by_pid.values()}
@@ -119,6 +121,10 @@ class Children:
             self.templates.start(StartRequest(worker, release, config))
         except OSError as error:
             self.not_started(worker, f"its template cannot be started: {error}")
+
+    def knows(self, pid: int) -> bool:
+        """Whether this is one of these children, or of the listener's others."""
+        return pid in self.by_pid or self.is_helper(pid)
 
     def start_fresh(self, request: StartRequest) -> None:
         """As `start`, as a fresh interpreter."""

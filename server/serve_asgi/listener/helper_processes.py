@@ -100,6 +100,10 @@ class HelperProcesses:
         process._reaped(wait_status)
         return True
 
+    def knows(self, pid: int) -> bool:
+        """Whether it is one of these."""
+        return pid in self._living
+
     def living(self) -> list[HelperProcess]:
         """Those that have not been reaped."""
         return list(self._living.values())

@@ -134,6 +134,7 @@ class Listener:
             self.history, self.deploys = inherited.history, inherited.deploys
             self.children.templates.take(inherited.templates)
             self.links.load(inherited.links)
+        self.children.is_helper = self.processes.knows
         self._inherited = inherited
         begun = {} if inherited is None else inherited.configs
         generations = self.supervisor.generations
@@ -423,7 +424,7 @@ class Listener:
     def _admin_state(self) -> dict[str, Any]:
         """The present state, for the admin process."""
         state = admin_state(self.supervisor, self.children, self.history, self.links.hub.metrics())
-        return {**state, "certificates": self.certificates.ends()}
+        return {**state, "certificates": self.certificates.ends(), "templates": self.children.templates.status()}
 
     def _certificates_changed(self, said: actions.LogEvent) -> None:
         """Record what has happened to certificates, which is not an event of the supervisor."""

@@ -79,6 +79,9 @@ class TemplateUser(Protocol):
 
     tasks: TaskGroup
 
+    def knows(self, pid: int) -> bool:
+        """Whether this child of the listener's is a worker, an agent, or a helper process."""
+
     def start_forked(self, request: StartRequest, template: Template) -> None:
         """The template is ready: have it fork this worker."""
 
@@ -302,6 +305,8 @@ class Templates:
                     self._user.not_born(child, f"it could not be forked: {reason}")
             case _:
                 pass
+        if not self._in_use():
+            self._strangers.clear()
 
     def _imported(self, template: Template, findings: Sequence[str]) -> None:
         waiting, template.waiting = template.waiting, []
@@ -332,15 +337,20 @@ class Templates:
         if child is None:
             return  # its channel is closed, so it exits
         ended = self._strangers.pop(pid, None)
-        if not self._in_use():
-            self._strangers.clear()
-        if ended is None:
-            try:
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                self._user.not_born(child, f"its template reported PID {pid}, which is no child of the listener's")
-                raise ChannelError(f"PID {pid} is no child of the listener's") from None
+        if ended is None and not self._can_be_worker(pid):
+            self._user.not_born(child, f"its template reported PID {pid}, which cannot be a worker's")
+            raise ChannelError(f"PID {pid} cannot be a worker's")
         self._user.born(child, pid, ended)
+
+    def _can_be_worker(self, pid: int) -> bool:
+        """Whether this is the PID of a child of the listener's that is not known as another one."""
+        if pid in self.by_pid or self._user.knows(pid):
+            return False
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
 
     def _answered(self, template: Template, number: int) -> Child | None:
         """The worker with this number that it was asked for; None if that has been withdrawn. Raises ChannelError."""

@@ -154,7 +154,11 @@ class TemplateProcess:
     def _fork(self, packet: Packet, descriptors: list[int]) -> StartArguments | None:
         """Fork a worker, and report its PID; in the worker, return what it is started with."""
         number = packet["number"]
-        reads, writes = os.pipe2(os.O_CLOEXEC)
+        try:
+            reads, writes = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            tell(self.channel, {"type": "not forked", "number": number, "reason": str(error)})
+            return None
         between = self._libc.fork()
         if between == 0:
             os.close(reads)
