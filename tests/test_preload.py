@@ -15,6 +15,7 @@ import pytest
 
 from serve_asgi.cli import control_client
 from serve_asgi.cli.control_client import RequestRefused
+from tests.admin.scraping import ADMIN, admin_address, value, wait_for
 from tests.certificates import Authority
 from tests.running import RunningServer, children, connect, request, running, state_of, until
 
@@ -490,7 +491,32 @@ def test_a_child_that_a_forked_worker_forks_is_no_worker(project: Path) -> None:
     assert found[0] == found[1]
 
 
+# ---- what is shown of it
+
+
+def test_status_and_metrics_show_the_template(project: Path) -> None:
+    with running("app:app", "--preload", "--workers", "2", *ADMIN, directory=project) as server:
+        (shown,) = server.status()["templates"]
+        assert (shown["generation"], shown["state"]) == (1, "ready")
+        assert shown["rss"] > 1_000_000
+        name = "serve_template_resident_memory_bytes"
+        metrics = wait_for(admin_address(server), lambda found: any(each[0] == name for each in found))
+        assert value(metrics, name, generation="1") > 1_000_000
+        assert len(server.workers()) == 2
+        assert server.stop() == 0
+
+
 # ---- the option
+
+
+def test_a_reload_turns_it_on_and_off(project: Path) -> None:
+    (project / "serve.toml").write_text("preload = false\n")
+    with running("app:app", "--workers", "2", directory=project) as server:
+        for said, count in (("true", 3), ("false", 5)):
+            (project / "serve.toml").write_text(f"preload = {said}\n")
+            server.reload()
+            assert len(imports(server)) == count
+        assert server.stop() == 0
 
 
 def test_the_option_may_stand_alone_before_the_application(project: Path) -> None:
