@@ -30,7 +30,8 @@ from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.spawning import spawn, unborn
 from serve_asgi.listener.stack_dumps import WatchdogChannel
-from serve_asgi.listener.templates import StartRequest, Template, Templates
+from serve_asgi.listener.template import StartRequest, Template
+from serve_asgi.listener.templates import Templates
 from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.actions import LogEvent

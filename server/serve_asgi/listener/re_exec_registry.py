@@ -54,7 +54,8 @@ from serve_asgi.listener.previous_releases import PreviousReleases
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.listener.store_requests import StoreRequests
-from serve_asgi.listener.templates import Template, Templates
+from serve_asgi.listener.template import Template
+from serve_asgi.listener.templates import Templates
 from serve_asgi.logs import stdio_guard
 from serve_asgi.logs.child_output import ChildOutput
 from serve_asgi.logs.stdio_guard import OutputGuard

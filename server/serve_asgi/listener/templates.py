@@ -16,62 +16,42 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
-import enum
 import logging
 import os
-import resource
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
 from serve_asgi.config.options import Config
-from serve_asgi.config.release import BEGAN, Release
+from serve_asgi.config.release import BEGAN
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc import packets
-from serve_asgi.ipc.channel import PROTOCOL, Channel, SendQueue, speaks
+from serve_asgi.ipc.channel import PROTOCOL, speaks
 from serve_asgi.listener import protocol_violations
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.exit_status import describe
-from serve_asgi.listener.protocol_violations import RateLimit
 from serve_asgi.listener.spawning import start_interpreter
-from serve_asgi.logs.child_output import ChildOutput
+from serve_asgi.listener.template import StartRequest, Template, TemplateState
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.lifecycles import Generation, Worker
 
 PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 END_TIME: Final = 5.0
 """Seconds that a template has to exit by itself when it has reported that it cannot be used."""
-AT_ONCE: Final = 2000
-PER_SECOND: Final = 500.0
-"""Most packets that a template may send: one for each fork."""
 MOST_STRANGERS: Final = 1000
 """Processes that have been reaped and may be workers whose PIDs have not been reported yet."""
 
+STRICT: Final = "the application must not be forked (--preload=strict):"
+REFUSED: Final = (
+    "the application must not be forked, so --preload has no effect and every worker imports it; start these later "
+    "(docs/guides/preload.md):"
+)
+
 log = logging.getLogger("serve")
-
-
-class TemplateState(enum.Enum):
-    """IMPORTING -> READY -> ENDING, or IMPORTING -> ENDING."""
-
-    IMPORTING = "importing"
-    READY = "ready"
-    ENDING = "ending"  # it has failed, or is killed; it forks no more
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StartRequest:
-    """A worker that is to be started, and what with."""
-
-    worker: Worker
-    release: Release
-    config: Config
 
 
 class TemplateUser(Protocol):
@@ -96,77 +76,6 @@ class TemplateUser(Protocol):
 
     def not_started(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
         """A worker that waited for its template is not started."""
-
-
-class Template:
-    """One template process."""
-
-    def __init__(self, generation: int, pid: int, channel: Channel, output: ChildOutput) -> None:
-        self.generation = generation
-        """Its generation's number."""
-        self.pid = pid
-        self.channel = channel
-        self.send_queue = SendQueue(channel)
-        self.output = output
-        self.state = TemplateState.IMPORTING
-        self.began = time.monotonic()
-        self.allowance = RateLimit(AT_ONCE, PER_SECOND)
-        self.waiting: list[StartRequest] = []
-        """Workers that it is to fork once it has imported the application."""
-        self.asked: dict[int, Child] = {}
-        """Workers that it has been asked to fork, by their numbers, until it has reported their PIDs."""
-        self.withdrawn: set[int] = set()
-        """The numbers of those that are no longer wanted."""
-
-    def to_state(self, descriptors: list[int]) -> dict[str, Any]:
-        """What `from_state` needs in a program that replaces this one, when it forks nothing."""
-        descriptors.append(self.channel.fileno())
-        return {
-            "generation": self.generation,
-            "pid": self.pid,
-            "channel": self.channel.fileno(),
-            "send_queue": self.send_queue.to_state(descriptors),
-            "output": self.output.to_state(descriptors),
-            "state": self.state.value,
-            "withdrawn": sorted(self.withdrawn),
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Template:
-        """A template that an earlier program of this listener has started."""
-        channel = Channel(socket.socket(fileno=state["channel"]), descriptors=0)
-        template = cls(state["generation"], state["pid"], channel, ChildOutput.from_state(state["output"]))
-        template.state = TemplateState(state["state"])
-        template.withdrawn.update(state["withdrawn"])
-        for packet, lent, given in state["send_queue"]:
-            template.send_queue.put(packet, lent, given)
-        return template
-
-    def fork(self, child: Child, theirs: socket.socket) -> None:
-        """Ask it to fork a worker, whose end of the channel is `theirs`, which is taken over. Raises OSError."""
-        try:
-            targets, descriptors = child.output.give()
-        except BaseException:
-            theirs.close()
-            raise
-        number = child.worker.id
-        self.asked[number] = child
-        packet = {"type": "fork", "number": number, "output": targets}
-        self.send_queue.put(packet, given=[theirs.detach(), *descriptors])
-
-    def resident(self) -> int:
-        """Its resident memory (bytes), also what its workers share; 0 if that cannot be read."""
-        try:
-            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        except (OSError, ValueError, IndexError):
-            return 0
-        return pages * resource.getpagesize()
-
-    def close(self) -> None:
-        """It has been reaped: copy the rest of its output to the log, and close what is held for it."""
-        self.output.read_rest()
-        self.channel.close()
-        self.send_queue.close()
 
 
 class Templates:
@@ -284,7 +193,7 @@ class Templates:
         except (EOFError, OSError, anyio.ClosedResourceError):
             pass
         except Exception as error:
-            self._kill(template, protocol_violations.reason(template_name(template), "channel", error), logging.ERROR)
+            self._kill(template, protocol_violations.reason(template, "channel", error), logging.ERROR)
 
     def _take(self, template: Template, data: bytes) -> None:
         if not template.allowance.use():
@@ -314,7 +223,7 @@ class Templates:
         about: dict[str, Any] = {"generation": template.generation}
         if not findings:
             template.state = TemplateState.READY
-            text = f"{template_name(template)} has imported the application in {seconds:.2f} s"
+            text = f"{template} has imported the application in {seconds:.2f} s"
             self._say(logging.DEBUG, "template_imported", text, **about, seconds=seconds)
             for request in waiting:
                 self._user.start_forked(request, template)
@@ -384,7 +293,7 @@ class Templates:
         """SIGKILL; what depended on it has failed."""
         if template.state is not TemplateState.ENDING:
             template.state = TemplateState.ENDING
-            text = f"{template_name(template)} is killed: {why}"
+            text = f"{template} is killed: {why}"
             self._say(level, "template_killed", text, generation=template.generation, reason=why)
         if template.pid in self.by_pid:
             os.kill(template.pid, signal.SIGKILL)
@@ -410,7 +319,7 @@ class Templates:
         before, template.state = template.state, TemplateState.ENDING
         how = describe(wait_status)
         if before is TemplateState.READY:
-            text = f"{template_name(template)} died: {how}; its workers serve on, and the next one starts another"
+            text = f"{template} died: {how}; its workers serve on, and the next one starts another"
             self._say(logging.WARNING, "template_died", text, generation=template.generation, how=how)
         self._give_up(template, f"its template died: {how}")
         template.close()
@@ -425,7 +334,7 @@ class Templates:
         except (EOFError, OSError):
             pass
         except Exception as error:
-            log.debug("%s: %s", template_name(template), error)
+            log.debug("%s: %s", template, error)
 
     def _in_use(self) -> bool:
         return any(template.asked or template.withdrawn for template in self.by_pid.values())
@@ -472,15 +381,3 @@ class Templates:
 
     def _say(self, level: int, event: str, text: str, **about: Any) -> None:
         self._record(actions.LogEvent(level, event, text, "", about))
-
-
-STRICT: Final = "the application must not be forked (--preload=strict):"
-REFUSED: Final = (
-    "the application must not be forked, so --preload has no effect and every worker imports it; start these later "
-    "(docs/guides/preload.md):"
-)
-
-
-def template_name(template: Template) -> str:
-    """How the log names it."""
-    return f"the template of generation {template.generation}"
