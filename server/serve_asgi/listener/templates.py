@@ -161,7 +161,7 @@ class Templates:
 
     def attend(self, template: Template) -> None:
         """Serve the template's channel from here on."""
-        self._user.tasks.start_soon(template.send_queue.run)
+        self._user.tasks.start_soon(self._send_to, template)
         self._user.tasks.start_soon(self._listen_to, template)
 
     def withdraw(self, worker: Worker, kill: bool = False) -> list[Child] | None:
@@ -180,6 +180,14 @@ class Templates:
         elif template.state is TemplateState.IMPORTING and not template.waiting:
             self._kill(template, "no worker waits for it", logging.DEBUG)
         return [] if child is None else [child]
+
+    async def _send_to(self, template: Template) -> None:
+        """Send what is in its send queue, until it is closed."""
+        try:
+            await template.send_queue.run()
+        except Exception:
+            log.exception("%s cannot be reached over its channel", template)
+            self._kill(template, "it cannot be reached", logging.ERROR)
 
     # From templates
 
