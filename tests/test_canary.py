@@ -315,3 +315,22 @@ def test_whatever_else_happens_in_a_trial(tmp_path: Path, who: str) -> None:
                 assert [pid for pid in before if Path(f"/proc/{pid}").exists()] == []
                 return
     assert clients.trouble == []
+
+
+def test_a_version_that_turns_bad_after_the_switch_is_rolled_back_by_itself(tmp_path: Path) -> None:
+    deploy(tmp_path, "1")
+    with running(
+        *("app:app", "--workers", "2", "--auto-rollback", "--no-access-log", "--graceful-timeout", "10"),
+        directory=tmp_path,
+    ) as server:
+        with Clients(server, 16) as clients:
+            until(lambda: clients.answers["1", 200] > 200, "some usual traffic")
+            deploy(tmp_path, "2", TROUBLES["500s later"])
+            server.reload()
+            server.logged(
+                r"roll-back from generation 2 to generation 1 \(--auto-rollback\): \d+ of \d+ requests failed"
+            )
+            server.wait_until(lambda status: status["generation"] == 1 and len(status["generations"]) == 1)
+            before = clients.answers["1", 200]
+            until(lambda: clients.trouble or clients.answers["1", 200] > before + 100, "answers of version 1")
+        assert clients.trouble == []

@@ -37,6 +37,7 @@ AFTER: Final = frozenset(
         "canary_undecided",
         "canary_promoted",
         "canary_withdrawn",
+        "deploy_confirmed",
         "rollback_started",
         "rollback_finished",
         "rollback_refused",

@@ -407,6 +407,12 @@ class Config:
         DEPLOY,
         choices=("promote", "hold"),
     )
+    auto_rollback: bool = option(
+        False,
+        "Watch a new generation for --canary-time after the switch, as a canary is watched, and roll back if it is "
+        "bad; the previous one is kept for that time.",
+        DEPLOY,
+    )
     canary_header: str = option(
         "",
         "Response header that says which generation answered, such as x-serve-generation.",

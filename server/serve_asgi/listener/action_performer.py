@@ -76,7 +76,9 @@ class ActionPerformer:
             case actions.TellServe(worker):
                 children.serve(worker)
             case actions.WatchCanary(canary):
-                listener.canaries.watch(canary)
+                listener.canaries.watch(canary, listener.supervisor.current)
+            case actions.WatchSwitch(current, previous):
+                listener.canaries.watch_switch(current, previous)
             case actions.LimitAccepting(worker, part):
                 children.tell(worker, {"type": "limit accepting", "part": part})
             case actions.TellLend(worker, share):

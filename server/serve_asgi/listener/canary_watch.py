@@ -1,9 +1,10 @@
-"""The listener's part in the trial of a canary: it counts what both sides do, and runs the checks of the operator.
+"""The listener's part in the trial of a canary: it counts what both sides do, and runs the operator's checks.
 
 Once a second, and as soon as the canary has failed a request, what it and the current generation have done since the
 trial began is posted as an event; the supervisor judges it (`serve_asgi.supervisor.canary`). The hooks `canary_check`
 run once the canary serves. They get the path of a unix socket on which it alone answers, and one that fails ends the
-trial. The socket exists only for them, and is removed when the trial is over.
+trial. The socket exists only for them, and is removed when the trial is over. After a switch a new generation may be
+watched in the same way (`serve_asgi.supervisor.switch_watch`).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from serve_asgi.errors import ServeError
 from serve_asgi.ipc import control_protocol
 from serve_asgi.ipc.path_lock import InUseError
 from serve_asgi.ipc.shut_out_clients import SocketKind
-from serve_asgi.listener.canary_samples import CanarySamples
 from serve_asgi.listener.event_history import Record
 from serve_asgi.listener.generation_config import GenerationConfig
 from serve_asgi.listener.hooks import Hooks
 from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.unix_socket import bind_unix
 from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.canary_verdict import TrafficSample
 from serve_asgi.supervisor.lifecycles import Generation
 
 PERIOD = 1.0
@@ -49,13 +50,15 @@ class CanaryWatch:
 
     def __init__(
         self,
-        samples: CanarySamples,
+        samples: Callable[[Generation], TrafficSample],
         post: Callable[[e.Event], None],
         hooks: Hooks,
         config_of: Callable[[Generation], GenerationConfig],
         control: Callable[[], Path | None],
     ) -> None:
-        """`control` returns the path of the control socket; that of the checks' socket begins with it."""
+        """`samples` counts what a generation has done since it was started. `control` returns the path of the control
+        socket; that of the checks' socket begins with it.
+        """
         self.tasks: TaskGroup
         """Set before the first trial."""
         self._samples = samples
@@ -96,31 +99,48 @@ class CanaryWatch:
 
     # The trial
 
-    def watch(self, canary: Generation | None) -> None:
-        """Observe this canary from now on, and have it checked; None: the trial is over."""
+    def watch(self, canary: Generation | None, current: Generation | None) -> None:
+        """Compare this canary with the current generation from now on, and have it checked; None: the trial is over."""
         if self._scope is not None:
             self._scope.cancel()
-        if canary is None:
+        if canary is None or current is None:
             self._close()
             return
-        self._scope = anyio.CancelScope()
-        self._samples.begin(canary)
-        self.tasks.start_soon(self._observe, self._scope, canary)
-        self.tasks.start_soon(self._check, self._scope, canary)
+        own, others = self._since(canary), self._since(current)
+        scope = self._observe(lambda: own().errors, lambda: e.CanaryObserved(own(), others()))
+        self.tasks.start_soon(self._check, scope, canary)
 
-    async def _observe(self, scope: anyio.CancelScope, canary: Generation) -> None:
+    def watch_switch(self, current: Generation | None, previous: Generation | None) -> None:
+        """Compare the generation that is current from now on with what the previous one has done; None: no more."""
+        if self._scope is not None:
+            self._scope.cancel()
+        if current is not None and previous is not None:
+            own, before = self._since(current), self._samples(previous)
+            self._observe(lambda: own().errors, lambda: e.SwitchObserved(current, own(), before))
+
+    def _since(self, generation: Generation) -> Callable[[], TrafficSample]:
+        """What it does from now on."""
+        before = self._samples(generation)
+        return lambda: self._samples(generation) - before
+
+    def _observe(self, errors: Callable[[], int], observed: Callable[[], e.Event]) -> anyio.CancelScope:
+        scope = self._scope = anyio.CancelScope()
+        self.tasks.start_soon(self._keep_observing, scope, errors, observed)
+        return scope
+
+    async def _keep_observing(
+        self, scope: anyio.CancelScope, errors: Callable[[], int], observed: Callable[[], e.Event]
+    ) -> None:
         with scope:
-            errors, due = 0, time.monotonic() + PERIOD
+            known, due = 0, time.monotonic() + PERIOD
             while True:
                 await anyio.sleep(LOOK)
                 if scope.cancel_called:
                     return
-                now = time.monotonic()
-                if now >= due or self._samples.canary_errors() > errors:
-                    due = now + PERIOD
-                    found = self._samples.take()
-                    errors = found[0].errors
-                    self._post(e.CanaryObserved(*found))
+                now, failed = time.monotonic(), errors()
+                if now >= due or failed > known:
+                    known, due = failed, now + PERIOD
+                    self._post(observed())
 
     async def _check(self, scope: anyio.CancelScope, canary: Generation) -> None:
         config = self._config_of(canary)

@@ -89,12 +89,13 @@ def policy_of(config: Config) -> Policy:
         drain_delay=config.drain_delay,
         agent=bool(config.agent),
         agent_timeout=config.agent_timeout,
+        auto_rollback=config.auto_rollback,
         canary=config.canary,
         canary_share=config.canary_share / 100,
         canary_time=config.canary_time,
         canary_latency=config.canary_latency,
         canary_hold=config.canary_inconclusive == "hold",
-        keep_previous=config.keep_previous,
+        keep_previous=max(config.keep_previous, config.canary_time if config.auto_rollback else 0.0),
     )
 
 

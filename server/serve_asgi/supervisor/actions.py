@@ -179,6 +179,14 @@ class WatchCanary(Action):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class WatchSwitch(Action):
+    """From now on post `SwitchObserved` about once a second, with what `current` does from now on; None: no more."""
+
+    current: Generation | None
+    previous: Generation | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Kill(Action):
     worker: AppProcess
     why: str

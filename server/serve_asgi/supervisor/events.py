@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from serve_asgi.supervisor.canary_verdict import TrafficSample
-from serve_asgi.supervisor.lifecycles import Agent, Policy, Worker
+from serve_asgi.supervisor.lifecycles import Agent, Generation, Policy, Worker
 
 
 class Event:
@@ -48,6 +48,15 @@ class CanaryObserved(Event):
 
     canary: TrafficSample
     current: TrafficSample
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SwitchObserved(Event):
+    """What a generation has done since it became current, and the previous one had done before."""
+
+    generation: Generation
+    since: TrafficSample
+    before: TrafficSample
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

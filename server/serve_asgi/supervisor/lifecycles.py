@@ -183,6 +183,7 @@ class Policy:
     drain_delay: float
     agent: bool = False  # whether there is to be one
     agent_timeout: float = 10.0
+    auto_rollback: bool = False  # whether it is watched after the switch, and rolled back if it is bad
     canary: bool = False  # whether a reload begins with a trial
     canary_share: float = 0.0  # of the traffic, below 1; 0: that of one worker
     canary_time: float = 60.0

@@ -7,7 +7,7 @@ with the desired one, so that no event needs to know what it interrupts.
 
 `processes` holds the state, `decisions` the actions of one event. Each subject has a part of its own, which knows
 nothing of the parts after it: drain, retiring, starting, slots, agents, previous_generation, reload_requests, reload,
-rollback, stop. This module handles the events of single workers and agents, and calls the parts in order.
+rollback, switch_watch, stop. This module handles the events of single workers and agents, and calls the parts in order.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from serve_asgi.supervisor.rollback import RollbackTransaction
 from serve_asgi.supervisor.slots import Slots
 from serve_asgi.supervisor.starting import StartingWorkers
 from serve_asgi.supervisor.stop import StopSequence
+from serve_asgi.supervisor.switch_watch import SwitchWatch
 
 _WITH_AGENT: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
 """States in which a lost agent is replaced: later, the workers leave, and the agent after them."""
@@ -83,6 +84,7 @@ class Supervisor:
         self._rollback = RollbackTransaction(
             processes, decisions, self.requests, self._starting, self.retiring, self.previous, self._reload, self.drain
         )
+        self._switch_watch = SwitchWatch(processes, decisions, self.previous, self._rollback.asked)
         self._stop = StopSequence(
             processes, decisions, self._reload, self._rollback, self.retiring, self.agents, self.drain
         )
@@ -97,6 +99,7 @@ class Supervisor:
             e.ScaleAsked: self._on_scale,
             e.ReopenAsked: lambda _: self._reopen(),
             e.CanaryObserved: self._reload.trials.observed,
+            e.SwitchObserved: self._switch_watch.observed,
             e.CanaryRefused: self._reload.trials.refused,
             e.PromotionAsked: self._reload.trials.promotion_asked,
             e.PortsOpened: self._reload.ports_opened,
@@ -189,7 +192,7 @@ class Supervisor:
         if self.state in SERVING:
             deadline = min(deadline, self.slots.next_due())
         holder = self._lease()[0] if self.state in _WITH_AGENT else None
-        deadline = min(deadline, self.trials.deadline)
+        deadline = min(deadline, self.trials.deadline, self._switch_watch.deadline)
         deadline = min(deadline, self.previous.next_deadline(), self._rollback.next_deadline())
         return min(deadline, self._stop.deadline, self.agents.next_deadline(self.decisions.now, holder))
 
@@ -238,7 +241,7 @@ class Supervisor:
         faulty = event.blocked is not None or event.too_large
         if faulty and event.worker.generation is self.candidate and self.candidate.state in ON_TRIAL:
             self.trials.give_back(f"{event.worker}: {event.reason}")
-        else:
+        elif not (faulty and self._switch_watch.faulty(event.worker, event.reason)):
             self.slots.wants_replacement(event)
 
     def _on_finished(self, event: e.WorkerFinished) -> None:
@@ -271,6 +274,7 @@ class Supervisor:
                 self._lost_before_the_switch(worker, how)
             else:
                 self.slots.failed(worker, how)
+                self._switch_watch.faulty(worker, f"it died: {how}")
         elif not worker.finished and before in _LEAVES_SERVICE:
             doing = "retired" if before is WorkerState.RETIRING else "stood by"
             text = f"{worker} died while it {doing}: {how}; lost: {counted(event.in_flight, 'request')}"
@@ -330,6 +334,7 @@ class Supervisor:
         now = self.decisions.now
         self._stop.check_deadline()
         self.trials.check_deadline()
+        self._switch_watch.check_deadline()
         self.previous.check()
         for worker in list(self.workers.values()):
             if now >= worker.deadline:  # still: an earlier one may have failed the whole generation
@@ -357,6 +362,7 @@ class Supervisor:
                 self._reconcile()
                 return
             self.trials.tend()
+            self._switch_watch.tend()
             self._starting.serve_replacements()
         if self.state is ServerState.AWAITING:
             if not self._stop.serves():
