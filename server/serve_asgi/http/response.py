@@ -234,9 +234,8 @@ class Response:
             self.sent = size
             output = self.output
             if size > LARGE and payload:
-                output.write_large(start)
+                output.write_large(start, payload)
                 start = b""
-                output.write_large(payload)
             elif payload:
                 start += payload
             if not more:

@@ -116,6 +116,7 @@ class WorkerContext:
         "emptied",
         "encoded_headers",
         "forwarding",
+        "gathers_writes",
         "generation",
         "hand_over",
         "heads",
@@ -163,6 +164,8 @@ class WorkerContext:
         self.loop = loop
         self.write_batch = WriteBatch(loop)
         """The responses that wait for the end of the loop's turn."""
+        self.gathers_writes = not isinstance(loop, asyncio.BaseEventLoop)
+        """Whether its transports' `writelines` pauses the protocol, which asyncio's does not before 3.13.2."""
         self.scoreboard = scoreboard
         self.cells = cells
         """This process's row, indexed by `serve_asgi.ipc.scoreboard.Cell`; written by this process alone."""

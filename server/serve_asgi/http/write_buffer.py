@@ -71,12 +71,19 @@ class WriteBuffer:
             self._held_size += len(data)
             self.worker.write_batch.add(self)
 
-    def write_large(self, data: bytes) -> None:
-        """The same for what is too large to be copied together with other bytes."""
+    def write_large(self, *pieces: bytes) -> None:
+        """The same for what is too large to be copied, with the pieces before it: all of it goes out together."""
         if self._held:
-            self.flush()
-        self.worker.sent += len(data)
-        self.transport.write(data)  # not writelines(): asyncio's does not pause the protocol before 3.13.2
+            pieces = (b"".join(self._held), *pieces)
+            self._held = []
+            self._held_size = 0
+        for piece in pieces:
+            self.worker.sent += len(piece)
+        if len(pieces) > 1 and self.worker.gathers_writes:
+            self.transport.writelines(pieces)
+        else:
+            for piece in pieces:
+                self.transport.write(piece)
 
     def hold(self, data: bytes) -> None:
         """Write soon, together with whatever else this turn of the loop brings."""
