@@ -99,7 +99,11 @@ class History:
         self.to_client += content
         if self.chance.random() < 0.1:
             self.session._request_key_update(self.session._opener)  # type: ignore[arg-type]
-        records = self.session.send(content)
+        if self.chance.random() < 0.3:
+            cut = self.chance.randrange(len(content) + 1)
+            records = b"".join(self.session.send_pieces((content[:cut], content[cut:])))
+        else:
+            records = self.session.send(content)
         cut = self.chance.randrange(len(records) + 1)
         self.reaches_client(records[:cut])
         self.reaches_client(records[cut:])

@@ -43,6 +43,7 @@ def talk(session: TlsSession, client: Client) -> None:
     assert client.receive(session.send(RESPONSE)) == RESPONSE
     assert session.receive(client.send(REQUEST * 1000)) == REQUEST * 1000
     assert client.receive(session.send(RESPONSE * 1000)) == RESPONSE * 1000
+    assert client.receive(b"".join(session.send_pieces((RESPONSE, b"", RESPONSE * 1000)))) == RESPONSE * 1001
 
 
 def close(session: TlsSession, client: Client) -> None:
@@ -519,6 +520,10 @@ def test_a_client_with_little_memory(contexts: Contexts) -> None:
     session = TlsSession(contexts, small)
     opened = client.open(session.send(b"x" * 1000))
     assert [len(content) for _, content in opened] == [512, 488]
+    opened = client.open(b"".join(session.send_pieces((b"x" * 500, b"x" * 1000))))
+    assert [len(content) for _, content in opened] == [512, 512, 476]
+    opened = client.open(b"".join(session.send_pieces((b"x" * 700, b"x" * 10))))
+    assert [len(content) for _, content in opened] == [512, 198]
     assert session.move().max_fragment == 512
 
 

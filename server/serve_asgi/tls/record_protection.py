@@ -154,24 +154,37 @@ class RecordSealer(RecordProtection):
             self.sequence = sequence + 1
             header = HEADERS[size + 22]
             return header + self._encrypt((self._iv ^ sequence).to_bytes(12), data + b"\x17", header)
+        return b"".join(self.seal_long(data))
+
+    def seal_long(self, data: bytes | bytearray | memoryview, before: bytes = b"") -> list[bytes]:
+        """As `seal`, for much content, with `before` in front of it: the pieces of the records, to be written as one.
+
+        That saves a copy, as long as `before` fits into the first record.
+        """
         step = self.max_fragment
+        if len(before) > step:
+            data, before = before + bytes(data), b""
         view = memoryview(data).cast("B")
         parts: list[bytes] = []
-        for start in range(0, len(view), step):
+        end = 0
+        while end < len(view) or before:
             if self.sequence >= self.limit:
                 parts.append(self.seal_key_update(False))
-            parts += self._seal_one(view[start : start + step], b"\x17")
-        return b"".join(parts)
+            start, end = end, end + step - len(before)
+            parts += self._seal_one(view[start:end], b"\x17", before)
+            before = b""
+        return parts
 
     def seal_one(self, content: bytes, kind: int, padding: int = 0) -> bytes:
         """One record of this content type, with so many zeros behind (RFC 8446 5.4)."""
         return b"".join(self._seal_one(content, bytes((kind,)) + bytes(padding)))
 
-    def _seal_one(self, content: bytes | memoryview, rest: bytes) -> tuple[bytes, bytes]:
-        header = b"\x17\x03\x03" + (len(content) + len(rest) + TAG_SIZE).to_bytes(2)
+    def _seal_one(self, content: bytes | memoryview, rest: bytes, before: bytes = b"") -> tuple[bytes, bytes]:
+        inner = b"".join((before, content, rest))
+        header = b"\x17\x03\x03" + (len(inner) + TAG_SIZE).to_bytes(2)
         nonce = (self._iv ^ self.sequence).to_bytes(12)
         self.sequence += 1
-        return header, self._encrypt(nonce, b"".join((content, rest)), header)
+        return header, self._encrypt(nonce, inner, header)
 
     def seal_key_update(self, requested: bool) -> bytes:
         """A KeyUpdate (4.6.3), and the next keys from then on; `requested`: the client shall change its own as well."""

@@ -41,6 +41,7 @@ the first two to no client; any handshake message but KeyUpdate after the handsh
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Final
 
 from serve_asgi.tls.alerts import FATAL, WARNING, Alert, TlsFailure, received
@@ -319,6 +320,14 @@ class TlsSession:
         if self.state is not OPEN or self._openssl is None:
             raise RuntimeError(f"nothing can be sent on a TLS connection that is {self.state.value}")
         return self.take_outgoing() + self._openssl.write(data)
+
+    def send_pieces(self, pieces: Sequence[bytes | bytearray | memoryview]) -> list[bytes]:
+        """As `send`, for content whose last piece is long: the records, in pieces that are to be written as one."""
+        sealer = self._sealer
+        if sealer is None:
+            return [self.send(b"".join(pieces))]
+        records = sealer.seal_long(pieces[-1], b"".join(pieces[:-1]))
+        return [self.take_outgoing(), *records] if self.has_outgoing else records
 
     def take_outgoing(self) -> bytes:
         """Flights of the handshake, alerts and KeyUpdates, which must be written before what `send` returns next."""

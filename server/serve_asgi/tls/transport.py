@@ -160,7 +160,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
         """The same for several pieces, in as few records as possible."""
-        self.write(b"".join(list_of_data))
+        session = self.session
+        if session.state is _OPEN:
+            self.socket.writelines(session.send_pieces(tuple(list_of_data)))
 
     def write_eof(self) -> None:
         """Nothing more is written: say so, and end the write side of the socket."""
