@@ -45,11 +45,9 @@ class RetiringWorkers:
 
     def retire(self, worker: Worker, reason: str) -> None:
         """Have it hand over its connections, finish its requests and exit."""
-        policy = worker.generation.policy
-        allowed = policy.graceful_timeout + policy.shutdown_timeout + KILL_MARGIN
         worker.reason = reason
         before = worker.state
-        worker.become(WorkerState.RETIRING, self._decisions.now + allowed)
+        worker.become(WorkerState.RETIRING, self._decisions.now + self._allowed(worker))
         stopping = reason == "stop"
         if not stopping and before is not WorkerState.STANDBY:  # which has no connections
             self.connect(worker)
@@ -61,12 +59,17 @@ class RetiringWorkers:
     def stand_by(self, worker: Worker) -> None:
         """Have it hand over its connections, finish its requests and wait."""
         worker.reason = "reload"
-        allowed = worker.generation.policy.graceful_timeout + KILL_MARGIN
-        worker.become(WorkerState.STANDING_DOWN, self._decisions.now + allowed)
+        worker.become(WorkerState.STANDING_DOWN, self._decisions.now + self._allowed(worker))
         self.connect(worker)
         self._decisions.do(actions.TellStandBy(worker, worker.reason))
         text = f"{worker} is to stand by"
         self._decisions.say_of(worker, logging.DEBUG, "worker_standby_requested", text)
+
+    @staticmethod
+    def _allowed(worker: Worker) -> float:
+        """Seconds that it has to leave, or to have nothing left."""
+        policy = worker.generation.policy
+        return policy.graceful_timeout + policy.shutdown_timeout + KILL_MARGIN
 
     def retire_for_stop(self, worker: Worker) -> None:
         """Retire a worker because the server stops, without receivers, since those leave as well."""

@@ -151,8 +151,9 @@ function placeBands(samples, window) {
 function marked() {
   const reloads = data.reloads.map(each => each.outcome === "refused"
     ? {at: each.at, kind: "refused", sign: "×", head: "Reload refused", text: each.reason ?? each.text ?? ""}
-    : {at: each.at, kind: "done", sign: "↻", generation: each.generation, head: `Generation ${each.generation} serves`,
-       text: each.seconds === undefined ? "" : `The reload took ${three(each.seconds)} s.`});
+    : {at: each.at, kind: "done", sign: each.outcome === "rolled_back" ? "↺" : "↻", generation: each.generation,
+       head: `Generation ${each.generation} serves${each.outcome === "rolled_back" ? " again: rolled back" : ""}`,
+       text: each.seconds === undefined ? "" : `That took ${three(each.seconds)} s.`});
   const died = data.records.filter(each => each.event === "worker_died").map(
     each => ({at: each.at, kind: "died", sign: "!", head: "A worker died", text: each.text}));
   return [...reloads, ...died];
