@@ -237,6 +237,18 @@ def test_a_reload_that_is_under_way_is_what_a_roll_back_takes_back(stage: str) -
     assert states(shell)[1] is GenerationState.CURRENT
 
 
+def test_a_current_generation_that_is_bad_is_taken_back_whatever_reload_is_under_way() -> None:
+    shell = started()
+    reload(shell)
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.send(e.RollbackAsked(by="--auto-rollback", reason="it fails", of=2))
+    assert answers(shell) == [(1, False)]
+    shell.accept()
+    assert states(shell)[1] is GenerationState.CURRENT
+    shell.send(e.RollbackAsked(by="--auto-rollback", reason="late", of=2))  # it is no longer the current one
+    assert states(shell)[1] is GenerationState.CURRENT
+
+
 def test_a_worker_that_died_meanwhile_is_replaced_after_the_switch() -> None:
     shell = started()
     reload(shell)

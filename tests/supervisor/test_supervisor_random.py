@@ -365,13 +365,13 @@ class SupervisedServer(RuleBasedStateMachine):
         if stopped and number is not None:
             self.asked.discard(number)  # the loop has ended; nobody handles this
 
-    @rule(ticket=st.booleans(), accept=st.booleans())
-    def roll_back(self, ticket: bool, accept: bool) -> None:
+    @rule(ticket=st.booleans(), accept=st.booleans(), of=st.sampled_from([None, None, 1, 2]))
+    def roll_back(self, ticket: bool, accept: bool, of: int | None) -> None:
         number = len(self.asked) if ticket else None
         if number is not None:
             self.asked.add(number)
         stopped = self.supervisor.state is ServerState.STOPPED
-        self.send(e.RollbackAsked(number))
+        self.send(e.RollbackAsked(number, of=of))
         if stopped and number is not None:
             self.asked.discard(number)
         if accept:

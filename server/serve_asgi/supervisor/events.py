@@ -94,6 +94,9 @@ class RollbackAsked(Event):
     ticket: int | None = None
     by: str = "serve rollback"
     reason: str = ""
+    of: int | None = None
+    """The generation that is bad, if it has to be the current one, whatever reload is under way; else it is the latest
+    deploy, which may be that reload."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

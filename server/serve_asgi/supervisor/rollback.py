@@ -1,6 +1,7 @@
 """The roll-back: the previous generation serves again, by the same switch as in a reload.
 
-It takes back the latest deploy. A reload that is under way is given up, and that is all. Otherwise the generation that
+It takes back the latest deploy. A reload that is under way is given up, and that is all, unless the current generation
+itself has been found bad: the previous one is the only one known to be good. Otherwise the generation that
 stands by is told to serve (RETURNING); once its workers accept it is CURRENT, and the one before retires. A worker that
 died meanwhile, or takes long, delays nothing: its slot is refilled afterwards. Only if none accepts the current
 generation serves on. The agent follows after the switch. If nothing stands by, the release that served before is
@@ -57,13 +58,22 @@ class RollbackTransaction:
     def asked(self, event: e.RollbackAsked) -> None:
         """Take back the latest deploy, or refuse to."""
         tickets = [] if event.ticket is None else [event.ticket]
-        if self._processes.state is not ServerState.RUNNING:
+        current, generation = self._processes.current, self._previous.standing_by()
+        if self._processes.state is not ServerState.RUNNING or current is None:
             self._refuse(tickets, f"the server is {self._processes.state.value}")
-        elif (under_way := self._under_way()) is not None:
+            return
+        if event.of not in (None, current.number):
+            self._refuse(tickets, f"generation {event.of} is not the current one")
+            return
+        if (under_way := self._under_way()) is not None:
             under_way += tickets
-        elif self._processes.candidate is not None or self._requests.under_way():
-            self._give_up_reload(event, tickets)
-        elif (generation := self._previous.standing_by()) is not None:
+            return
+        if self._processes.candidate is not None or self._requests.under_way():
+            if event.of is None or generation is None:
+                self._give_up_reload(event, tickets)
+                return
+            self._give_up_reload(event, [])
+        if generation is not None:
             self._begin(generation, event, tickets)
         else:
             self._requests.add_rollback(tickets, event.by)

@@ -77,8 +77,9 @@ class SwitchWatch:
         self._decisions.say(logging.INFO, "deploy_confirmed", text, generation=number, reason=reason)
 
     def _is_bad(self, reason: str) -> None:
+        assert self._watched is not None
         self._end()
-        self._roll_back(e.RollbackAsked(by="--auto-rollback", reason=reason))
+        self._roll_back(e.RollbackAsked(by="--auto-rollback", reason=reason, of=self._watched.number))
 
     def _end(self) -> None:
         self._trial, self.deadline = None, math.inf
