@@ -491,6 +491,31 @@ def test_a_child_that_a_forked_worker_forks_is_no_worker(project: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_a_policy_a_handler_and_a_context_of_the_import_hold_in_workers(project: Path) -> None:
+    first = """
+import asyncio, contextvars, signal, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+
+class Policy(type(asyncio.get_event_loop_policy())):
+    pass
+
+asyncio.set_event_loop_policy(Policy())
+signal.signal(signal.SIGUSR1, lambda *_: None)
+variable = contextvars.ContextVar("variable")
+variable.set("of the import")
+MORE = {}
+"""
+    startup = (
+        "MORE.update(policy=type(asyncio.get_event_loop_policy()).__name__, variable=variable.get(None),"
+        " handler=signal.getsignal(signal.SIGUSR1).__name__)"
+    )
+    write(project, first=first, startup=startup)
+    with running("app:app", "--preload=strict", "--loop", "asyncio", directory=project) as server:
+        (worker,) = workers(server)
+        assert (worker["policy"], worker["variable"], worker["handler"]) == ("Policy", "of the import", "<lambda>")
+        assert server.stop() == 0
+
+
 # ---- what is shown of it
 
 

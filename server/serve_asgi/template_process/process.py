@@ -189,7 +189,8 @@ class TemplateProcess:
             said = str(pid)
         except BaseException as error:
             said = str(error) or repr(error)
-        os.write(writes, said.encode()[: select.PIPE_BUF])
+        with contextlib.suppress(BaseException):  # the template may be dead by now: then the worker ends as well
+            os.write(writes, said.encode()[: select.PIPE_BUF])
         return False
 
     def _become_worker(self, packet: Packet, descriptors: list[int]) -> StartArguments:
