@@ -228,3 +228,18 @@ def test_what_is_left_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     show.seen(status)
     show.left(remains(before, status))
     assert capsys.readouterr().out == "generation 1 ends\n"
+
+
+def test_what_stands_by_has_nothing_left_to_do_and_what_is_rolled_back_has() -> None:
+    workers = [
+        {**worker, "state": "standby", "in_flight": 0} if worker["generation"] == 7 else {**worker, "state": "serving"}
+        for worker in STATUS["workers"]  # type: ignore[attr-defined]
+    ]
+    kept = {"number": 7, "state": "standby", "size": 4, "standby": 12.0}
+    seen = {**STATUS, "generation": 8, "starting": None, "workers": workers, "generations": [kept]}
+    left = remains(STATUS, seen)
+    assert left.text() == "generation 7 stands by; nothing was cut"
+    assert "generation 7  ●●●●  4 standing by" in drawn(STATUS, seen)
+    again = remains(seen, {**STATUS, "generation": 7, "starting": None})
+    assert again.generations == (8,)
+    assert again.text() == "generation 8 ends"

@@ -61,7 +61,7 @@ def remains(before: dict[str, Any], seen: dict[str, Any]) -> OlderGenerations:
         sum(w["in_flight"] + w["websockets"] for w in older),
         max((w.get("oldest") or 0.0 for w in older), default=0.0),
         seen.get("lost", 0) - before.get("lost", 0),
-        tuple(sorted({w["generation"] for w in others if w["state"] == "standby"})),
+        tuple(sorted({w["generation"] for w in others if w.get("state") == "standby"})),
     )
 
 
@@ -72,7 +72,7 @@ def _others(seen: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _older(seen: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of them that have something left to do."""
-    return [w for w in _others(seen) if w["state"] != "standby"]
+    return [w for w in _others(seen) if w.get("state") != "standby"]
 
 
 def settled(seen: dict[str, Any]) -> bool:

@@ -125,6 +125,9 @@ def _state(status: dict[str, Any]) -> Text:
         )
     elif status["reload_waiting"]:
         state.append("  ▸ a reload waits", "bold")
+    for each in status["generations"]:
+        if (left := each.get("standby")) is not None:
+            state.append(f"  ● generation {each['number']} stands by, {span(max(0.0, left))}", "blue")
     return state
 
 
