@@ -136,7 +136,12 @@ def test_the_old_workers_have_no_vote_and_may_be_recycled() -> None:
     shell.accept()
     assert [each.worker for each in shell.of(actions.TellRetire)] == [old[1]]
     (replacement,) = [each for each in shell.workers(WorkerState.SERVING) if each not in [*old, canary]]
-    assert shell.of(actions.TellLend) == [actions.TellLend(replacement, 0.2)], "who comes later lends as well"
+    lends = [(each.worker, each.share) for each in shell.of(actions.TellLend)]
+    assert lends == [(old[1], 0.0), (replacement, 0.2)], "who comes later lends as well"
+    about = [each for each in shell.done if old[1] in (getattr(each, "worker", None), getattr(each, "sender", None))]
+    kinds = [type(each) for each in about if not isinstance(each, actions.LogEvent)]
+    end, retire = kinds.index(actions.TellLend), kinds.index(actions.TellRetire)
+    assert set(kinds[end + 1 : retire]) == {actions.ConnectPair}, "it closes its pairs before it gets those for its end"
 
 
 def test_too_few_requests_are_said_and_promoted_or_held() -> None:

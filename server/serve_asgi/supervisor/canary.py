@@ -81,7 +81,6 @@ class CanaryTrials:
         self.seen: tuple[TrafficSample, TrafficSample] | None = None
         """What the canary and the current generation have done in it, as last observed."""
         self._share = 0.0
-        self._lending: set[int] = set()
         self._slow = False
 
     # Beginning and end
@@ -114,10 +113,7 @@ class CanaryTrials:
         self.trial, self.deadline = None, math.inf
         self._decisions.do(actions.WatchCanary(None))
         for worker in self._processes.workers_in(WorkerState.SERVING):
-            if worker.id in self._lending:
-                self._decisions.do(actions.TellLend(worker, 0.0))
-                self._retiring.took_back(worker)  # it closes its pairs, and may need new ones to the same receivers
-        self._lending.clear()
+            self._retiring.stop_lending(worker)
 
     def tend(self) -> None:
         """Have every serving worker of the current generation lend connections, also one that has come since."""
@@ -126,8 +122,8 @@ class CanaryTrials:
             return
         canaries = [each for each in self._processes.workers_of(candidate) if each.state is WorkerState.SERVING]
         for worker in self._processes.workers_of(current):
-            if worker.state is WorkerState.SERVING and worker.id not in self._lending and canaries:
-                self._lending.add(worker.id)
+            if worker.state is WorkerState.SERVING and not worker.lends and canaries:
+                worker.lends = True
                 self._retiring.connect_to(worker, canaries)
                 self._decisions.do(actions.TellLend(worker, self._share))
 

@@ -230,6 +230,7 @@ class Worker:
     deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the current state has lasted too long
     serving_since: float = math.inf
     can_stand_by: bool = False  # one of an earlier version cannot
+    lends: bool = False  # it hands idle connections over to a canary
     recycling: str = ""  # why it requested to be replaced; it serves until its replacement accepts
     blocked: bool = False  # it is replaced because its event loop is blocked
     reason: str = ""  # why it retires

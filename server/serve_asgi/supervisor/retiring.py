@@ -49,6 +49,7 @@ class RetiringWorkers:
         before = worker.state
         worker.become(WorkerState.RETIRING, self._decisions.now + self._allowed(worker))
         stopping = reason == "stop"
+        self.stop_lending(worker)
         if not stopping and before is not WorkerState.STANDBY:  # which has no connections
             self.connect(worker)
         accepts = before not in WARM
@@ -60,6 +61,7 @@ class RetiringWorkers:
         """Have it hand over its connections, finish its requests and wait."""
         worker.reason = "reload"
         worker.become(WorkerState.STANDING_DOWN, self._decisions.now + self._allowed(worker))
+        self.stop_lending(worker)
         self.connect(worker)
         self._decisions.do(actions.TellStandBy(worker, worker.reason))
         text = f"{worker} is to stand by"
@@ -70,6 +72,13 @@ class RetiringWorkers:
         """Seconds that it has to leave, or to have nothing left."""
         policy = worker.generation.policy
         return policy.graceful_timeout + policy.shutdown_timeout + KILL_MARGIN
+
+    def stop_lending(self, worker: Worker) -> None:
+        """Have it hand nothing over to a canary any more; it closes all its pairs, before it gets new ones."""
+        if worker.lends:
+            worker.lends = False
+            self._decisions.do(actions.TellLend(worker, 0.0))
+            self.took_back(worker)
 
     def retire_for_stop(self, worker: Worker) -> None:
         """Retire a worker because the server stops, without receivers, since those leave as well."""
