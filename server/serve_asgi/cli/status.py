@@ -99,7 +99,7 @@ def _until(end: float) -> str:
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:
-    row = "{:>5} {:>4} {:<13} {:>6} {:>6} {:>5} {:>10} {:>8} {:>8} {:>7}"
+    row = "{:>5} {:>4} {:<13} {:>6} {:>6} {:>4} {:>9} {:>8} {:>8} {:>7}"
     yield row.format(*("slot", "gen", "state", "conns", "active", "ws", "requests", "memory", "cpu", "oldest"))
     for worker in sorted(found["workers"], key=lambda w: (w["generation"], w["slot"])):
         yield row.format(
