@@ -92,6 +92,24 @@ def test_a_reload_is_a_mark_and_a_band_and_a_refused_one_a_mark(server: RunningS
     (server.directory / "app.py").write_text(info())
 
 
+def test_deploys_are_listed_with_what_they_led_to(server: RunningServer, browser: Page) -> None:
+    opened(browser, server)
+    before = server.status()["generation"]
+    server.reload()
+    after = server.status()["generation"]
+    browser.wait_for("document.querySelector('#deploys li').dataset.outcome === 'done'")
+    browser.wait_for(f"document.querySelector('#deploys .generations').textContent === '{before}→{after}'")
+    browser.wait_for("document.querySelector('#deploys .figures').textContent.endsWith('0 cut')")  # of the old one
+    assert "serve reload" in browser.evaluate("document.querySelector('#deploys li').textContent")
+    (server.directory / "app.py").write_text("import nothing_of_this_name\n")
+    server.signal(signal.SIGHUP)
+    browser.wait_for("document.querySelector('#deploys li').dataset.outcome === 'refused'")
+    assert "HUP" in browser.evaluate("document.querySelector('#deploys li').textContent")
+    (server.directory / "app.py").write_text(info())
+    last = browser.evaluate("document.querySelector('#deploys li:last-child').dataset.outcome")
+    assert last == "started" or browser.evaluate("document.querySelectorAll('#deploys li').length") == 10
+
+
 def test_it_comes_back_by_itself_with_what_happened_before(server: RunningServer, browser: Page) -> None:
     opened(browser, server)
     before = browser.evaluate("document.querySelectorAll('#records li').length")

@@ -80,6 +80,8 @@ def test_a_reload_that_is_refused_is_told_with_its_reason(tmp_path: Path) -> Non
         (tmp_path / "app.py").write_text("import nothing_of_this_name")
         server.signal(signal.SIGHUP)
         metrics = wait_for(address, lambda metrics: value(metrics, "serve_reloads_total", outcome="refused") == 1)
+        assert value(metrics, "serve_deploys_total", outcome="started") == 1
+        wait_for(address, lambda metrics: value(metrics, "serve_deploys_total", outcome="refused") == 1)
         assert value(metrics, "serve_last_reload_successful") == 0
         assert value(metrics, "serve_generation") == 1
         with socket.create_connection(address, timeout=PATIENCE) as reader:

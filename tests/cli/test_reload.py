@@ -217,6 +217,38 @@ def test_the_picture_after_the_switch() -> None:
     assert remains(STATUS, seen).oldest == 12.5
 
 
+TRIAL = {
+    "generation": 8,
+    "state": "canary",
+    "share": 0.1,
+    "seconds_left": 45.0,
+    "canary": {"requests": 120, "errors": 3},
+    "current": {"requests": 1080, "errors": 1},
+}
+"""As in the status, a quarter of its time over."""
+
+
+def test_the_picture_of_a_trial() -> None:
+    trial = {"number": 8, "state": "canary", "size": 4}
+    seen = {**STATUS, "generations": [STATUS["generations"][0], trial], "canary": TRIAL}  # type: ignore[index]
+    seen |= {"last_deploy": {"trial": {"seconds": 60.0}}}
+    assert drawn(STATUS, seen, "a note")[3:] == [
+        "generation 8 is on trial with 10% of the traffic, 45 s left",
+        "━" * 40,
+        "              requests  failed  share",
+        "generation 8       120       3   2.5%",
+        "generation 7     1,080       1   0.1%",
+    ]
+    starting = {"generation": 8, "state": "starting canary", "share": 0.0, "seconds_left": None}
+    assert drawn(STATUS, {**seen, "canary": starting})[3:] == ["generation 8 starts as a canary"]
+    held = {**TRIAL, "state": "held", "seconds_left": None, "canary": {"requests": 0, "errors": 0}}
+    assert drawn(STATUS, {**seen, "canary": held})[3:6] == [
+        "generation 8 is held at 10%: `serve promote` or `serve rollback`",
+        "              requests  failed  share",
+        "generation 8         0       0      -",
+    ]
+
+
 def test_what_is_left_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A reload that took longer than the pause between two looks told it twice, line after line."""
     monkeypatch.setattr(reload_progress, "LOOK", 0.0)

@@ -146,6 +146,27 @@ def test_a_frame_shows_reloads_as_marks_and_as_a_list() -> None:
     assert any("1 refused" in line for line in lines)
 
 
+def test_a_frame_shows_the_last_deploys_and_how_they_ended() -> None:
+    deploys = [
+        {"at": 3.0, "kind": "canary", "outcome": "trial", "generation": 8, "seconds": None},
+        {"at": 2.0, "kind": "rollback", "outcome": "rolled_back", "generation": 5, "seconds": 0.004},
+        {"at": 1.0, "kind": "reload", "outcome": "refused", "generation": None, "seconds": 0.2},
+        {"at": 0.0, "kind": "start", "outcome": "started", "generation": 1, "seconds": 1.0},
+    ]
+    lines = drawn(samples([status(second) | {"deploys": deploys} for second in range(1, 9)]), 80, 40)
+    for told in ("▸ 8 trial", "↩ 5 rolled back 4.0 ms", "✗ refused", "✓ 1"):
+        assert any(told in line for line in lines)
+
+
+def test_a_frame_shows_a_trial_in_a_line_of_its_own() -> None:
+    canary = {"generation": 8, "state": "canary", "share": 0.1, "seconds_left": 42.0}
+    canary |= {"canary": {"requests": 120, "errors": 3}, "current": {"requests": 1080, "errors": 1}}
+    for height in (24, 40):
+        lines = drawn(samples([status(1), status(2) | {"canary": canary, "starting": 8}]), 80, height)
+        assert len(lines) <= height
+        assert lines[2].rstrip() == (" ▸ generation 8 on trial, 10%, 42 s left: 3 of 120 failed, 1 of 1,080 beside it")
+
+
 @pytest.mark.parametrize(
     ("more", "shown"),
     [

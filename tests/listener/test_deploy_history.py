@@ -152,6 +152,78 @@ def test_a_new_program_of_the_listener_goes_on_with_it() -> None:
     assert (empty.last()[0]["from"], empty.last()[0]["to"]["generation"]) == (None, 9)
 
 
+def test_a_canary_that_is_promoted_taken_back_or_undecided() -> None:
+    history = DeployHistory()
+    started(history)
+    numbers = {"canary": {"requests": 90, "errors": 0}, "current": {"requests": 810, "errors": 2}}
+
+    def tried(generation: int, verdict: str, reason: str) -> dict[str, Any]:
+        history.begin("serve reload")
+        history.generation_begins(version(generation), [])
+        history.take(record("canary_started", generation=generation, share=0.1, seconds=60.0, workers=1))
+        assert [history.last()[0][name] for name in ("kind", "outcome")] == ["canary", "trial"]
+        history.take(record(verdict, generation=generation, reason=reason, **numbers))
+        return history.last()[0]
+
+    assert tried(2, "canary_promoted", "nothing is worse")["outcome"] == "under_way"
+    history.take(record("reload_finished", seconds=62.0))
+    history.take(record("generation_ended", generation=1, handed_over=5, cut=0))
+    promoted = history.last()[0]
+    assert (promoted["outcome"], promoted["handed_over"], promoted["seconds"]) == ("promoted", 5, 62.0)
+    figures = {"canary_requests": 90, "canary_errors": 0, "current_requests": 810, "current_errors": 2}
+    assert promoted["trial"] == {"share": 0.1, "seconds": 60.0, "workers": 1, **figures}
+
+    bad = tried(3, "canary_withdrawn", "8 of 8 requests failed")
+    history.take(record("reload_refused", reason="the canary was taken back: 8 of 8 requests failed"))
+    history.take(record("generation_ended", generation=3, handed_over=2, cut=0))
+    assert history.last()[0] == bad
+    assert (bad["outcome"], bad["text"], bad["handed_over"]) == ("taken_back", "8 of 8 requests failed", None)
+
+    tried(4, "canary_undecided", "3 requests")
+    assert history.last()[0]["outcome"] == "trial"  # which may be held
+    history.take(record("canary_promoted", generation=4, reason="inconclusive: 3 requests", **numbers))
+    history.take(record("reload_finished", seconds=61.0))
+    told = history.last()[0]
+    assert (told["outcome"], told["text"], told["from"]["generation"]) == (
+        "inconclusive",
+        "inconclusive: 3 requests",
+        2,
+    )
+    assert history.outcomes == {"started": 1, "promoted": 1, "taken_back": 1, "inconclusive": 1}
+
+
+def test_roll_backs() -> None:
+    history = DeployHistory()
+    started(history)
+    reloaded(history, 2)
+    history.requested("serve rollback", "alice")
+    history.begin("serve rollback", DeployKind.ROLLBACK)
+    history.generation_begins(version(1), [])
+    history.take(record("rollback_finished", generation=1, workers=2, seconds=0.004))
+    history.take(record("generation_ended", generation=2, handed_over=9, cut=0))
+    back = history.last()[0]
+    assert (back["kind"], back["outcome"], back["who"], back["handed_over"]) == ("rollback", "rolled_back", "alice", 9)
+    assert (back["from"]["directory"], back["to"]["directory"]) == ("/srv/releases/2", "/srv/releases/1")
+    reloaded(history, 3)
+    history.take(record("generation_ended", generation=1, handed_over=4, cut=0))
+    assert [each["handed_over"] for each in history.last()] == [4, 9, None, None]
+
+    history.begin("serve rollback", DeployKind.ROLLBACK)
+    history.generation_begins(version(1), [])
+    history.take(record("rollback_refused", reason="no worker of generation 1 could serve again"))
+    assert history.last()[0]["outcome"] == "refused"
+    history.begin("serve rollback", DeployKind.ROLLBACK)  # to a release that is deployed again
+    history.generation_begins(version(4), [])
+    history.take(record("reload_finished", seconds=1.0))
+    assert (history.last()[0]["kind"], history.last()[0]["outcome"]) == ("rollback", "rolled_back")
+    history.begin("HUP")
+    history.take(record("rollback_finished", generation=4, by="serve rollback", seconds=0.0))
+    assert (history.last()[0]["outcome"], history.last()[0]["by"]) == ("given_up", "HUP")
+    before = history.last()
+    history.take(record("rollback_refused", reason="nothing stands by"))
+    assert history.last() == before
+
+
 def test_names_that_are_no_text_are_written_as_they_can_be() -> None:
     history = DeployHistory()
     history.begin("HUP", who="ren\udce9")

@@ -88,7 +88,8 @@ class Application:
             write, kind = encoder(header(scope, b"accept"))
             await answer(scope, send, write(registry(samples.view)), kind)
         elif path == "/status.json":
-            present = {**about(samples.view), **samples.now(), "reloads": list(samples.view.reloads)}
+            view = samples.view
+            present = {**about(view), **samples.now(), "reloads": list(view.reloads), "deploys": view.deploys}
             await answer(scope, send, encoded(present), JSON)
         else:
             await events(scope, receive, send, samples)
@@ -180,6 +181,7 @@ async def stream(send: Send, samples: MetricSamples, ends: set[asyncio.Task[Any]
         "samples": list(samples.kept),
         "records": list(view.records),
         "reloads": list(view.reloads),
+        "deploys": (deploys := view.deploys),
         "now": samples.now(),
     }
     await send(event("hello", first, b"retry: %d\n" % RETRY))
@@ -191,7 +193,10 @@ async def stream(send: Send, samples: MetricSamples, ends: set[asyncio.Task[Any]
             await send(event("happened", {"records": list(view.records)[-missed:], "reloads": list(view.reloads)}))
         recorded = view.recorded
         if samples.taken > number:
-            await send(event("sample", {"samples": samples.since(number), "now": samples.now()}))
+            sample = {"samples": samples.since(number), "now": samples.now()}
+            if view.deploys != deploys:  # unlike the rest, seldom
+                sample["deploys"] = deploys = view.deploys
+            await send(event("sample", sample))
             number = samples.taken
 
 

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words
 from serve_asgi.admin.server_view import ServerView
 from serve_asgi.hub.core import METRICS
-from serve_asgi.ipc.lifecycle_states import ServerState, WorkerState
+from serve_asgi.ipc.lifecycle_states import OPEN_DEPLOYS, DeployOutcome, ServerState, WorkerState
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
 
 NANO: Final = 1e9
@@ -240,6 +240,14 @@ class ServerCollector(Collector):
             reloads.add_metric([outcome], count)
             seconds.add_metric([outcome], count, state["reload_seconds"].get(outcome, 0.0))
         yield from (reloads, seconds)
+        deploys = CounterMetricFamily(
+            "serve_deploys", "Deploys that ended, the start of the server too, by outcome.", labels=["outcome"]
+        )
+        for ended in DeployOutcome:
+            if ended not in OPEN_DEPLOYS:
+                deploys.add_metric([ended.value], state.get("deploy_outcomes", {}).get(ended.value, 0))
+        yield deploys
+        yield from self._canary()
         last = self._view.reloads[-1] if self._view.reloads else None
         refused = last is not None and last["outcome"] == "refused"
         yield gauge("serve_last_reload_successful", "0 if the last reload was refused.", not refused)
@@ -248,6 +256,19 @@ class ServerCollector(Collector):
             yield gauge(
                 "serve_last_reload_duration_seconds", "How long the last reload took.", last.get("seconds", 0.0)
             )
+
+    def _canary(self) -> Iterator[Metric]:
+        """The trial under way; without one the requests are absent."""
+        canary = self._view.state.get("canary")
+        share = canary["share"] if canary else 0
+        yield gauge("serve_canary_share", "Share of the traffic of the canary that is on trial; 0 if none is.", share)
+        requests = GaugeMetricFamily("serve_canary_requests", "Requests since the trial began.", labels=["side"])
+        errors = GaugeMetricFamily("serve_canary_errors", "Of these, requests that failed.", labels=["side"])
+        for side in ("canary", "current"):
+            if canary and side in canary:
+                requests.add_metric([side], canary[side]["requests"])
+                errors.add_metric([side], canary[side]["errors"])
+        yield from (requests, errors)
 
     def _hub(self) -> Iterator[Metric]:
         """Messages, shared state and schedules, as the listener counts them."""

@@ -111,6 +111,7 @@ class MetricSamples:
             "state": state["state"],
             "generation": state["generation"],
             "starting": state["starting"],
+            "canary": state.get("canary"),
             "reload_waiting": state["reload_waiting"],
             "size": state["size"],
             "generations": state["generations"],

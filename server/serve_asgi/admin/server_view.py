@@ -94,6 +94,11 @@ class ServerView:
             return None
         return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE
 
+    @property
+    def deploys(self) -> list[dict[str, Any]]:
+        """The last deploys, the newest first (`serve_asgi.listener.deploy_history.Deploy`)."""
+        return list(self.state.get("deploys", []))
+
     def agent_active(self) -> bool | None:
         """Whether there is an active agent; None if the server has none."""
         if not self.state.get("agent_wanted"):

@@ -24,10 +24,11 @@ MOST: Final = 50
 RIGHT: Final = ("took", "moved", "cut")
 """Columns of numbers: seconds, connections handed over, requests cut."""
 COLOURS: Final = {
-    **dict.fromkeys(("started", "done"), "green"),
+    **dict.fromkeys(("started", "done", "promoted"), "green"),
+    **dict.fromkeys(("inconclusive", "rolled back"), "magenta"),
     **dict.fromkeys(("under way", "trial"), "cyan"),
     **dict.fromkeys(("superseded", "given up"), "yellow"),
-    "refused": "red",
+    **dict.fromkeys(("refused", "taken back"), "red"),
 }
 COMMIT: Final = 9
 """Characters of a commit that are shown."""
@@ -144,7 +145,10 @@ def _generations(deploy: dict[str, Any]) -> str:
 
 def took(deploy: dict[str, Any]) -> str:
     """How long a deploy took."""
-    return "-" if deploy["seconds"] is None else span(deploy["seconds"])
+    seconds = deploy["seconds"]
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.1 else span(seconds)
 
 
 def _number(found: int | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from serve_asgi.cli import control_client
+from serve_asgi.cli.canary_summary import failures, trial
 from serve_asgi.cli.command import as_json, command, counted, memory, show, span
 from serve_asgi.cli.deploys import outcome, requester
 
@@ -65,10 +66,12 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
     if found.get("lost"):
         yield f"{counted(found['lost'], 'request')} lost: cut, or in flight in a worker that died"
     for generation in found["generations"]:
-        if generation["number"] != found["generation"]:
+        if generation["number"] not in (found["generation"], (found.get("canary") or {}).get("generation")):
             state = STATES.get(generation["state"], generation["state"])
             left = f" for another {span(max(0.0, left))}" if (left := generation.get("standby")) is not None else ""
             yield f"generation {generation['number']} is {state}{left}"
+    if canary := found.get("canary"):
+        yield "; ".join(filter(None, (trial(canary), failures(canary))))
     if found["reload_waiting"]:
         yield "a reload waits for its turn"
     if found["last_failure"]:

@@ -16,7 +16,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from serve_asgi.cli.canary_summary import failures, trial
 from serve_asgi.cli.command import counted, memory, span
+from serve_asgi.cli.deploys import outcome
 from serve_asgi.cli.reload_live_view import STYLES
 from serve_asgi.cli.status import agent_returned
 from serve_asgi.cli.top_charts import ChartColumn, bar, columns, marks, rounded_up
@@ -36,6 +38,17 @@ LEAST_CHART: Final = 3
 LEAST_HISTORY: Final = 5
 """Lines that the history gets before the chart grows."""
 MOST_HISTORY: Final = 14
+SIGNS: Final = {
+    **dict.fromkeys(("started", "done", "promoted", "inconclusive"), "✓"),
+    **dict.fromkeys(("under_way", "trial"), "▸"),
+    **dict.fromkeys(("rolled_back", "taken_back"), "↩"),
+    **dict.fromkeys(("refused", "superseded", "given_up"), "✗"),
+}
+DEPLOYED: Final = {
+    **dict.fromkeys(("refused", "taken_back"), "red"),
+    **dict.fromkeys(("superseded", "given_up", "rolled_back"), "yellow"),
+}
+"""Colours of deploys that have not the colour of their generation."""
 FRAME: Final = 2
 """Lines of a box."""
 AIRY: Final = 30
@@ -50,8 +63,10 @@ def frame(samples: TopSamples, width: int, height: int | None) -> Group:
     """A whole frame of at most `width` columns and `height` lines (None: without limit)."""
     status = samples.status
     airy = height is None or height >= AIRY
-    parts: list[RenderableType] = [_head(samples, width), *([Text()] if airy else []), _figures(samples, width)]
-    left = 1000 if height is None else height - 2 - 4 - airy
+    canary = [_canary(status["canary"], width)] if status.get("canary") else []
+    gap = [Text()] if airy else []
+    parts: list[RenderableType] = [_head(samples, width), *canary, *gap, _figures(samples, width)]
+    left = 1000 if height is None else height - 2 - 4 - airy - len(canary)
     workers = len(processes(status))
     charts = width >= NARROW and len(samples.samples) >= CHARTED
     least = (LEAST_CHART + 1 + FRAME) if charts else 0
@@ -117,7 +132,9 @@ def _state(status: dict[str, Any]) -> Text:
         state.append("● the agent has returned", "yellow")
     else:
         state.append("● healthy", "green")
-    if (starting := status["starting"]) is not None:
+    if status.get("canary"):
+        state.append("  ▸ a canary is on trial", "bold")
+    elif (starting := status["starting"]) is not None:
         mine = [w for w in status["workers"] if w["generation"] == starting]
         ready = sum(w["state"] not in ("starting", "pending") for w in mine)
         state.append(
@@ -129,6 +146,17 @@ def _state(status: dict[str, Any]) -> Text:
         if (left := each.get("standby")) is not None:
             state.append(f"  ● generation {each['number']} stands by, {span(max(0.0, left))}", "blue")
     return state
+
+
+def _canary(canary: dict[str, Any], width: int) -> Text:
+    """The trial under way, and what both sides have failed in it."""
+    failed = canary.get("canary", {}).get("errors")
+    line = Text.assemble(
+        (f" ▸ {trial(canary, brief=True)}", f"bold {colour(canary['generation'])}"),
+        (f": {failures(canary)}" if canary.get("canary") else "", "bold red" if failed else ""),
+    )
+    line.truncate(width, overflow="ellipsis")
+    return line
 
 
 # Figures
@@ -312,13 +340,15 @@ def _worker(worker: dict[str, Any], rate: WorkerRate, most: float, *, wide: bool
 
 def _history(status: dict[str, Any], width: int, lines: int) -> Table:
     """The last reloads with their durations, and the last events."""
-    left = min(44, width * 2 // 5)
+    left = min(44, max(36, width * 2 // 5))
     side = Table.grid(padding=0)
     side.add_row(_reloads(status, left, lines), _recent(status, width - left, lines))
     return side
 
 
 def _reloads(status: dict[str, Any], width: int, lines: int) -> Panel:
+    if "deploys" in status:
+        return _deploys(status["deploys"][:lines], width, lines)
     history = status.get("history", [])[-lines:]
     slowest = max((reload.get("seconds", 0.0) for reload in history), default=0.0)
     table = Table.grid(padding=(0, 1, 0, 0))
@@ -337,6 +367,32 @@ def _reloads(status: dict[str, Any], width: int, lines: int) -> Panel:
             Text(clock(reload["at"]), "dim"), what, span(seconds), bar(seconds / slowest if slowest else 0.0, room, hue)
         )
     return _panel(table if history else Text("none yet", "dim"), "reloads", width, lines)
+
+
+def _deploys(deploys: list[dict[str, Any]], width: int, lines: int) -> Panel:
+    """The last deploys, the newest first: when, which generation, how it ended, how long it took."""
+    slowest = max((deploy["seconds"] or 0.0 for deploy in deploys), default=0.0)
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True, width=CLOCK)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    words = [_outcome(deploy) for deploy in deploys]
+    room = max(0, width - 4 - (CLOCK + 1 + max(map(len, words), default=0) + 1 + len("99m59s") + 1))
+    for deploy, word in zip(deploys, words, strict=True):
+        hue = DEPLOYED.get(deploy["outcome"]) or colour(deploy["generation"] or 0)
+        seconds = deploy["seconds"]
+        shown = bar(seconds / slowest if seconds and slowest else 0.0, room, hue)
+        table.add_row(
+            Text(clock(deploy["at"]), "dim"), Text(word, hue), "" if seconds is None else duration(seconds), shown
+        )
+    return _panel(table, "deploys", width, lines)
+
+
+def _outcome(deploy: dict[str, Any]) -> str:
+    sign = SIGNS.get(deploy["outcome"], "·")
+    number = "" if deploy["generation"] is None else f" {deploy['generation']}"
+    plain = deploy["outcome"] in ("started", "done")
+    return f"{sign}{number}" if plain else f"{sign}{number} {outcome(deploy)}"
 
 
 def _recent(status: dict[str, Any], width: int, lines: int) -> Panel:

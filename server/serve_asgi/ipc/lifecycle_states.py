@@ -45,7 +45,11 @@ class DeployOutcome(enum.Enum):
     TRIAL = "trial"  # the canary serves its share
     STARTED = "started"
     DONE = "done"
+    PROMOTED = "promoted"  # after a trial as a canary
+    INCONCLUSIVE = "inconclusive"  # promoted after a trial that had too few requests to tell
+    ROLLED_BACK = "rolled_back"  # the version before serves again
     REFUSED = "refused"
+    TAKEN_BACK = "taken_back"  # the trial has found it to be bad
     SUPERSEDED = "superseded"  # another one was requested before its end
     GIVEN_UP = "given_up"  # the server was stopped before its end
 

@@ -46,7 +46,12 @@ class DeployKind(enum.Enum):
     ROLLBACK = "rollback"  # the previous generation serves again
 
 
-_TOOK_EFFECT: Final = frozenset({DeployOutcome.STARTED, DeployOutcome.DONE})
+_REPLACED: Final = frozenset(
+    {DeployOutcome.DONE, DeployOutcome.PROMOTED, DeployOutcome.INCONCLUSIVE, DeployOutcome.ROLLED_BACK}
+)
+"""Outcomes after which another generation serves than before."""
+_TOOK_EFFECT: Final = _REPLACED | {DeployOutcome.STARTED}
+_INCONCLUSIVE: Final = "inconclusive"
 
 
 class DeployedVersion(msgspec.Struct, frozen=True):
@@ -137,10 +142,16 @@ class DeployHistory:
         match record["event"]:
             case "server_started":
                 self._end(DeployOutcome.STARTED, seconds=record.get("seconds"))
-            case "reload_finished" | "rollback_finished":
-                self._end(DeployOutcome.DONE, seconds=record.get("seconds"))
-            case "reload_refused" | "rollback_refused" if "reason" in record:
+            case "reload_finished":
+                self._succeeded(record)
+            case "reload_refused" if "reason" in record:
                 self._end(DeployOutcome.REFUSED, record["reason"], record.get("seconds"))
+            case "canary_started" | "canary_undecided" | "canary_promoted" | "canary_withdrawn":
+                self._tried(record)
+            case "rollback_finished":
+                self._rolled_back(record)
+            case "rollback_refused" if (deploy := self._under_way()) and deploy.kind is DeployKind.ROLLBACK:
+                self._end(DeployOutcome.REFUSED, record["reason"])
             case "generation_ended":
                 self._count(record["generation"], record["handed_over"], record["cut"])
 
@@ -151,6 +162,44 @@ class DeployHistory:
             self._end(DeployOutcome.REFUSED, failure)
         else:
             self._end(DeployOutcome.GIVEN_UP, "the server was stopped")
+
+    def _succeeded(self, record: Mapping[str, Any]) -> None:
+        deploy, seconds = self._under_way(), record.get("seconds")
+        if deploy is None:
+            return
+        if deploy.trial is None:
+            self._end(
+                DeployOutcome.ROLLED_BACK if deploy.kind is DeployKind.ROLLBACK else DeployOutcome.DONE, seconds=seconds
+            )
+        elif deploy.text.startswith(_INCONCLUSIVE):
+            self._end(DeployOutcome.INCONCLUSIVE, deploy.text, seconds)
+        else:
+            self._end(DeployOutcome.PROMOTED, deploy.text, seconds)
+
+    def _tried(self, record: Mapping[str, Any]) -> None:
+        """What becomes of a canary."""
+        if (deploy := self._under_way()) is None:
+            return
+        trial = deploy.trial or {}
+        trial |= {name: record[name] for name in ("share", "seconds", "workers") if name in record}
+        for side in ("canary", "current"):
+            trial |= {f"{side}_{name}": number for name, number in record.get(side, {}).items()}
+        deploy.kind, deploy.trial, deploy.text = DeployKind.CANARY, trial, _cut(record.get("reason", ""))
+        match record["event"]:
+            case "canary_started":
+                deploy.outcome = DeployOutcome.TRIAL
+            case "canary_promoted":
+                deploy.outcome = DeployOutcome.UNDER_WAY
+            case "canary_withdrawn":
+                self._end(DeployOutcome.TAKEN_BACK, deploy.text)
+
+    def _rolled_back(self, record: Mapping[str, Any]) -> None:
+        """The version before serves again; or still, if a deploy was given up that was under way."""
+        deploy = self._under_way()
+        if deploy is not None and deploy.kind is not DeployKind.ROLLBACK:
+            self._end(DeployOutcome.GIVEN_UP, f"it was given up by {record.get('by', 'a roll-back')}")
+        else:
+            self._end(DeployOutcome.ROLLED_BACK, seconds=record.get("seconds"))
 
     def _before_the_start(self) -> DeployedVersion | None:
         """What an earlier server on this host ran last, if that was kept."""
@@ -175,10 +224,11 @@ class DeployHistory:
 
     def _count(self, generation: int, handed_over: int, cut: int) -> None:
         """A generation has ended: its numbers belong to the deploy that replaced it."""
-        for deploy in self.own:
-            if deploy.outcome is DeployOutcome.DONE and deploy.before and deploy.before.generation == generation:
+        for deploy in reversed(self.own):
+            if deploy.outcome in _REPLACED and deploy.before and deploy.before.generation == generation:
                 deploy.handed_over, deploy.cut = handed_over, cut
                 self.changes += 1
+                return
 
     # The list
 

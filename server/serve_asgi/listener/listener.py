@@ -52,7 +52,7 @@ from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.re_exec import ReExec
 from serve_asgi.listener.re_exec_registry import InheritedState
 from serve_asgi.listener.signal_handlers import SignalHandlers
-from serve_asgi.listener.status import admin_state, effective_config, past, status
+from serve_asgi.listener.status import admin_state, briefly, effective_config, past, shown_deploys, status
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.listener.stored_deploys import StoredDeploys
 from serve_asgi.supervisor import actions
@@ -424,7 +424,14 @@ class Listener:
     def _admin_state(self) -> dict[str, Any]:
         """The present state, for the admin process."""
         state = admin_state(self.supervisor, self.children, self.history, self.links.hub.metrics())
-        return {**state, "certificates": self.certificates.ends(), "templates": self.children.templates.status()}
+        return {
+            **state,
+            "certificates": self.certificates.ends(),
+            "templates": self.children.templates.status(),
+            "deploys": shown_deploys(self.deploys),
+            "deploy_outcomes": dict(self.deploys.outcomes),
+            "canary": self.supervisor.trials.status(time.monotonic()),
+        }
 
     def _certificates_changed(self, said: actions.LogEvent) -> None:
         """Record what has happened to certificates, which is not an event of the supervisor."""
@@ -455,6 +462,7 @@ class Listener:
             **shown,
             **past(self.history),
             "last_deploy": self.deploys.newest(),
+            "deploys": briefly(self.deploys),
             "admin": self.admin.names,
             "state_store": self.store and self.store.status(),
             "tls": self.certificates.status(),

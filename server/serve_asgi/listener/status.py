@@ -19,6 +19,7 @@ from serve_asgi.config.sources import Settings
 from serve_asgi.config.state_location import is_url
 from serve_asgi.ipc.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard, Words
 from serve_asgi.listener.child import Child
+from serve_asgi.listener.deploy_history import DeployHistory
 from serve_asgi.listener.event_history import History
 from serve_asgi.supervisor.drain import Drain
 from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, Generation, Worker
@@ -186,6 +187,9 @@ def effective_config(
     return settings.told(resolved)
 
 
+DEPLOYS: Final = 10
+"""Most recent deploys that the admin process gets."""
+DEPLOYED_OPTIONS: Final = 5
 TROUBLE: Final = 300
 """Characters of the last reload's failure."""
 
@@ -241,3 +245,25 @@ def admin_state(
         "hub": dict(figures),
         "last_failure": supervisor.requests.last_failure[:TROUBLE],
     }
+
+
+def shown_deploys(deploys: DeployHistory) -> list[dict[str, Any]]:
+    """The last deploys for the admin process, the newest first, in short."""
+    return [
+        {**deploy, "text": deploy["text"][:TROUBLE], "options": deploy["options"][:DEPLOYED_OPTIONS]}
+        for deploy in deploys.last(DEPLOYS)
+    ]
+
+
+def briefly(deploys: DeployHistory) -> list[dict[str, Any]]:
+    """This server's last deploys for the status, the newest first: `serve deploys` has all of them, in full."""
+    return [
+        {
+            "at": deploy.at,
+            "kind": deploy.kind.value,
+            "outcome": deploy.outcome.value,
+            "generation": None if deploy.to is None else deploy.to.generation,
+            "seconds": deploy.seconds,
+        }
+        for deploy in [*deploys.own][: -RECENT - 1 : -1]
+    ]

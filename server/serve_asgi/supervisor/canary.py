@@ -91,7 +91,7 @@ class CanaryTrials:
         self._share = canary_share(policy, self._processes.size)
         self.trial = self._new_trial(policy)
         self.deadline = self._decisions.now + policy.canary_time
-        self._slow = False
+        self._slow, self.seen = False, None
         number = len(self._processes.workers_of(generation))
         if (part := part_of_the_time(self._share, self._processes.size, number)) < 1:
             for worker in self._processes.workers_of(generation):
@@ -231,7 +231,7 @@ class CanaryTrials:
         return {
             "generation": candidate.number,
             "state": candidate.state.value,
-            "share": round(self._share, 4),
+            "share": round(self._share, 4) if self.trial is not None else 0.0,
             "seconds_left": round(max(0.0, self.deadline - now), 1) if self.deadline < math.inf else None,
-            **self._numbers(),
+            **(self._numbers() if self.trial is not None else {}),
         }

@@ -33,7 +33,7 @@ const lasting = seconds => {
 const sum = values => values.reduce((a, b) => a + b, 0);
 const own = name => () => styleOf(name);
 
-const data = {samples: [], records: [], reloads: [], now: null, about: null};
+const data = {samples: [], records: [], reloads: [], deploys: [], now: null, about: null};
 let range = 300, hovered = null, painting = false, generation = null, begun = 0;
 
 // The charts
@@ -147,7 +147,12 @@ function placeBands(samples, window) {
   }));
 }
 
-// What is marked above the main chart: reloads, and workers that died.
+const TRIALS = {
+  canary_started: {kind: "trial", sign: "%", head: "A trial begins"},
+  canary_withdrawn: {kind: "back", sign: "↩", head: "The canary is taken back"},
+};
+
+// What is marked above the main chart: reloads, trials and their ends, and workers that died.
 function marked() {
   const reloads = data.reloads.map(each => each.outcome === "refused"
     ? {at: each.at, kind: "refused", sign: "×", head: "Reload refused", text: each.reason ?? each.text ?? ""}
@@ -156,7 +161,8 @@ function marked() {
        text: each.seconds === undefined ? "" : `That took ${three(each.seconds)} s.`});
   const died = data.records.filter(each => each.event === "worker_died").map(
     each => ({at: each.at, kind: "died", sign: "!", head: "A worker died", text: each.text}));
-  return [...reloads, ...died];
+  const trials = data.records.filter(each => each.event in TRIALS).map(each => ({at: each.at, text: each.text, generation: each.generation, ...TRIALS[each.event]}));
+  return [...reloads, ...died, ...trials];
 }
 
 function placeMarks(window) {
@@ -168,7 +174,7 @@ function placeMarks(window) {
     mark.dataset.key = key;
     mark.dataset.outcome = each.kind;
     if (each.generation) mark.dataset.generation = each.generation;
-    if (each.generation) mark.style.setProperty("--own", colourOf(each.generation));
+    if (each.generation && each.kind !== "back") mark.style.setProperty("--own", colourOf(each.generation));
     mark.style.left = place(window, each.at);
     mark.setAttribute("aria-label", `${clock(each.at)} ${each.head}. ${each.text}`);
     mark.onmouseenter = mark.onfocus = () => tell(mark, `${clock(each.at)}  ${each.head}`, each.text);
@@ -203,6 +209,7 @@ function show() {
   $("headline").textContent = now.generation ? `${several(serving, "worker")} ${serving === 1 ? "serves" : "serve"}` : "Starting";
   $("subline").textContent = subline();
   $("notes").replaceChildren(...notes());
+  showCanary(now.canary);
   const rates = recent.map(sample => sum(Object.values(sample.r)));
   $("rate").textContent = rates.length ? brief(sum(rates) / rates.length) : "–";
   $("requests").textContent = whole.format(now.totals.requests);
@@ -224,6 +231,28 @@ function show() {
   $("workers").replaceChildren(...now.workers.map(workerRow));
 }
 
+// The trial of a canary: how long it goes on, and what both sides have failed in the same time.
+function showCanary(canary) {
+  $("canary").hidden = !canary;
+  if (!canary) return;
+  const held = canary.state === "held", left = canary.seconds_left, planned = data.deploys.find(each => each.trial)?.trial.seconds;
+  $("canary").style.setProperty("--own", held ? styleOf("--warn") : colourOf(canary.generation));
+  $("canary-head").textContent = held ? `Generation ${canary.generation} is held without a verdict`
+    : left === null ? `Generation ${canary.generation} starts as a canary`
+    : `Generation ${canary.generation} is on trial with ${percent(canary.share)} of the traffic`;
+  $("canary-left").textContent = held ? "serve promote, or serve rollback" : left === null ? "" : `${lasting(left)} left`;
+  $("canary-time").style.width = `${held ? 100 : left === null || !planned ? 0 : 100 * Math.max(0, Math.min(1, 1 - left / planned))}%`;
+  $("canary-sides").replaceChildren(...[["canary", canary.generation], ["current", data.now.generation]].filter(([side]) => canary[side]).map(
+    ([side, number]) => {
+      const {requests, errors} = canary[side], made = element("div", "side"), chip = element("span", "chip number", number);
+      chip.style.setProperty("--own", colourOf(number));
+      const share = requests ? errors / requests : 0;
+      made.append(chip, element("strong", side === "canary" && errors ? "worse" : "", `${three(share * 100)} %`),
+        `of its requests failed `, element("span", "quiet", `${whole.format(errors)} of ${whole.format(requests)}`));
+      return made;
+    }));
+}
+
 function subline() {
   const {now} = data, last = data.reloads.findLast(each => each.outcome !== "refused" && each.generation === now.generation);
   const up = `up ${lasting(now.up)}`;
@@ -235,13 +264,13 @@ function subline() {
 function notes() {
   const {now} = data, found = [];
   if (now.state !== "running") found.push(element("span", "chip warn", now.state));
-  if (now.starting) found.push(element("span", "chip", `generation ${now.starting} starts`));
+  if (now.starting && !now.canary) found.push(element("span", "chip", `generation ${now.starting} starts`));
   if (now.reload_waiting) found.push(element("span", "chip", "a reload waits"));
   if (now.draining) found.push(element("span", "chip warn", "draining"));
   for (const slot of now.degraded) found.push(element("span", "chip bad", `slot ${slot} degraded`));
   if (now.agent_missing) found.push(element("span", "chip bad", "no agent"));
   if (now.agent_returned) found.push(element("span", "chip warn", "the agent has returned"));
-  if (data.reloads.at(-1)?.outcome === "refused") found.push(element("span", "chip bad", "the newest reload was refused"));
+  if (data.reloads.at(-1)?.outcome === "refused") found.push(element("span", "chip bad", data.deploys[0]?.outcome === "taken_back" ? "the canary was taken back" : "the newest reload was refused"));
   return found;
 }
 
@@ -284,6 +313,62 @@ function record(each) {
   return item;
 }
 
+// The deploys
+
+const OUTCOMES = {
+  under_way: ["under way", "--now"], started: ["started", "--good"], done: ["done", "--good"], refused: ["refused", "--bad"],
+  trial: ["on trial", "--now"], promoted: ["promoted", "--good"], inconclusive: ["inconclusive", "--warn"],
+  rolled_back: ["rolled back", "--warn"], taken_back: ["taken back", "--bad"], superseded: ["superseded", "--warn"], given_up: ["given up", "--warn"],
+};
+
+function deployRow(each) {
+  const item = element("li"), {from, to} = each, at = new Date(each.at * 1000);
+  const [word, colour] = OUTCOMES[each.outcome] ?? [each.outcome.replaceAll("_", " "), "--quiet"];
+  const day = at.toDateString() === new Date().toDateString() ? "" : `${at.toLocaleDateString("en-CA")} `;
+  const when = element("time", "", `${day}${clock(each.at)}`);
+  when.dateTime = at.toISOString();
+  const generations = element("span", "generations"), chip = version => {
+    const made = element("span", "chip number", version.generation);
+    if (version === to && each.outcome !== "refused") made.style.setProperty("--own", colourOf(version.generation));
+    return made;
+  };
+  if (from) generations.append(chip(from));
+  if (from && to) generations.append(element("span", "arrow", "→"));
+  if (to) generations.append(chip(to));
+  const what = element("div", "what"), head = what.appendChild(element("p")), outcome = head.appendChild(element("b", "", word));
+  outcome.style.setProperty("--own", styleOf(colour));
+  if (each.seconds !== null) head.append(` after ${time(each.seconds * 1000)}`);
+  head.append(` – ${[each.by, each.who, data.deploys.some(other => other.server !== each.server) && `on ${each.server}`].filter(Boolean).join(", ")}`);
+  const details = [each.text, ...changesOf(each)].filter(Boolean).join(" · ");
+  if (details) what.append(element("p", "quiet small", details));
+  const figures = element("span", "figures");
+  if (each.handed_over !== null) figures.append(element("b", "", count(each.handed_over)), " handed over, ", element("b", each.cut ? "worse" : "", count(each.cut)), " cut");
+  item.dataset.outcome = each.outcome;
+  item.append(when, generations, what, figures);
+  return item;
+}
+
+function changesOf({from, to, options}) {
+  if (!to) return [];
+  if (!from) return [to.app, to.directory, to.commit.slice(0, 9)];
+  const changed = ["app", "directory", "python"].filter(name => from[name] !== to[name]).map(name => apart(from[name], to[name]));
+  if (from.commit !== to.commit) changed.push(`${from.commit.slice(0, 9) || "?"} → ${to.commit.slice(0, 9) || "?"}`);
+  return [...changed, ...options];
+}
+
+// Two paths, without the directories that they have in common.
+function apart(before, after) {
+  const ours = before.split("/"), theirs = after.split("/");
+  let same = 0;
+  while (same < ours.length - 1 && ours[same] === theirs[same]) same++;
+  return `${ours.slice(same).join("/")} → ${theirs.slice(same).join("/")}`;
+}
+
+function showDeploys(deploys) {
+  data.deploys = deploys ?? data.deploys;
+  $("deploys").replaceChildren(...data.deploys.map(deployRow));
+}
+
 function happened(records) {
   data.records = [...data.records, ...records].slice(-200);
   for (const each of records) $("records").prepend(record(each));
@@ -314,13 +399,14 @@ setInterval(() => {
 
 function greeted(message) {
   heard = performance.now();
-  const {about, samples, records, reloads, now} = JSON.parse(message.data);
+  const {about, samples, records, reloads, deploys, now} = JSON.parse(message.data);
   Object.assign(data, {about, samples, records: [], reloads, now});
   $("app").textContent = about.app;
   $("host").textContent = `${about.listening.join(", ")} on ${about.host}, serve ${about.version}`;
   document.title = `${about.app} – serve`;
   $("records").replaceChildren();
   happened(records);
+  showDeploys(deploys);
   live("live");
   $("live").dataset.begun = ++begun;
   show();
@@ -329,7 +415,8 @@ function greeted(message) {
 
 function sampled(message) {
   heard = performance.now();
-  const {samples, now} = JSON.parse(message.data);
+  const {samples, now, deploys} = JSON.parse(message.data);
+  if (deploys) showDeploys(deploys);
   if (data.samples.at(-1)?.t > samples[0].t) data.samples = data.samples.filter(each => each.t <= samples[0].t);  // the clock was set back
   data.samples.push(...samples);
   data.samples.splice(0, data.samples.length - KEPT);
@@ -363,4 +450,4 @@ for (const chart of charts) {
   canvas.onpointerleave = () => { hovered = null; paint(); };
 }
 addEventListener("resize", paint);
-dark.addEventListener("change", () => { if (data.now) show(); paint(); });
+dark.addEventListener("change", () => { if (data.now) { show(); showDeploys(); } paint(); });
