@@ -186,7 +186,7 @@ def test_a_canary_that_is_promoted_taken_back_or_undecided() -> None:
     told = history.last()[0]
     assert (told["outcome"], told["text"], told["from"]["generation"]) == (
         "inconclusive",
-        "inconclusive: 3 requests",
+        "3 requests",
         2,
     )
     assert history.outcomes == {"started": 1, "promoted": 1, "taken_back": 1, "inconclusive": 1}

@@ -172,7 +172,7 @@ class DeployHistory:
                 DeployOutcome.ROLLED_BACK if deploy.kind is DeployKind.ROLLBACK else DeployOutcome.DONE, seconds=seconds
             )
         elif deploy.text.startswith(_INCONCLUSIVE):
-            self._end(DeployOutcome.INCONCLUSIVE, deploy.text, seconds)
+            self._end(DeployOutcome.INCONCLUSIVE, deploy.text.removeprefix(f"{_INCONCLUSIVE}: "), seconds)
         else:
             self._end(DeployOutcome.PROMOTED, deploy.text, seconds)
 

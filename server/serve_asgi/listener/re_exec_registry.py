@@ -266,6 +266,7 @@ MADE_ANEW: Final = frozenset(
         "tasks",
         "changes",  # the new one looks for files that have changed meanwhile
         "stored_deploys",
+        "canaries",  # none is on trial
         "_events",  # empty, or the program would not be replaced
         "_post",
         "_inherited",
