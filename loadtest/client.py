@@ -20,6 +20,8 @@ ANSWER_TIMEOUT = 30.0
 """Seconds, beyond what was planned, after which a response counts as lost."""
 CLOSE_TIMEOUT = 5.0
 """Seconds within which the server must end a connection that was asked to be closed."""
+FAILED = b"x-failed"
+"""The field of a response that a bad version (`loadtest.canary_versions`) fails on purpose: nothing else is wrong."""
 UNANNOUNCED = "a TLS connection ended without close_notify"
 
 
@@ -86,6 +88,7 @@ class Load:
 
         connection = await Connection.open(self.host, self.port, left, self.tls)
         self.ledger.connections += 1
+        connection.number = self.ledger.connections
         return connection
 
     def note_end(self, connection: Connection) -> None:
@@ -120,6 +123,8 @@ class Client:
             for entry in entries:
                 self._failed(entry, failure)
             return
+        for entry in entries:
+            entry.connection = connection.number
         answers = [connection.expect() for _ in requests]
         await send(connection, [piece for request in requests for piece in request.pieces], answers[-1])
         planned = 0.0
@@ -170,7 +175,10 @@ class Client:
             self._failed(entry, described(failure, request))
             self.leave()
             return
-        self.load.ledger.answered(entry, response.done, pid, generation)
+        if FAILED in response.headers:
+            self.load.ledger.answered_badly(entry, response.done, pid, generation)
+        else:
+            self.load.ledger.answered(entry, response.done, pid, generation)
         if self._fresh:
             self._fresh = False
             self.load.first_answer(pid, generation)
@@ -210,8 +218,8 @@ def described(failure: Failure, request: Request) -> Failure:
 
 
 def check(response: Response, number: int, answer: bytes) -> tuple[int, int]:
-    """The pid and generation that gave the right response; raises Failure for any other response."""
-    if response.status != 200:
+    """The pid and generation that gave the right response, or a bad version's; raises Failure for any other."""
+    if response.status != 200 and FAILED not in response.headers:
         raise Failure(Cause.STATUS, f"{response.status} {bytes(response.body[:60])!r}")
     if response.headers.get(b"x-id") != b"%d" % number:
         raise Failure(Cause.WRONG, f"the response is for id {response.headers.get(b'x-id')!r}")

@@ -58,6 +58,8 @@ class Connection(asyncio.Protocol):
         self._response = Response()
         self._begun = False  # some byte of the current response has arrived
         self._until_close = False  # the current response is delimited by the end of the connection (RFC 9112 6.3)
+        self.number = 0
+        """Whose turn it was to be opened in this run: 1 is the first."""
         self.took: Callable[[bytes], None] | None = None
         self.ended: Cause | None = None
         """Why nothing more can be asked here; None while the connection stands."""

@@ -26,6 +26,7 @@ class Cause(enum.Enum):
     STATUS = "error status"
     WRONG = "wrong bytes"
     CLOSED = "WebSocket closed"  # by the server, with a message unanswered or with an abnormal code
+    FAILED = "failed by a bad version"  # on purpose, with the right id and body: not lost
     UNSETTLED = "unsettled at the end"
 
 
@@ -52,6 +53,7 @@ class Entry:
     done: float = 0.0
     pid: int = 0
     generation: int = 0
+    connection: int = 0  # on which it was sent, counted from 1; 0 for messages
 
     @property
     def latency(self) -> float:
@@ -102,6 +104,10 @@ class Ledger:
         """The right and whole response has arrived."""
         entry.cause, entry.done, entry.pid, entry.generation = None, now, pid, generation
 
+    def answered_badly(self, entry: Entry, now: float, pid: int, generation: int) -> None:
+        """A bad version has answered with the error that it is made for."""
+        entry.cause, entry.done, entry.pid, entry.generation = Cause.FAILED, now, pid, generation
+
     def failed(self, entry: Entry, now: float, cause: Cause, detail: str = "") -> None:
         """There will be no response."""
         entry.cause, entry.done, entry.detail = cause, now, detail
@@ -113,11 +119,13 @@ class Ledger:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accounts:
-    """What `settle` found. Every number but the first three must be 0."""
+    """What `settle` found. Every number but the first four must be 0."""
 
     sent: int
     executed: int
     answered: int
+    failed: int
+    """Answered by a bad version with its error."""
     lost: list[Entry]
     lost_executed: int
     """Of the lost ones: executed, but the response did not arrive."""
@@ -126,7 +134,7 @@ class Accounts:
     phantom: list[int]
     """Ids that were executed and never sent."""
     unexecuted: list[int]
-    """Ids that were answered rightly and never executed."""
+    """Ids that were answered and never executed."""
     unfinished: list[int]
     """Ids that were answered and whose execution never ended."""
     mismatched: list[int]
@@ -152,13 +160,15 @@ def settle(entries: Sequence[Entry], executions: Iterable[Execution]) -> Account
             starts.setdefault(execution.number, []).append(execution.pid)
         else:
             ended.add(execution.number)
-    lost = [entry for entry in entries if entry.cause is not None]
-    answered = [entry for entry in entries if entry.cause is None]
+    lost = [entry for entry in entries if entry.cause is not None and entry.cause is not Cause.FAILED]
+    answered = [entry for entry in entries if entry.cause is None or entry.cause is Cause.FAILED]
+    failed = sum(entry.cause is Cause.FAILED for entry in entries)
     numbers = {entry.number for entry in entries}
     return Accounts(
         sent=len(entries),
         executed=len(starts),
-        answered=len(answered),
+        answered=len(answered) - failed,
+        failed=failed,
         lost=lost,
         lost_executed=sum(entry.number in starts for entry in lost),
         duplicated=[number for number, pids in starts.items() if len(pids) > 1],

@@ -17,7 +17,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import loadtest.app
@@ -152,8 +152,9 @@ class Server:
         python: str = sys.executable,
         tls: bool = False,
         keep_previous: int = 0,
+        options: Sequence[str] = (),
     ) -> None:
-        """Start it; `directory` must exist and be empty."""
+        """Start it, with further `options`; `directory` must exist and be empty."""
         self.name = name
         self.directory = directory
         self.python = python
@@ -175,7 +176,7 @@ class Server:
         )
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [python, *COMMANDS[name](start)],
+                [python, *COMMANDS[name](start), *options],
                 cwd=PROJECT if name == "serve" else directory,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,

@@ -21,7 +21,12 @@ def executed(number: int, pid: int = OLD) -> list[Execution]:
     return [Execution(True, number, pid, 1.1), Execution(False, number, pid, 1.4)]
 
 
+def failed(number: int, pid: int = OLD) -> Entry:
+    return Entry(number, "keep-alive", sent=1.0, cause=Cause.FAILED, done=1.5, pid=pid, generation=1)
+
+
 NOTHING = {
+    "failed": 0,
     "lost": 0,
     "lost_executed": 0,
     "duplicated": [],
@@ -49,6 +54,13 @@ CASES: dict[str, tuple[list[Entry], list[Execution], dict[str, object]]] = {
     "answered, never executed": ([answered(1)], [], {"unexecuted": [1]}),
     "answered, never ended": ([answered(1)], executed(1)[:1], {"unfinished": [1]}),
     "answered by another process": ([answered(1, NEW)], executed(1, OLD), {"mismatched": [1]}),
+    "failed by a bad version": ([failed(1)], executed(1), {"failed": 1}),
+    "failed by a bad version, and executed twice": (
+        [failed(1)],
+        executed(1) + executed(1, NEW),
+        {"failed": 1, "duplicated": [1]},
+    ),
+    "failed by another process": ([failed(1, NEW)], executed(1, OLD), {"failed": 1, "mismatched": [1]}),
     "unsettled at the end": ([Entry(1, "stream", sent=1.0)], executed(1), {"lost": 1, "lost_executed": 1}),
 }
 
