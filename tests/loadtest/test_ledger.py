@@ -71,7 +71,7 @@ def test_settle(case: str) -> None:
     accounts = settle(entries, executions)
     verdict = {name: getattr(accounts, name) for name in NOTHING} | {"lost": len(accounts.lost)}
     assert verdict == NOTHING | found
-    assert accounts.sent == len(entries) == accounts.answered + len(accounts.lost)
+    assert accounts.sent == len(entries) == accounts.answered + accounts.failed + len(accounts.lost)
 
 
 def test_losses_are_told_apart_by_cause_and_kind() -> None:

@@ -45,7 +45,7 @@ def test_a_canary_serves_beside_the_current_generation_which_lends_to_it() -> No
     assert len(canary) == 1
     assert not shell.of(actions.TellRetire)
     (limit,) = shell.of(actions.LimitAccepting)
-    assert limit.part == pytest.approx(0.1 * 4 / 0.9)
+    assert limit.share == 0.1
     assert {(each.worker, each.share) for each in shell.of(actions.TellLend)} == {(each, 0.1) for each in old}
     assert {(each.sender, each.receiver) for each in shell.of(actions.ConnectPair)} == {(o, canary[0]) for o in old}
     assert shell.of(actions.WatchCanary) == [actions.WatchCanary(canary[0].generation)]

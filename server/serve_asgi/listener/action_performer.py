@@ -79,8 +79,8 @@ class ActionPerformer:
                 listener.canaries.watch(canary, listener.supervisor.current)
             case actions.WatchSwitch(current, previous):
                 listener.canaries.watch_switch(current, previous)
-            case actions.LimitAccepting(worker, part):
-                children.tell(worker, {"type": "limit accepting", "part": part})
+            case actions.LimitAccepting(worker, share):
+                children.tell(worker, {"type": "limit accepting", "share": share})
             case actions.TellLend(worker, share):
                 children.tell(worker, {"type": "lend", "share": share})
             case actions.TellPromoted(worker):

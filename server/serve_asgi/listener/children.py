@@ -378,7 +378,10 @@ class Children:
         self.tell(sender, {"type": "receiver", "pair": pair}, given=(row, sends))
 
     def serve(self, worker: Worker) -> None:
-        """Tell a worker to serve; introduce it and the serving workers of its generation to each other."""
+        """Tell a worker to serve; introduce it and the serving workers of its generation to each other.
+
+        A canary and the current generation take turns at accepting clients, so they have to know each other, too.
+        """
         if (child := self.of(worker)) is None:
             return
         child.said.discard(packets.Accepts)  # it may be told so once more, after it has stood by
@@ -387,7 +390,8 @@ class Children:
         try:
             self._make_known(child, others)
             for each in others:
-                if each.worker.generation is worker.generation:
+                generations = {each.worker.generation, worker.generation}
+                if len(generations) == 1 or any(generation.state in ON_TRIAL for generation in generations):
                     self._make_known(each, [child])
         except OSError as error:  # without descriptors to spare only balance suffers
             log.debug("%s cannot be told which other workers serve: %s", worker, error)

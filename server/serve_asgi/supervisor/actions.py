@@ -147,10 +147,10 @@ class ConnectPair(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LimitAccepting(Action):
-    """To a canary: accept clients during this part of the time only, less than 1."""
+    """To a canary: accept this share of the new clients, less than what comes to one worker by itself."""
 
     worker: Worker
-    part: float
+    share: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

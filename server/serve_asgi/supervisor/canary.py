@@ -46,9 +46,10 @@ def canary_share(policy: Policy, size: int) -> float:
     return min(policy.canary_share, MOST_SHARE) or 1 / (size + 1)
 
 
-def part_of_the_time(share: float, size: int, canaries: int) -> float:
-    """The part of the time that a canary accepts clients, who come to one worker after another, to get its share."""
-    return min(1.0, share * size / (canaries * (1 - share)))
+def limited_share(share: float, size: int, canaries: int) -> float | None:
+    """The share of the new clients that each canary may accept; None if that is what one worker gets anyway."""
+    each = share / canaries
+    return each if each < 1 / (size + canaries) - 1e-9 else None
 
 
 def with_wish(policy: Policy, wish: e.CanaryWish | None) -> dict[str, Any]:
@@ -93,9 +94,9 @@ class CanaryTrials:
         self.deadline = self._decisions.now + policy.canary_time
         self._slow, self.seen = False, None
         number = len(self._processes.workers_of(generation))
-        if (part := part_of_the_time(self._share, self._processes.size, number)) < 1:
+        if (each := limited_share(self._share, self._processes.size, number)) is not None:
             for worker in self._processes.workers_of(generation):
-                self._decisions.do(actions.LimitAccepting(worker, part))
+                self._decisions.do(actions.LimitAccepting(worker, each))
         self._decisions.do(actions.WatchCanary(generation))
         text = (
             f"canary: {counted(number, 'worker')} of generation {generation.number} "
@@ -122,10 +123,11 @@ class CanaryTrials:
             return
         canaries = [each for each in self._processes.workers_of(candidate) if each.state is WorkerState.SERVING]
         for worker in self._processes.workers_of(current):
-            if worker.state is WorkerState.SERVING and not worker.lends and canaries:
-                worker.lends = True
-                self._retiring.connect_to(worker, canaries)
-                self._decisions.do(actions.TellLend(worker, self._share))
+            if worker.state is WorkerState.SERVING and canaries:
+                self._retiring.connect_to(worker, canaries)  # again, if it has withdrawn from one that was slow
+                if not worker.lends:
+                    worker.lends = True
+                    self._decisions.do(actions.TellLend(worker, self._share))
 
     def _new_trial(self, policy: Policy) -> CanaryTrial:
         return CanaryTrial(TrialPolicy(latency_factor=policy.canary_latency or None))

@@ -83,6 +83,10 @@ class WakeOrder:
         self._settle(listening, TRIES)
         self._take_second_place(listening)
 
+    def in_line(self) -> bool:
+        """Whether this worker waits for clients."""
+        return bool(self._watched)
+
     def leave(self) -> list[socket.socket]:
         """Leave the queues; return the sockets that were in them.
 

@@ -140,8 +140,8 @@ class Acceptor:
                 self._accept(listening)
 
     def step_in(self) -> None:
-        """Accept clients again."""
-        if self._pause is None:
+        """Accept clients again, if it has stepped out."""
+        if self._pause is None and not self._order.in_line():
             self.start()
 
     def accept_queued(self) -> bool:

@@ -118,6 +118,10 @@ class HandOverSender:
         """The connections that the receivers have, and have been offered."""
         return sum(receiver.load() for receiver in self._receivers)
 
+    def served(self) -> int:
+        """The requests that the receivers have answered."""
+        return sum(receiver.cells[Cell.REQUESTS] for receiver in self._receivers)
+
     def can_go(self) -> bool:
         """Whether a receiver would take a connection now."""
         return self._choose() is not None

@@ -84,7 +84,7 @@ class Retirement:
     async def retire(self) -> None:
         """Leave without losing anything: stop accepting, hand connections over, finish requests, cut what is left."""
         context = self._worker.context
-        self._worker.part_time.end()
+        self._worker.accepting_share.forget()
         if self._worker.lending.lends:
             self._worker.lending.end()
         if context.retire_deadline == math.inf:  # not one that was to stand by: its time does not begin anew

@@ -83,6 +83,14 @@ class OtherWorkers:
             if row[Cell.ACCEPTS] and generation in (None, place[RowOwner.GENERATION])
         ]
 
+    def served(self, generation: int) -> list[int]:
+        """The number of requests that each other worker of this generation has answered."""
+        return [row[Cell.REQUESTS] for place, row in self._living() if place[RowOwner.GENERATION] == generation]
+
+    def accepted(self) -> dict[int, int]:
+        """How many connections each other worker has accepted, by the serial number of its process."""
+        return {serial: row[Cell.ACCEPTED] for _, (serial, row) in self._living_rows()}
+
     def idle(self) -> Iterator[tuple[int, int, int]]:
         """The generation, slot and number of idle connections of each other worker."""
         for place, row in self._living():
@@ -91,9 +99,11 @@ class OtherWorkers:
 
     def _living(self) -> Iterator[tuple[memoryview, memoryview]]:
         """The entry and row of each other worker."""
-        for index, (serial, row) in self._rows.items():
-            if self._scoreboard.serial(index) == serial:
-                yield self._scoreboard.place(index), row
+        for index, (_, row) in self._living_rows():
+            yield self._scoreboard.place(index), row
+
+    def _living_rows(self) -> Iterator[tuple[int, tuple[int, memoryview]]]:
+        return ((index, of) for index, of in self._rows.items() if self._scoreboard.serial(index) == of[0])
 
     def _forget_the_dead(self) -> None:
         for index in [each for each, (serial, _) in self._rows.items() if self._scoreboard.serial(each) != serial]:

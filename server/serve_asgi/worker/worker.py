@@ -40,7 +40,7 @@ from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.accept_balance import LoopFactory, WakeOrder
 from serve_asgi.worker.acceptor import Acceptor
 from serve_asgi.worker.bootstrap import canary_refused, failure, leave_within
-from serve_asgi.worker.canary_share import ConnectionLending, PartTimeAcceptor
+from serve_asgi.worker.canary_share import AcceptingShare, ConnectionLending
 from serve_asgi.worker.connection_limit import ConnectionLimit
 from serve_asgi.worker.connection_opening import ConnectionOpening
 from serve_asgi.worker.event_loop import hidden
@@ -118,7 +118,7 @@ class WorkerProcess:
         self.sender: HandOverSender
         self.receiver: HandOverReceiver
         self.lending: ConnectionLending
-        self.part_time: PartTimeAcceptor
+        self.accepting_share: AcceptingShare
 
     async def run(self) -> int:
         """Run the worker; return the exit status."""
@@ -223,7 +223,7 @@ class WorkerProcess:
         )
         context.hand_over = self.sender.hand_over
         self.lending = ConnectionLending(context, self.sender, self.others)
-        self.part_time = PartTimeAcceptor(loop, self.acceptor)
+        self.accepting_share = AcceptingShare(loop, self.acceptor, self.others)
         self.lifespan = Lifespan(app, self.config.lifespan, context.state)
         await self.lifespan.startup()
         if self.hub is not None:
@@ -361,11 +361,11 @@ class WorkerProcess:
                     self.lending.lend(packet["share"])
             case "limit accepting":
                 self.order.evens_out = False
-                self.part_time.limit(packet["part"])
+                self.accepting_share.limit(packet["share"])
             case "promoted":
                 canary.over()
                 self.order.evens_out = True
-                self.part_time.limit(1.0)
+                self.accepting_share.end()
             case "stand by":
                 self.retirement.leave(LeaveOrder.STAND_BY, packet["reason"])
             case "retire":
