@@ -34,7 +34,7 @@ from loadtest.processes import MARK, Process, of_run
 from loadtest.report import columns
 from loadtest.servers import PROJECT, free_port, sources
 
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds until something that is waited for is given up."""
 REQUESTS = 200
 """To each worker, as a mean, before its memory is measured."""
@@ -100,7 +100,7 @@ class PreloadServer:
 
     def ask(self) -> int:
         """One request on a new connection; the PID of who has answered."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60.0)
         with contextlib.closing(connection):
             connection.request("GET", "/", headers={"Connection": "close"})
             return int(json.loads(connection.getresponse().read())["pid"])
