@@ -44,7 +44,8 @@ class ImportGuard:
         self._files = dict(_open_files())
         self._threads = set(_tasks())
         self._started: dict[threading.Thread, str] = {}
-        self._opened: dict[int, str] = {}
+        self._opened: dict[Identity, str] = {}
+        """Who has opened each socket."""
         self._loaded: dict[int, str] = {}
         """The extension module during whose import each thread was first seen, by thread id."""
         self._watching = False
@@ -53,7 +54,7 @@ class ImportGuard:
     def __enter__(self) -> ImportGuard:
         self._watching = True
         self._wrap(threading.Thread, "start", lambda thread: self._started.setdefault(thread, _caller()))
-        self._wrap(socket.socket, "__init__", None, lambda made: self._opened.update({made.fileno(): _caller()}))
+        self._wrap(socket.socket, "__init__", None, self._socket_opened)
         for name in ("create_module", "exec_module"):
             self._wrap(importlib.machinery.ExtensionFileLoader, name, self._seen_before, self._extension_loaded)
         return self
@@ -88,6 +89,9 @@ class ImportGuard:
 
         setattr(kind, name, watched)
         self._undo.append(undo)
+
+    def _socket_opened(self, made: Any) -> None:
+        self._opened[_identity(made.fileno())] = _caller()
 
     def _seen_before(self, loader: Any) -> None:
         for task in set(_tasks()) - self._threads:
@@ -138,7 +142,7 @@ class ImportGuard:
     def _shared_files(self) -> Iterator[str]:
         for number, identity in _open_files():
             if self._files.get(number) != identity and (what := _what(number)):
-                by = self._opened.get(number, "")
+                by = self._opened.get(identity, "")
                 yield f"{what}{f', opened by {by}' if by else ''}"
 
 
@@ -167,9 +171,14 @@ def _open_files() -> list[tuple[int, Identity]]:
         numbers = list(range(1024))
     for number in numbers:
         with contextlib.suppress(OSError):  # the directory's own
-            status = os.fstat(number)
-            found.append((number, (status.st_dev, status.st_ino)))
+            found.append((number, _identity(number)))
     return found
+
+
+def _identity(number: int) -> Identity:
+    """Which file a descriptor is of. Raises OSError."""
+    status = os.fstat(number)
+    return status.st_dev, status.st_ino
 
 
 def _what(number: int) -> str:
@@ -210,7 +219,7 @@ def _address(address: Any) -> str:
 
 def _caller() -> str:
     """The module that has called what is watched, and the line of the application from which that came."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(1)
     module = line = ""
     while frame is not None and not line:
         name = frame.f_globals.get("__name__", "")
