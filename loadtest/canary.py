@@ -23,7 +23,7 @@ import click
 
 from loadtest import canary_versions, processes
 from loadtest.canary_versions import FAULTS, GOOD_SECONDS, MAX_RSS, Fault
-from loadtest.client import CLOSE_TIMEOUT, Load
+from loadtest.client import CLOSE_TIMEOUT, UNANNOUNCED, Load
 from loadtest.kinds import users
 from loadtest.ledger import Accounts, Entry, Execution, Ledger, Left, Reconnect, parse_executions, settle
 from loadtest.proxies import PROXIES, behind
@@ -182,8 +182,10 @@ def _run(server: Server, settings: CanarySettings, port: int) -> CanaryResult:
     excused = {entry.number for entry in accounts.lost if in_crash(entry, executions_of(executions), crashes)}
     accounts.unfinished[:] = [n for n in accounts.unfinished if not _executed_in(n, executions, crashes)]
     problems += odd_accounts(accounts)
-    problems += [f"{what} ({count} times)" for what, count in ledger.oddities.items()]
     crashed_connections = [each for each in ledger.reconnects if _ended_in(each, crashes)]
+    if ledger.oddities[UNANNOUNCED] <= len(crashed_connections) + len(excused):
+        del ledger.oddities[UNANNOUNCED]  # a process that crashes says nothing
+    problems += [f"{what} ({count} times)" for what, count in ledger.oddities.items()]
     if problems:
         problems.append("the server's last words:\n" + server.last_words())
     return CanaryResult(
@@ -232,7 +234,7 @@ def _executed_in(number: int, executions: Sequence[Execution], crashes: Sequence
 
 
 def _ended_in(reconnect: Reconnect, crashes: Sequence[Crash]) -> bool:
-    ends = (Left.EOF, Left.RESET)
+    ends = (Left.EOF, Left.RESET, Left.TRUNCATION)
     return any(reconnect.left in ends and 0 <= reconnect.time - crash.time <= CRASH_TIME for crash in crashes)
 
 
