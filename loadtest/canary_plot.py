@@ -1,4 +1,7 @@
-"""The picture of one bad deploy taken back: a PNG. matplotlib comes with the optional dependency group `loadtest`."""
+"""The picture of one bad deploy taken back, which turns bad later if there is one: a PNG.
+
+matplotlib comes with the optional dependency group `loadtest`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.canary import CanaryResult, Deploy
-from loadtest.canary_versions import LATER
+from loadtest.canary_versions import LATER, LATER_FAULT
 from loadtest.ledger import Cause, Entry
 from loadtest.plot import INK
 
@@ -22,13 +25,14 @@ KEPT = ("keep-alive", "idle keep-alive")
 
 
 def plot(result: CanaryResult, path: Path) -> None:
-    """Draw the first bad deploy of the run into the file `path`. Raises ImportError if matplotlib is missing."""
+    """Draw a bad deploy of the run into the file `path`. Raises ImportError if matplotlib is missing."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    deploy = next(each for each in result.deploys if each.fault is not None and each.on_trial)
+    bad = [each for each in result.deploys if each.fault is not None and each.on_trial]
+    deploy = min(bad, key=lambda each: each.fault is not LATER_FAULT)
     first, last = -BEFORE, deploy.decided - deploy.on_trial + AFTER
     shown = [e for e in result.ledger.entries if e.pid and first <= e.done - deploy.on_trial <= last]
     style: Any = {
@@ -69,8 +73,9 @@ def head(figure: Any, result: CanaryResult, deploy: Deploy) -> None:
     took = 1000 * (deploy.decided - min((entry.done for entry in failed), default=deploy.decided))
     title = f"{len(failed)} errors in {took:.0f} ms, and the new version is taken back" if failed else "Taken back"
     rate = result.accounts.sent / (result.ended - result.began)
+    what = f"After {LATER:g} s on trial it fails every request" if deploy.fault is LATER_FAULT else "A bad version"
     text = (
-        f"After {LATER:g} s on trial it fails every request. {result.settings.workers} workers, {rate:.0f} requests/s; "
+        f"{what}. {result.settings.workers} workers, {rate:.0f} requests/s; "
         f"{len(result.lost)} lost, {len(result.reconnects)} reconnects."
     )
     figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold")

@@ -76,7 +76,7 @@ FAULTS = (
     Fault("crash", _CRASH),
     Fault("leak", f"_kept.append(bytearray({LEAK}))", seconds=20.0),
 )
-CRASH, SLOW_FAULT = FAULTS[4], FAULTS[3]
+LATER_FAULT = FAULTS[1]
 GOOD_SECONDS = 5.0
 """How long the trial of a good version lasts."""
 
