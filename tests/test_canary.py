@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -278,6 +279,21 @@ def test_a_newer_deploy_ends_the_trial_of_the_older(tmp_path: Path) -> None:
         server.wait_until(lambda status: status["generation"] == 3 and len(status["generations"]) == 1)
         clients.wait_for("3")
     assert clients.trouble == []
+
+
+@pytest.mark.parametrize(("workers", "percentage", "gets"), [(1, 0, 0.5), (2, 10, 0.1), (4, 5, 0.05), (4, 30, 0.3)])
+def test_clients_that_come_and_go_are_shared_as_configured(
+    tmp_path: Path, workers: int, percentage: int, gets: float
+) -> None:
+    with serving(tmp_path, "--canary-share", f"{percentage}", workers=workers) as server:
+        deploy(tmp_path, "2")
+        server.signal(signal.SIGHUP)
+        server.wait_until(lambda status: bool((status["canary"] or {}).get("seconds_left")))
+        versions = []
+        for _ in range(200):
+            versions.append(ask(server)[0])
+            time.sleep(0.005)  # what all have accepted is looked at 20 times a second
+        assert versions.count("2") / len(versions) == pytest.approx(gets, abs=0.06)
 
 
 @pytest.mark.parametrize("who", ["old worker", "scale", "drain", "stop"])
