@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import dataclasses
 import gc
 import inspect
 import json
@@ -26,6 +27,7 @@ from serve_asgi.listener import re_exec_registry as registry
 from serve_asgi.listener import re_exec_resume
 from serve_asgi.listener.generation_config import resolve_config
 from serve_asgi.listener.listener import Listener
+from serve_asgi.supervisor.lifecycles import Generation, Policy, Worker
 
 
 @pytest.fixture
@@ -217,6 +219,16 @@ def complete(settings: dict[str, Any]) -> None:
         settings[part] = defaults[part] | settings[part]
 
 
+def complete_processes(supervisor: dict[str, Any]) -> None:
+    """Add the members of processes, generations and their policies that did not exist either."""
+    policies = [supervisor["policy"], *(each["policy"] for each in supervisor["generations"])]
+    for kind, parts in ((Policy, policies), (Generation, supervisor["generations"]), (Worker, supervisor["workers"])):
+        defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+        for part in parts:
+            for name in defaults.keys() - part.keys():
+                part[name] = defaults[name]
+
+
 @pytest.mark.parametrize("path", sorted(SNAPSHOTS.iterdir()), ids=lambda path: path.stem)
 def test_what_an_earlier_version_has_left_is_understood(path: Path) -> None:
     """All of it: what is made of it and passed on again is the same, which the earlier one would understand."""
@@ -244,6 +256,7 @@ def test_what_an_earlier_version_has_left_is_understood(path: Path) -> None:
         complete(settings)
     for each in state["configs"].values():
         each["release"].setdefault("commit", "")
+    complete_processes(state["supervisor"])
     for name in left.keys() - state.keys():  # which did not exist in that version
         assert left.pop(name) == next(piece.default for piece in registry.PIECES if piece.name == name)
     assert left == state

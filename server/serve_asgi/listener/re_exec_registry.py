@@ -177,7 +177,7 @@ PIECES: Final = (
         "configs",
         lambda one, _: one.configs.previous.to_state(),
         lambda value, _: [GenerationConfig.from_state(each) for each in value],
-        default=(),
+        default=[],
     ),
     Piece(
         "supervisor",
@@ -310,7 +310,7 @@ CARRIED: Final = (
         frozenset(
             {
                 *("_processes", "_decisions", "_previous", "wanted", "by"),
-                *("previous_wanted", "preparation", "_waiting_said"),
+                *("canary", "previous_wanted", "preparation", "_waiting_said"),
             }
         ),
     ),
