@@ -22,6 +22,8 @@ RETRY_AFTER: Final = 1
 
 _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
+_REFUSED: Final = int(Cell.REFUSED)
+_EXCUSED_5XX: Final = int(Cell.EXCUSED_5XX)
 
 
 class RefusedClient(Protocol):
@@ -55,6 +57,9 @@ def overloaded(worker: WorkerContext, client: RefusedClient, head: Head, close: 
 def _count(worker: WorkerContext, client: RefusedClient, request: LoggedRequest, status: int, size: int) -> None:
     worker.cells[_REQUESTS] += 1
     worker.cells[_STATUS + status // 100] += 1
+    worker.cells[_REFUSED] += 1
+    if status >= 500:
+        worker.cells[_EXCUSED_5XX] += 1
     if worker.access_log is not None:
         tls = None if client.tls is None else client.tls.info
         response = ServerResponse(client.client, client.scheme, tls)

@@ -14,7 +14,7 @@ from typing import Final
 from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.request_receive import Request
 from serve_asgi.http.response import Response
-from serve_asgi.http.response_states import DONE, LOST, WAITING
+from serve_asgi.http.response_states import DONE, LOST, STARTED, WAITING
 from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.scoreboard import Cell
@@ -25,6 +25,8 @@ from serve_asgi.logs.server_log import about
 _log: Final = logging.getLogger("serve.error")
 
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
+_EXCUSED_5XX: Final = int(Cell.EXCUSED_5XX)
+_FAILED_WITHOUT_5XX: Final = int(Cell.FAILED_WITHOUT_5XX)
 
 
 async def run_cycle(worker: WorkerContext, request: Request, response: Response) -> None:
@@ -49,10 +51,12 @@ def _abandoned(request: Request, response: Response) -> None:
     """The application has returned before the response was complete."""
     if request.taken and request.client_has_ended():  # `receive` has told it that the client is gone
         _log.debug("The application ended because the client had gone.", extra=about("client_disconnected"))
+        if response.state is WAITING or response.state is STARTED:
+            response.worker.cells[_EXCUSED_5XX] += 1  # it is answered with 500, in case that somebody still reads
     elif response.state is WAITING:
-        _report(request, "returned without answering", "request_unanswered")
+        _report(request, response, "returned without answering", "request_unanswered")
     else:
-        _report(request, "returned without completing its response to", "request_unanswered")
+        _report(request, response, "returned without completing its response to", "request_unanswered")
     _end(response)
 
 
@@ -73,7 +77,7 @@ def _tell_of(request: Request, response: Response, error: BaseException) -> None
         _log.debug(text, exc_info=exc_info(error), extra=about("client_disconnected"))
     else:
         what = "was cancelled" if cancelled else "raised an exception"
-        _report(request, f"{what} while answering", "application_failed", error)
+        _report(request, response, f"{what} while answering", "application_failed", error)
 
 
 def _end(response: Response) -> None:
@@ -87,8 +91,10 @@ def _end(response: Response) -> None:
         logging.getLogger("serve").error(text, exc_info=exc_info(error), extra=about("internal_error"))
 
 
-def _report(request: Request, what: str, event: str, error: BaseException | None = None) -> None:
-    """Log what the application did wrong, and at which request."""
+def _report(request: Request, response: Response, what: str, event: str, error: BaseException | None = None) -> None:
+    """Count and log what the application did wrong, and at which request."""
+    if response.state is not WAITING and response.state is not STARTED and response.status < 500:
+        response.worker.cells[_FAILED_WITHOUT_5XX] += 1  # the others are answered with 500, or have been with 5xx
     method, path = request.head.method, request.path()
     request_id, trace = request.identity(), request.trace()
     _log.error(

@@ -30,6 +30,11 @@ class LatencyHistogram:
         """How many were timed."""
         return sum(self.counts)
 
+    def __add__(self, other: LatencyHistogram) -> LatencyHistogram:
+        """Both together."""
+        counts = tuple(ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True))
+        return LatencyHistogram(counts, self.seconds + other.seconds)
+
     def __sub__(self, earlier: LatencyHistogram) -> LatencyHistogram:
         """What was added since `earlier`."""
         counts = tuple(max(0, now - before) for now, before in zip(self.counts, earlier.counts, strict=True))

@@ -110,6 +110,10 @@ class Cell(enum.IntEnum):
     TLS_AES_128 = 56  # handshakes by cipher
     TLS_AES_256 = 57
     TLS_CHACHA20 = 58
+    # what the counts of responses do not tell of the application's part in them
+    REFUSED = 59  # of REQUESTS: those that the server answered itself, too many at once or malformed
+    EXCUSED_5XX = 60  # of STATUS_5XX: those where the application has not failed: too many at once, or a client gone
+    FAILED_WITHOUT_5XX = 61  # requests and WebSockets whose application failed when 5xx could no longer be answered
 
 
 DURATION_BOUNDS: Final = (

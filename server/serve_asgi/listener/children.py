@@ -23,6 +23,7 @@ from serve_asgi.errors import UsageError
 from serve_asgi.ipc import packets
 from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
+from serve_asgi.listener.canary_samples import GenerationSamples
 from serve_asgi.listener.child import Child, Welcome, handover_pair
 from serve_asgi.listener.child_packets import ChildPackets, WorkerTls
 from serve_asgi.listener.exit_status import describe
@@ -35,6 +36,7 @@ from serve_asgi.listener.templates import Templates
 from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.actions import LogEvent
+from serve_asgi.supervisor.canary_verdict import TrafficSample
 from serve_asgi.supervisor.lifecycles import ON_TRIAL, Agent, AppProcess, Generation, Worker
 
 ROWS = 1024
@@ -88,6 +90,7 @@ class Children:
         self._board = scoreboard.read_only()
         """What children get of the scoreboard."""
         self.templates = Templates(self, record)
+        self._samples = GenerationSamples()
         self.by_pid: dict[int, Child] = {child.pid: child for child in children}
         self.is_helper: Callable[[int], bool] = lambda pid: False
         """Whether this is the PID of a helper process."""
@@ -102,6 +105,10 @@ class Children:
     def of(self, worker: AppProcess) -> Child | None:
         """The process of `worker`, if it has one."""
         return next((child for child in self.by_pid.values() if child.worker is worker), None)
+
+    def sample(self, generation: Generation) -> TrafficSample:
+        """What all workers of a generation, also those that have ended, have done since it was started."""
+        return self._samples.of(generation.number, self)
 
     def silent_for(self, child: Child) -> float:
         """Seconds since the last heartbeat of the child's event loop, 0.0 if there was none."""
@@ -301,7 +308,9 @@ class Children:
         try:
             self._packets.read_rest(child)
             self.links.read_rest(child.worker.id)
-            self.scoreboard.fold(child.row, row_slot(child.worker), child.counts.words())
+            words = child.counts.words()
+            self._samples.reaped(child.worker, words)
+            self.scoreboard.fold(child.row, row_slot(child.worker), words)
             self._free_rows.append(child.row)
             child.close()
         except Exception:

@@ -37,7 +37,6 @@ from serve_asgi.listener.admin_process import AdminProcess
 from serve_asgi.listener.announcements import Announcements
 from serve_asgi.listener.awaited_hooks import AwaitedHooks
 from serve_asgi.listener.blocked_workers import BlockedWorkers
-from serve_asgi.listener.canary_samples import sample_of
 from serve_asgi.listener.canary_watch import CanaryWatch
 from serve_asgi.listener.certificate_watch import CertificateWatch
 from serve_asgi.listener.children import ROWS, SLOTS, Children
@@ -169,7 +168,7 @@ class Listener:
         self.control = ControlServer(path, self)
         self.hooks = Hooks(config, self.processes, self.recorder.record, self._release, lambda: self.control.path)
         self.canaries = CanaryWatch(
-            lambda generation: sample_of(generation, self.children),
+            self.children.sample,
             self.post,
             self.hooks,
             lambda generation: self.configs.all[generation],

@@ -139,7 +139,7 @@ class CanaryTrials:
         if self.trial is None:
             return
         self.seen = event.canary, event.current
-        self._judge(self.trial.observe(event.canary, event.current))
+        self._judge(self.trial.observe(event.canary, event.current, self._decisions.now))
 
     def refused(self, event: e.CanaryRefused) -> None:
         """A check, or the application itself, has said no."""

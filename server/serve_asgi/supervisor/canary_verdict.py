@@ -30,17 +30,19 @@ WORSE_BY: Final = 0.02
 """A bad version fails WORSE_FACTOR times as many requests as the current one, and at least WORSE_BY more of them."""
 BROKEN: Final = 0.2
 """A broken one fails this share, or that of a bad one if that is more."""
+PERIOD: Final = 1.0
+"""Seconds from one of the moments to the next since which both sides are compared, and by which bursts are told."""
 MOMENTS: Final = 64
 """Most moments since which both sides are compared; further ones take the place of every second earlier one."""
 STEADY_OBSERVATIONS: Final = 10
-"""How many observations without bursts the estimate of the overdispersion begins with."""
+"""How many seconds without bursts the estimate of the overdispersion begins with."""
 
 QUANTILES: Final = (0.5, 0.95)
 """A slow version shows in the median; one with a slow path shows in what the slowest requests take."""
 DEVIATIONS: Final = 3.5
 """Standard deviations by which each quantile may have been estimated wrongly: one in 4,300, on each side."""
-WARM_UP: Final = 10
-"""Observations before latencies are compared: caches, pools and lazy imports make any new process slow at first."""
+WARM_UP: Final = 10.0
+"""Seconds before latencies are compared: caches, pools and lazy imports make any new process slow at first."""
 WARNING_FACTOR: Final = 1.5
 """How much slower a canary is reported to be if its latency does not decide."""
 
@@ -57,6 +59,11 @@ class TrafficSample:
     errors: int = 0
     """Those that the application failed: with a status of 5xx or an exception. Each counts once."""
     latency: LatencyHistogram = NOTHING_TIMED
+
+    def __add__(self, other: TrafficSample) -> TrafficSample:
+        """What two have done together."""
+        requests, errors = self.requests + other.requests, self.errors + other.errors
+        return TrafficSample(requests, errors, self.latency + other.latency)
 
     def __sub__(self, earlier: TrafficSample) -> TrafficSample:
         """What was done since `earlier`."""
@@ -103,6 +110,8 @@ class TrialPolicy:
     """From how many times the current generation's latency on the canary is SLOW; None: latency only warns."""
     minimum_requests: int = 100
     """The canary's requests without which it cannot be GOOD: a version that fails 10 % shows in about as many."""
+    when: str = "in the same time"
+    """When the current generation has done what it is compared with, for the sentences."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,24 +129,36 @@ class CanaryTrial:
         self._policy = policy
         self._moments = [_Moment()]
         """Since when both sides are compared, the earliest first; the last observation is the last."""
-        self._observations = 0
         self._warm: _Moment | None = None
         """The totals at the end of the warm-up."""
         self._bursts = 0.0
-        """The sum of errors² / requests of the current generation from one observation to the next."""
+        """The sum of errors² / requests of the current generation in each second."""
         self._busy = 0
-        """Observations before which the current generation had requests."""
-        self._last = _Moment()
+        """Seconds in which it had requests."""
+        self._last = self._noted = _Moment()
+        """The last observation, and the last after which a second had passed."""
+        self._began: float | None = None
+        """When the trial began, a second before its first observation."""
+        self._noted_at = 0.0
         self._ended: Verdict | None = None
 
-    def observe(self, canary: TrafficSample, current: TrafficSample) -> Verdict:
-        """Take both sides' totals since the trial began, about once per second; return what is known by now."""
+    def observe(self, canary: TrafficSample, current: TrafficSample, at: float | None = None) -> Verdict:
+        """Take both sides' totals since the trial began; return what is known by now.
+
+        Called about once per second, and in between whenever that may find a bad canary sooner. `at` is a time (s) of
+        any clock; None: one second after the last.
+        """
         if self._ended is not None:
             return self._ended
-        now = _Moment(canary, current)
-        self._note_bursts(now)
+        now = _Moment(_possible(canary), _possible(current))
+        if at is None:
+            at = self._noted_at + PERIOD
+        if self._began is None:
+            self._began = self._noted_at = at - PERIOD
+        self._last = now
+        if at - self._noted_at >= 0.9 * PERIOD:
+            self._note(now, at, warm=at - self._began >= WARM_UP - 0.1)
         verdict = self._judged(now)
-        self._remember(now)
         if verdict.kind is not VerdictKind.UNDECIDED:
             self._ended = verdict
         return verdict
@@ -152,9 +173,9 @@ class CanaryTrial:
         """How much more the current generation's errors vary from second to second than independent ones would; >= 1.
 
         Pearson's statistic by its degrees of freedom, as quasi-likelihood has it (McCullagh and Nelder, "Generalized
-        Linear Models", 4.5); the first few observations count for little.
+        Linear Models", 4.5); the first few seconds count for little.
         """
-        total = self._last.current
+        total = self._noted.current
         if not 0 < total.errors < total.requests:
             return 1.0
         rate = total.errors / total.requests
@@ -162,17 +183,15 @@ class CanaryTrial:
         freedom = self._busy - 1 + STEADY_OBSERVATIONS
         return max(1.0, (pearson + STEADY_OBSERVATIONS) / freedom)
 
-    def _note_bursts(self, now: _Moment) -> None:
-        done = _added(now.current, self._last.current)
+    def _note(self, now: _Moment, at: float, warm: bool) -> None:
+        """A second is over."""
+        done = _added(now.current, self._noted.current)
         if done.requests:
             self._bursts += done.errors**2 / done.requests
             self._busy += 1
-        self._last = now
-
-    def _remember(self, now: _Moment) -> None:
-        self._observations += 1
-        if self._observations == WARM_UP:
+        if self._warm is None and warm:
             self._warm = now
+        self._noted, self._noted_at = now, at
         if len(self._moments) == MOMENTS:
             self._moments = self._moments[::2]
         self._moments.append(now)
@@ -184,21 +203,20 @@ class CanaryTrial:
         bursts = self.overdispersion()
         ratio = evidence(now.canary, now.current, usual) / bursts
         if ratio > LIKELIHOOD_RATIO and now.canary.errors >= LEAST_ERRORS:
-            return Verdict(VerdictKind.BAD, _comparison(now.canary, now.current), _from_log(ratio))
+            return Verdict(VerdictKind.BAD, self._comparison(now.canary, now.current), _from_log(ratio))
         later = [
-            (evidence(_added(now.canary, then.canary), _added(now.current, then.current), usual) / bursts, index)
+            (evidence(*_since(then, now), usual) / bursts, index)
             for index, then in self._later_suspicions(now, usual, bursts)
         ]
         strongest, index = max(later, default=(0.0, 0))
         if strongest > LATER_LIKELIHOOD_RATIO:
-            then = self._moments[index]
-            text = _comparison(_added(now.canary, then.canary), _added(now.current, then.current))
+            text = self._comparison(*_since(self._moments[index], now))
             return Verdict(VerdictKind.BAD, text, _from_log(strongest))
         ratio = _from_log(ratio)
         slower = self._slower(now)
         if slower and self._policy.latency_factor is not None:
             return Verdict(VerdictKind.SLOW, slower, ratio)
-        return Verdict(VerdictKind.UNDECIDED, _comparison(now.canary, now.current), ratio, slower)
+        return Verdict(VerdictKind.UNDECIDED, self._comparison(now.canary, now.current), ratio, slower)
 
     def _later_suspicions(self, now: _Moment, usual: float, bursts: float) -> Iterator[tuple[int, _Moment]]:
         """The moments since which the canary has failed too many requests for the usual rate."""
@@ -228,6 +246,10 @@ class CanaryTrial:
             return Verdict(VerdictKind.INCONCLUSIVE, text, ratio, warning)
         return Verdict(VerdictKind.GOOD, numbers, ratio, warning)
 
+    def _comparison(self, canary: TrafficSample, current: TrafficSample) -> str:
+        ours = f"{canary.errors:,} of {_many(canary.requests)} failed{_percent(canary)}"
+        return f"{ours}, against {current.errors:,} of {current.requests:,}{_percent(current)} {self._policy.when}"
+
     # Latency
 
     def _slower(self, now: _Moment) -> str:
@@ -237,6 +259,8 @@ class CanaryTrial:
         factor = self._policy.latency_factor or WARNING_FACTOR
         canary = now.canary.latency - self._warm.canary.latency
         current = now.current.latency - self._warm.current.latency
+        if not current.requests:
+            current = now.current.latency
         for share in QUANTILES:
             ours = canary.confidence_interval(share, DEVIATIONS)
             theirs = current.confidence_interval(share, DEVIATIONS)
@@ -248,7 +272,7 @@ class CanaryTrial:
             name = "half" if share == 0.5 else f"{share * 100:.0f} %"
             return (
                 f"{name} of its requests took up to {_duration(measured)}, {measured / usual:.1f} times as long "
-                f"as those of the current generation in the same time ({_duration(usual)})"
+                f"as those of the current generation {self._policy.when} ({_duration(usual)})"
             )
         return ""
 
@@ -312,12 +336,21 @@ def _from_log(ratio: float) -> float:
 
 def _added(now: TrafficSample, before: TrafficSample) -> TrafficSample:
     """What was done since `before`, without latencies."""
-    return TrafficSample(now.requests - before.requests, now.errors - before.errors)
+    return _possible(TrafficSample(now.requests - before.requests, now.errors - before.errors))
 
 
-def _comparison(canary: TrafficSample, current: TrafficSample) -> str:
-    ours = f"{canary.errors:,} of {_many(canary.requests)} failed{_percent(canary)}"
-    return f"{ours}, against {current.errors:,} of {current.requests:,}{_percent(current)} in the same time"
+def _since(then: _Moment, now: _Moment) -> tuple[TrafficSample, TrafficSample]:
+    """What both sides have done since; if the current generation has had no request, what it had done before that."""
+    current = _added(now.current, then.current)
+    return _added(now.canary, then.canary), current if current.requests else now.current
+
+
+def _possible(sample: TrafficSample) -> TrafficSample:
+    """A WebSocket may fail long after it was counted as a request: no more errors than requests are reckoned with."""
+    if 0 <= sample.errors <= sample.requests:
+        return sample
+    requests = max(0, sample.requests)
+    return TrafficSample(requests, min(max(0, sample.errors), requests), sample.latency)
 
 
 def _many(requests: int) -> str:

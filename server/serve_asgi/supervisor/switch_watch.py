@@ -47,7 +47,9 @@ class SwitchWatch:
         if current is None or previous is None or current is self._watched or not current.policy.auto_rollback:
             return
         self._watched = current
-        self._trial = CanaryTrial(TrialPolicy(latency_factor=current.policy.canary_latency or None))
+        self._trial = CanaryTrial(
+            TrialPolicy(latency_factor=current.policy.canary_latency or None, when="before the switch")
+        )
         self.deadline = self._decisions.now + current.policy.canary_time
         self._decisions.do(actions.WatchSwitch(current, previous))
 
@@ -55,7 +57,7 @@ class SwitchWatch:
         """What the new generation has done since the switch, and the previous one before it."""
         if self._trial is None or event.generation is not self._watched:
             return
-        verdict = self._trial.observe(event.since, event.before)
+        verdict = self._trial.observe(event.since, event.before, self._decisions.now)
         if verdict.kind in (VerdictKind.BAD, VerdictKind.SLOW):
             self._is_bad(verdict.reason)
 

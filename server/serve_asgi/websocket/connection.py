@@ -63,6 +63,7 @@ from serve_asgi.websocket.write_flow import WriteFlow
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
 WEBSOCKETS_OPENED: Final = int(Cell.WEBSOCKETS_OPENED)
+REFUSED: Final = int(Cell.REFUSED)
 
 
 if sys.version_info >= (3, 12):
@@ -158,6 +159,7 @@ class WebSocketConnection(asyncio.Protocol):
         try:
             handshake = open_handshake(self._request.head, worker.config.ws_deflate)
         except HandshakeRefusal as refusal:
+            worker.cells[REFUSED] += 1
             self.refuse(refusal)
             return
         if worker.retiring.is_set():  # the worker has told the connections that it retires before this one was there

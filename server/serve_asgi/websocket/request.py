@@ -47,6 +47,7 @@ class WebSocketRequest:
         "answered",
         "client",
         "head",
+        "status",
     )
 
     def __init__(
@@ -73,6 +74,8 @@ class WebSocketRequest:
         self._identity = ""
         self.answered = False
         """Whether it has got its response: the 101 or a whole HTTP response."""
+        self.status = 0
+        """Of that response; 0 if there was none."""
 
     def scope(self, subprotocols: list[str]) -> Scope:
         """ASGI www, "WebSocket Connection Scope", with the subprotocols that the client offers."""
@@ -134,7 +137,7 @@ class WebSocketRequest:
 
     def count(self, status: int, size: int) -> None:
         """Count and log the response; status 0: nobody has had a whole one."""
-        self.answered = True
+        self.answered, self.status = True, status
         worker = self._worker
         worker.cells[REQUESTS] += 1
         if status:

@@ -8,11 +8,12 @@ deadlines, or how the connection closes: what it needs of the connection is `Web
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 from serve_asgi.http.dropped_messages import ClientDisconnected, drop_message
 from serve_asgi.http.worker_context import Message, WorkerContext
 from serve_asgi.ipc import forked_children as forks
+from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import all_tell, is_a, is_from_outside
 from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.denial import BODY, START, Denial
@@ -22,6 +23,8 @@ from serve_asgi.websocket.receive_queue import INCOMING_LOW, ReceiveQueue
 from serve_asgi.websocket.request import WebSocketRequest
 from serve_asgi.websocket.states import CLOSED, DENYING, FINISHING, HANDSHAKE, OPEN, WebSocketState
 from serve_asgi.websocket.write_flow import WriteFlow
+
+_FAILED_WITHOUT_5XX: Final = int(Cell.FAILED_WITHOUT_5XX)
 
 
 class WebSocketPeer(Protocol):
@@ -120,6 +123,7 @@ class WebSocketSession:
         try:
             cancelled = is_a(error, asyncio.CancelledError)
             if not self._connection.has_ended() or not (cancelled or all_tell(error, ClientDisconnected)):
+                self._count_failure()
                 self.request.report("was cancelled at" if cancelled else "failed at", "application_failed", error)
         finally:
             self._connection.application_failed()
@@ -131,8 +135,14 @@ class WebSocketSession:
         if state is OPEN or state is FINISHING:
             connection.close(1000, "")
         elif state is HANDSHAKE or state is DENYING:
+            self._count_failure()
             self.request.report("returned without answering", "request_unanswered")
             connection.application_failed()
+
+    def _count_failure(self) -> None:
+        """The application has failed; where the handshake can still be answered it counts by its status of 500."""
+        if self._connection.state is not HANDSHAKE and self.request.status < 500:
+            self._worker.cells[_FAILED_WITHOUT_5XX] += 1
 
     async def receive(self) -> Message:
         """ASGI `receive`: `websocket.connect`, then messages in order, then `websocket.disconnect` for ever."""
