@@ -156,6 +156,27 @@ def test_the_warm_up_does_not_count() -> None:
     assert trial.observe(cold, timed(USUAL)).kind is UNDECIDED
 
 
+def test_looks_in_between_are_not_seconds() -> None:
+    trial = CanaryTrial(TrialPolicy(latency_factor=2.0))
+    for look in range(1, 451):  # 9 s
+        assert trial.observe(timed({0.1: look}), timed({0.01: 3 * look}), look / 50).kind is UNDECIDED
+    kinds = [trial.observe(timed({0.1: look}), timed({0.01: 3 * look}), look / 50).kind for look in range(451, 1000)]
+    assert kinds[-1] is SLOW
+
+
+def test_what_was_before_the_switch_is_compared_with_as_well() -> None:
+    """After a switch the current generation has had no requests in the same time, only before that."""
+    trial = CanaryTrial(TrialPolicy(when="before the switch", latency_factor=2.0))
+    before = TrafficSample(10_000, 20, timed({0.01: 10_000}).latency)
+    for second in range(1, 101):
+        assert trial.observe(TrafficSample(50 * second, 0), before, float(second)).kind is UNDECIDED
+    verdict = trial.observe(TrafficSample(5050, 20), before, 101.0)
+    assert (verdict.kind, verdict.reason) == (
+        BAD,
+        "20 of 50 requests failed (40 %), against 20 of 10,000 (0.2 %) before the switch",
+    )
+
+
 # What holds for all
 
 sides = st.tuples(st.integers(0, 5000), st.floats(0, 1)).map(lambda side: (side[0], round(side[0] * side[1])))

@@ -97,7 +97,7 @@ class Verdict:
     reason: str
     """A clause with the numbers: "12 of 60 requests failed (20 %), against 3 of 5,210 (0.06 %) in the same time"."""
     likelihood_ratio: float = 1.0
-    """How many times as likely the canary's errors are for a bad version; corrected for bursts of errors."""
+    """How many times as likely the canary's errors are for a bad version, at least 1; bursts are allowed for."""
     latency_warning: str = ""
     """A clause with the numbers if the canary is slower, which the policy does not have decide; else ""."""
 
@@ -212,7 +212,7 @@ class CanaryTrial:
         if strongest > LATER_LIKELIHOOD_RATIO:
             text = self._comparison(*_since(self._moments[index], now))
             return Verdict(VerdictKind.BAD, text, _from_log(strongest))
-        ratio = _from_log(ratio)
+        ratio = _from_log(max(0.0, ratio))
         slower = self._slower(now)
         if slower and self._policy.latency_factor is not None:
             return Verdict(VerdictKind.SLOW, slower, ratio)
