@@ -87,7 +87,7 @@ def test_the_tls_options_of_uvicorn_are_understood(capfd: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     ("option", "hint"),
-    [("--uds", "--bind unix:PATH"), ("-k", "--loop"), ("--preload", "listener")],
+    [("--uds", "--bind unix:PATH"), ("-k", "--loop")],
 )
 def test_options_of_other_servers_are_recognised(capfd: pytest.CaptureFixture[str], option: str, hint: str) -> None:
     assert hint in said(capfd, "app:asgi", option)
