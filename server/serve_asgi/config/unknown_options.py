@@ -46,7 +46,6 @@ HINTS: Final = {
     "-p": "{option} is --pid-file here for a pid file, and --port for a port",
     "--daemon": "{option} is not offered: run `serve` under a service manager, or in the background with &",
     "-D": "{option} is not offered: run `serve` under a service manager, or in the background with &",
-    "--preload": "{option} is not offered: the listener never imports the application, so that a reload can renew it",
     "--access-logfile": "{option} is --access-log-file here",
     "--error-logfile": "{option} is --log-file here",
     "--log-config": "{option} is not offered: use --log-level, --log-file and --access-log-format",
