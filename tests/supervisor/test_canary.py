@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from serve_asgi.ipc.latency_histogram import BUCKETS, LatencyHistogram, bucket
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.canary import canary_share, canary_size
@@ -205,3 +206,43 @@ def test_a_stop_takes_it_along() -> None:
     shell.send(e.ShutOutDone())
     assert {each.worker for each in shell.of(actions.TellRetire)} == {*old, *canary}
     assert [each.ok for each in shell.of(actions.AnswerReload)] == [False]
+
+
+def test_a_vote_after_the_trial_changes_nothing() -> None:
+    shell, _, (canary,) = on_trial()
+    shell.send(e.PromotionAsked("a test", lambda ok, _: None))
+    shell.forget()
+    shell.send(e.CanaryRefused("too late", "", canary))
+    assert shell.done == []
+
+
+def timed(requests: int, seconds: float) -> TrafficSample:
+    """So many requests that took so long each."""
+    counts = tuple(requests if each == bucket(seconds) else 0 for each in range(BUCKETS))
+    return TrafficSample(requests, 0, LatencyHistogram(counts, requests * seconds))
+
+
+@pytest.mark.parametrize("factor", [0.0, 2.0])
+def test_a_slow_canary_is_said_once_or_taken_back_as_configured(factor: float) -> None:
+    shell, _, _ = on_trial(canary_latency=factor)
+    for second in range(1, 40):
+        shell.send(e.CanaryObserved(timed(50 * second, 0.3), timed(200 * second, 0.03)), after=1.0)
+    said = [each.event for each in shell.of(actions.LogEvent) if each.event.startswith("canary_")]
+    assert said == ["canary_started", "canary_withdrawn" if factor else "canary_slowed"]
+
+
+def test_its_status_tells_of_the_trial() -> None:
+    shell, _, _ = on_trial()
+    assert shell.supervisor.trials.status(shell.now) == {
+        "generation": 2,
+        "state": "canary",
+        "share": 0.2,
+        "seconds_left": 60.0,
+    }
+    shell.send(GOOD, after=10.0)
+    told = shell.supervisor.trials.status(shell.now)
+    assert told is not None
+    assert told["canary"] == {"requests": 2000, "errors": 0}
+    assert told["seconds_left"] == 50.0
+    shell.send(BAD)
+    assert shell.supervisor.trials.status(shell.now) is None

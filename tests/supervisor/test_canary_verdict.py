@@ -243,3 +243,15 @@ def test_outages() -> None:
     deploy = Deploy(0.001, 0.001, outage=Outage(5, 0.1, 0.9, alike=True))
     kinds = [simulate(deploy, chance, TrialPolicy()).verdict.kind for _ in range(50)]
     assert kinds.count(BAD) <= 1
+
+
+def test_samples_are_added_and_subtracted_and_never_below_nothing() -> None:
+    one, other = TrafficSample(10, 1), TrafficSample(4, 3)
+    assert one + other == TrafficSample(14, 4)
+    assert one - other == TrafficSample(6, 0)
+
+
+def test_errors_that_are_more_than_the_requests_count_as_all_of_them() -> None:
+    """A WebSocket may fail long after it was counted as a request."""
+    assert judged((5, 9), (100_000, 0)).kind is BAD
+    assert judged((-1, 9), (100_000, 0)).kind is UNDECIDED

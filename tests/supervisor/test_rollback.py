@@ -420,3 +420,56 @@ def test_the_agent_follows_after_the_switch_and_is_never_two() -> None:
     assert shell.agents(AgentState.PREPARED) == [own]
     shell.finish()
     assert shell.agents(AgentState.ENTERING) == [own]
+
+
+def test_one_that_dies_when_it_serves_again_holds_up_nothing() -> None:
+    shell = started()
+    first, second = shell.workers()
+    reload(shell)
+    shell.send(e.RollbackAsked(ticket=7))
+    assert shell.supervisor.next_deadline() <= shell.now + PATIENCE
+    shell.send(e.WorkerAccepts(first))
+    shell.send(died(first))
+    shell.send(e.WorkerAccepts(second))
+    assert states(shell)[1] is GenerationState.CURRENT
+    assert answers(shell) == [(7, True)]
+
+
+def test_only_the_current_generation_can_be_taken_back() -> None:
+    shell = started()
+    reload(shell)
+    shell.send(e.RollbackAsked(ticket=7, of=1))
+    assert answers(shell) == [(7, False)]
+    assert states(shell) == {1: GenerationState.STANDBY, 2: GenerationState.CURRENT}
+
+
+def test_a_roll_back_during_a_trial_takes_the_canary_back_and_what_waits_behind_it() -> None:
+    shell = started(canary=True)
+    shell.send(e.ReloadAsked(ticket=1))
+    make_ready(shell)
+    shell.accept()
+    assert states(shell)[2] is GenerationState.CANARY
+    shell.send(e.RollbackAsked(ticket=7))
+    assert answers(shell) == [(1, False), (7, True)]
+    assert "canary_withdrawn" in said(shell)
+
+
+def test_a_reload_that_waits_for_another_is_given_up_with_it() -> None:
+    shell = started()
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.send(e.ReloadAsked(ticket=2))
+    shell.send(e.RollbackAsked(ticket=7))
+    assert sorted(answers(shell)) == [(1, False), (2, False), (7, True)]
+
+
+def test_who_could_not_stand_by_is_not_told_to_serve_again() -> None:
+    shell = Shell(keep_previous=KEPT)
+    first, second = shell.workers()
+    shell.send(e.WorkerReady(first, can_stand_by=True))
+    shell.send(e.WorkerReady(second, can_stand_by=False))
+    shell.up()
+    reload(shell)
+    assert second.state is WorkerState.RETIRING
+    shell.forget()
+    shell.send(e.RollbackAsked())
+    assert shell.of(actions.TellServe) == [actions.TellServe(first)]

@@ -78,3 +78,12 @@ def test_nothing_is_watched_without_the_option_or_after_a_roll_back() -> None:
     assert shell.supervisor.current.number == 1
     assert [each for each in shell.of(actions.WatchSwitch) if each.current is not None] == []
     assert {each.worker for each in shell.of(actions.TellRetire)} >= {w for w in new if w.state is WorkerState.RETIRING}
+
+
+def test_the_watch_ends_when_nothing_stands_by_any_more() -> None:
+    shell, _, (worker, _) = switched(keep_previous=10.0)
+    shell.send(e.Wakeup(), after=10.0)
+    assert shell.of(actions.WatchSwitch)[-1] == actions.WatchSwitch(None, None)
+    shell.forget()
+    shell.send(e.WorkerDied(worker, "signal SIGKILL"))
+    assert not shell.of(actions.BeginRollback)

@@ -71,8 +71,8 @@ class StartingWorkers:
 
     def serve_again(self, generation: Generation) -> None:
         """Tell the workers of a generation that stands by to serve again."""
-        for worker in self._processes.workers_in(*WARM):
-            if worker.generation is generation:
+        for worker in self._processes.workers_of(generation):
+            if worker.state in WARM:
                 self._tell_serve(worker)
 
     def _tell_serve(self, worker: Worker) -> None:
