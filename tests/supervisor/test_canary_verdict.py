@@ -255,3 +255,26 @@ def test_errors_that_are_more_than_the_requests_count_as_all_of_them() -> None:
     """A WebSocket may fail long after it was counted as a request."""
     assert judged((5, 9), (100_000, 0)).kind is BAD
     assert judged((-1, 9), (100_000, 0)).kind is UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("canary", "current", "kind"),
+    [
+        ((0, 5), (400, 4), BAD),  # requests that have ended, and not
+        ((4, 5), (400, 4), BAD),
+        ((0, 2), (400, 4), UNDECIDED),
+        ((50, 5), (400, 4), UNDECIDED),
+        ((0, 5), (0, 20), UNDECIDED),  # streams alone
+        ((2, 5), (6, 20), UNDECIDED),
+    ],
+)
+def test_a_version_whose_requests_do_not_end_is_bad(
+    canary: tuple[int, int], current: tuple[int, int], kind: VerdictKind
+) -> None:
+    trial = CanaryTrial(TrialPolicy())
+    ours, theirs = TrafficSample(canary[0], in_flight=canary[1]), TrafficSample(current[0], in_flight=current[1])
+    assert trial.observe(ours, theirs, 1.0).kind is UNDECIDED, "they have only begun"
+    for second in range(2, 12):
+        verdict = trial.observe(ours, theirs, float(second))
+    assert verdict.kind is kind
+    assert ("have not ended" in verdict.reason) is (kind is BAD)

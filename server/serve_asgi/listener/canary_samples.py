@@ -9,6 +9,7 @@ What is counted, and what is not, is listed in docs/how-it-works/canary-verdict.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Final
 
@@ -33,8 +34,8 @@ class GenerationSamples:
         """Note the row of a process that is no more. Agents serve no requests."""
         if not isinstance(process, Worker):
             return
-        generation = process.generation.number
-        self._ended[generation] = self._ended.get(generation, NOTHING_DONE) + sample(words)
+        generation, done = process.generation.number, dataclasses.replace(sample(words), in_flight=0)
+        self._ended[generation] = self._ended.get(generation, NOTHING_DONE) + done
         if len(self._ended) > GENERATIONS:
             del self._ended[min(self._ended)]
 
@@ -52,4 +53,5 @@ def sample(words: Words) -> TrafficSample:
     requests = max(0, words[Cell.REQUESTS] - words[Cell.REFUSED])
     errors = max(0, words[Cell.STATUS_5XX] - words[Cell.EXCUSED_5XX]) + words[Cell.FAILED_WITHOUT_5XX]
     counts = tuple(words[Cell.DURATION_0 : Cell.DURATION_0 + BUCKETS])
-    return TrafficSample(requests, min(errors, requests), LatencyHistogram(counts, words[Cell.DURATION_TOTAL] / 1e9))
+    latency = LatencyHistogram(counts, words[Cell.DURATION_TOTAL] / 1e9)
+    return TrafficSample(requests, min(errors, requests), latency, words[Cell.IN_FLIGHT])

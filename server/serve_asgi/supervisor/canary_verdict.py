@@ -59,16 +59,22 @@ class TrafficSample:
     errors: int = 0
     """Those that the application failed: with a status of 5xx or an exception. Each counts once."""
     latency: LatencyHistogram = NOTHING_TIMED
+    in_flight: int = 0
+    """Requests that have not ended by now; WebSockets are not counted."""
 
     def __add__(self, other: TrafficSample) -> TrafficSample:
         """What two have done together."""
         requests, errors = self.requests + other.requests, self.errors + other.errors
-        return TrafficSample(requests, errors, self.latency + other.latency)
+        return TrafficSample(requests, errors, self.latency + other.latency, self.in_flight + other.in_flight)
 
     def __sub__(self, earlier: TrafficSample) -> TrafficSample:
-        """What was done since `earlier`."""
+        """What was done since `earlier`; what has not ended is that of now."""
         requests, errors = max(0, self.requests - earlier.requests), max(0, self.errors - earlier.errors)
-        return TrafficSample(requests, errors, self.latency - earlier.latency)
+        return TrafficSample(requests, errors, self.latency - earlier.latency, self.in_flight)
+
+    def unended(self) -> float:
+        """The share of its requests that have not ended."""
+        return self.in_flight / begun if (begun := self.in_flight + self.requests) else 0.0
 
 
 NOTHING_DONE: Final = TrafficSample()
@@ -212,11 +218,25 @@ class CanaryTrial:
         if strongest > LATER_LIKELIHOOD_RATIO:
             text = self._comparison(*_since(self._moments[index], now))
             return Verdict(VerdictKind.BAD, text, _from_log(strongest))
+        if hanging := self._hanging(now):
+            return Verdict(VerdictKind.BAD, hanging)
         ratio = _from_log(max(0.0, ratio))
         slower = self._slower(now)
         if slower and self._policy.latency_factor is not None:
             return Verdict(VerdictKind.SLOW, slower, ratio)
         return Verdict(VerdictKind.UNDECIDED, self._comparison(now.canary, now.current), ratio, slower)
+
+    def _hanging(self, now: _Moment) -> str:
+        """What shows that requests do not end on the canary, in a clause, or "". Streams last on both sides alike."""
+        canary, current = now.canary, now.current
+        if self._warm is None or canary.in_flight < LEAST_ERRORS or canary.in_flight <= canary.requests:
+            return ""
+        if canary.unended() <= WORSE_FACTOR * current.unended():
+            return ""
+        return (
+            f"{canary.in_flight:,} of its requests have not ended and {canary.requests:,} have, against "
+            f"{current.in_flight:,} and {current.requests:,} of the current generation {self._policy.when}"
+        )
 
     def _later_suspicions(self, now: _Moment, usual: float, bursts: float) -> Iterator[tuple[int, _Moment]]:
         """The moments since which the canary has failed too many requests for the usual rate."""
