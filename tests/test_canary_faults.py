@@ -83,6 +83,12 @@ class Trial:
         """Wait until the trial is in this state."""
         self.server.wait_until(lambda status: (status["canary"] or {}).get("state") == state)
 
+    def hang_up(self) -> None:
+        """Leave the request that takes long, if there is one."""
+        if self._slow is not None:
+            self._slow.close()
+            self._slow = None
+
     def begin_slow_request(self) -> None:
         """Have the canary begin a request that takes long."""
 
@@ -95,6 +101,7 @@ class Trial:
             self._slow = connection
             return True
 
+        self.hang_up()
         until(begun, "a connection to the canary")
         self.server.wait_until(lambda status: any(each["in_flight"] for each in status["workers"]))
 
@@ -130,9 +137,7 @@ class Trial:
         assert len(self.server.worker_pids()) == 2, "something is left behind"
         with connect(self.server) as connection:
             assert told(connection)["version"] == f"{self.version}"
-        if self._slow is not None:
-            self._slow.close()
-            self._slow = None
+        self.hang_up()
         self.unmark("slow request ends")
 
 
@@ -244,7 +249,11 @@ LOSING = ("canary killed", "old worker killed", "canary stopped")
 def trial_server(tmp_path: Path) -> Iterator[Trial]:
     (tmp_path / "app.py").write_text(info("1"))
     with running("app:app", *OPTIONS, directory=tmp_path) as server:
-        yield Trial(server, tmp_path)
+        trial = Trial(server, tmp_path)
+        try:
+            yield trial
+        finally:
+            trial.hang_up()
 
 
 def check_somebody_serves(server: RunningServer, count: int = 10) -> None:

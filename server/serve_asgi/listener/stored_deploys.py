@@ -25,6 +25,8 @@ WRITTEN: Final = 20
 """Newest deploys of this server that are written."""
 MOST_BYTES: Final = 32 * 1024
 """Most bytes that are written, if --state-value-limit allows that."""
+PART_OF_STATE: Final = 64
+"""They take at most one part in so many of what --state-limit allows: the rest is the application's."""
 
 
 class StoredDeploys:
@@ -59,7 +61,8 @@ class StoredDeploys:
     def _fitting(self) -> list[Any] | None:
         """As many of the newest as fit into one value; None if there are none."""
         deploys = [msgspec.to_builtins(each) for each in self._history.ended()[-WRITTEN:]]
-        most = min(MOST_BYTES, self._hub.settings.value_limit)
+        settings = self._hub.settings
+        most = min(MOST_BYTES, settings.value_limit, settings.state_limit // PART_OF_STATE)
         while deploys and len(pack_value(deploys, self._key)) > most:
             del deploys[0]
         return deploys or None
