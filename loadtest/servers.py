@@ -63,12 +63,12 @@ class Start:
 
 
 def serve(start: Start) -> list[str]:
-    """This project's server."""
+    """This project's server; with nothing that an earlier version of it would not know, unless it is asked for."""
+    keep = f" --keep-previous {start.keep_previous}" if start.keep_previous else ""
     return (
         f"-m serve_asgi {APP} --bind {start.address} --workers {start.workers} --http {start.http} --loop {start.loop}"
         f" --app-dir {start.directory} --no-access-log --keep-alive {KEEP_ALIVE} --graceful-timeout {GRACEFUL}"
-        f" --control {start.directory / 'control'} --keep-previous {start.keep_previous}"
-        + start.tls("--tls-cert", "--tls-key")
+        f" --control {start.directory / 'control'}" + keep + start.tls("--tls-cert", "--tls-key")
     ).split()
 
 
