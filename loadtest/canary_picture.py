@@ -10,10 +10,9 @@ import argparse
 import dataclasses
 import random
 from pathlib import Path
-from typing import Any
 
 from loadtest.canary_simulation import SECONDS, binomial
-from loadtest.plot import FAINT, INK
+from loadtest.plot import FAINT, INK, STYLE
 from serve_asgi.supervisor.canary_verdict import CanaryTrial, TrafficSample, TrialPolicy, VerdictKind
 
 PER_SECOND = 5
@@ -85,20 +84,7 @@ def draw(path: Path, seed: int) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    style: Any = {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "text.color": INK,
-        "axes.edgecolor": "#cccccc",
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 9.5,
-    }
-    with pyplot.rc_context(style):
+    with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(
             2, 3, sharex=True, sharey="row", figsize=(12, 5), height_ratios=[2, 3], layout="constrained", dpi=130
         )

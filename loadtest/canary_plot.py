@@ -13,7 +13,7 @@ from typing import Any
 from loadtest.canary import CanaryResult, Deploy
 from loadtest.canary_versions import LATER, LATER_FAULT
 from loadtest.ledger import Cause, Entry
-from loadtest.plot import INK
+from loadtest.plot import INK, STYLE
 
 OLD, NEW, ERROR = "#9db8d9", "#59a14f", "#d62728"
 BIN = 0.05
@@ -35,20 +35,7 @@ def plot(result: CanaryResult, path: Path) -> None:
     deploy = min(bad, key=lambda each: each.fault is not LATER_FAULT)
     first, last = -BEFORE, deploy.decided - deploy.on_trial + AFTER
     shown = [e for e in result.ledger.entries if e.pid and first <= e.done - deploy.on_trial <= last]
-    style: Any = {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "text.color": INK,
-        "axes.edgecolor": "#cccccc",
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 9,
-    }
-    with pyplot.rc_context(style):
+    with pyplot.rc_context({**STYLE, "axes.titlesize": 9}):
         figure, (upper, lower) = pyplot.subplots(
             2, 1, sharex=True, figsize=(7.2, 5.6), height_ratios=[2, 3], layout="constrained", dpi=200
         )

@@ -17,6 +17,21 @@ RECONNECT = "#f28e2b"
 INK = "#333333"
 FAINT = "#999999"
 
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": "#cccccc",
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+}
+"""What all pictures of the load tests have in common, for matplotlib."""
+
 
 def plot(result: Result, path: Path) -> None:
     """Draw the run into the file `path`. Raises ImportError if matplotlib is missing."""
@@ -26,20 +41,7 @@ def plot(result: Result, path: Path) -> None:
     from matplotlib import pyplot
 
     data = of(result)
-    style: Any = {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "text.color": INK,
-        "axes.edgecolor": "#cccccc",
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 9.5,
-    }
-    with pyplot.rc_context(style):
+    with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(
             4, 1, sharex=True, figsize=(12, 8.2), height_ratios=[3, 1, 2, 2], layout="constrained", dpi=130
         )
