@@ -435,6 +435,16 @@ def test_one_that_dies_when_it_serves_again_holds_up_nothing() -> None:
     assert answers(shell) == [(7, True)]
 
 
+@pytest.mark.parametrize("ticket", [7, None], ids=["of an operator", "the server's own"])
+def test_a_server_that_stops_takes_nothing_back(ticket: int | None) -> None:
+    shell = started()
+    reload(shell)
+    shell.send(e.StopAsked())
+    shell.send(e.RollbackAsked(ticket=ticket))
+    assert answers(shell) == ([] if ticket is None else [(7, False)])
+    assert {worker.state for worker in of(shell, 1)} == {WorkerState.RETIRING}
+
+
 def test_only_the_current_generation_can_be_taken_back() -> None:
     shell = started()
     reload(shell)
