@@ -55,7 +55,7 @@ PURE = (
         *("tests/http/test_forwarded.py", "tests/http/test_head_parsers.py", "tests/http/test_proxy_protocol.py"),
         *("tests/http/test_request_buffer.py", "tests/http/test_response_framing.py", "tests/http/test_strictness.py"),
         *("tests/websocket/test_denial.py", "tests/websocket/test_framing.py", "tests/websocket/test_handshake.py"),
-        "tests/websocket/test_keep_alive_and_closing.py",
+        *("tests/websocket/test_keep_alive_and_closing.py", "tests/websocket/test_moved_framing.py"),
         *("-k", "not uvloop and not asyncio and not damaged and not tiny"),  # no sockets; not what takes seconds
     ),
 )
@@ -65,7 +65,7 @@ PURE_HTTP = (
     *("proxy_protocol", "request_body", "request_buffer", "request_head"),
     *("response_framing", "response_head", "response_states"),
 )
-PURE_WEBSOCKET = ("compression", "denial", "frames", "framing", "handshake", "keep_alive", "states")
+PURE_WEBSOCKET = ("compression", "deflate_window", "denial", "frames", "framing", "handshake", "keep_alive", "states")
 COVERED = {
     "supervisor/*": 100,
     "hub/*": 97,

@@ -3,14 +3,17 @@
 It owns the two zlib streams. Rules: a stream is made when the first message needs it, so that a socket that only waits
 holds none; nothing is unpacked beyond the room that the caller grants, and what it does not want yet stays packed, so
 that a bomb costs its own bytes until somebody asks for it, and no more than a message of the largest size then; one
-that does not end is refused as soon as it is too large nevertheless. It must not know frames, sockets or how the
-parameters were negotiated.
+that does not end is refused as soon as it is too large nevertheless. What another process needs to go on from here is
+remembered after `keep_window` alone. It must not know frames, sockets or how the parameters were negotiated.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import Final
+
+from serve_asgi.websocket.deflate_window import between_blocks, stream_after, window_of
 
 TAIL: Final = b"\x00\x00\xff\xff"
 """What ends a sync flush: taken off what is sent, put back to what comes (RFC 7692 7.2.1, 7.2.2)."""
@@ -31,6 +34,37 @@ class UndecodableMessage(Exception):
     """This is no DEFLATE stream."""
 
 
+class _UnderWay:
+    """A compressed message as it has come so far, for a connection that may be moved before the rest of it comes."""
+
+    __slots__ = ("before", "begun", "most", "packed")
+
+    def __init__(self, most: int, begun: bool) -> None:
+        self.most = most
+        self.begun = begun
+        self.before: zlib._Decompress | None = None
+        """The decompressor before its first byte."""
+        self.packed: bytearray | None = None
+        """Its bytes; None between two messages, and if they are not known or more than `most`."""
+
+    def add(self, piece: bytes, stream: zlib._Decompress | None, at_once: bool) -> None:
+        """A piece that `stream` reads next; `at_once`: to the end of the message, so that one in one piece is over."""
+        if not self.begun:
+            if at_once:
+                return
+            self.begun = True
+            self.before = None if stream is None else stream.copy()
+            self.packed = bytearray()
+        if self.packed is not None:
+            self.packed += piece
+            if len(self.packed) > self.most:
+                self.before = self.packed = None
+
+    def over(self) -> None:
+        self.begun = False
+        self.before = self.packed = None
+
+
 class Deflate:
     """Both directions of one connection, from the server's side. Window sizes are in bits (RFC 7692 7.1.2)."""
 
@@ -43,6 +77,7 @@ class Deflate:
         "_scale",
         "_server_bits",
         "_server_takeover",
+        "_under_way",
         "_weighed",
         "rest",
     )
@@ -62,6 +97,8 @@ class Deflate:
         self._scale: zlib._Decompress | None = None
         """Unpacks ahead what stays packed of a message without end, and keeps nothing of it."""
         self._weighed = 0
+        self._under_way: _UnderWay | None = None
+        """Of a connection that may be moved."""
 
     def compress(self, payload: bytes) -> bytes:
         """A whole message (RFC 7692 7.2.1)."""
@@ -81,6 +118,9 @@ class Deflate:
         `unpack` is called. Raises DecompressedTooLarge if it unpacks to more than `room` bytes,
         UndecodableMessage if it is not DEFLATE.
         """
+        kept = self._under_way
+        if kept is not None:
+            kept.add(piece, self._decompressor, last and most > room)
         if last:
             piece += TAIL
         if self.rest or most <= 0:
@@ -93,6 +133,8 @@ class Deflate:
             self._weigh(piece, room - len(data))
         elif not self.rest:
             self._over()
+            if kept is not None:
+                kept.over()
         return data
 
     def _weigh(self, piece: bytes, room: int) -> None:
@@ -120,6 +162,8 @@ class Deflate:
         rest, self.rest = self.rest, bytearray()
         data = self._inflate(bytes(rest), room, room + 1)
         self._over()
+        if self._under_way is not None:
+            self._under_way.over()
         return data
 
     def _inflate(self, piece: bytes, room: int, most: int) -> bytes:
@@ -154,3 +198,61 @@ class Deflate:
         if self._ended > MAX_STREAMS:
             raise UndecodableMessage(f"more than {MAX_STREAMS} streams in one message")
         return zlib.decompressobj(-self._client_bits)
+
+    # ---- for a connection that may be moved
+
+    def keep_window(self, most: int, begun: bool = False) -> None:
+        """From now on remember what `can_move`, `window` and `packed` tell; called again it changes nothing.
+
+        `most`: bytes of a compressed message that are remembered until it has come to its end. `begun`: a piece of one
+        has been inflated before, so that there is nothing to tell until that has come to its end.
+        """
+        if self._under_way is None:
+            self._under_way = _UnderWay(most, begun)
+
+    def can_move(self) -> bool:
+        """Whether another `Deflate` can go on from here; if not, perhaps after the message that is coming in."""
+        kept = self._under_way
+        if kept is None or (kept.begun and kept.packed is None):
+            return False
+        stream = kept.before if kept.begun else self._decompressor
+        return stream is None or between_blocks(stream)
+
+    def moved(self) -> dict[str, int | bool]:
+        """What `resumed` needs beside the window: JSON values."""
+        return {
+            "server_bits": self._server_bits,
+            "client_bits": self._client_bits,
+            "server_takeover": self._server_takeover,
+            "client_takeover": self._client_takeover,
+        }
+
+    @property
+    def window(self) -> bytes:
+        """What the message that is coming in, or else the next one, may refer to: at most 32 KiB. If it `can_move`."""
+        kept = self._under_way
+        stream = kept.before if kept is not None and kept.begun else self._decompressor
+        return b"" if stream is None else window_of(stream, self._client_bits)
+
+    @property
+    def packed(self) -> bytes:
+        """What has come of the message that is coming in or waits to be unpacked. If it `can_move`."""
+        kept = self._under_way
+        return bytes(kept.packed) if kept is not None and kept.packed is not None else b""
+
+    @classmethod
+    def resumed(cls, values: Mapping[str, int | bool], window: bytes) -> Deflate:
+        """One that goes on where that one was which told `values` (its `moved`) and `window`.
+
+        What was `packed` has to come once more. What is compressed begins afresh, which every client reads: its own
+        window does not end. Raises KeyError if a value is missing.
+        """
+        deflate = cls(
+            int(values["server_bits"]),
+            int(values["client_bits"]),
+            bool(values["server_takeover"]),
+            bool(values["client_takeover"]),
+        )
+        if window:
+            deflate._decompressor = stream_after(window, deflate._client_bits)
+        return deflate

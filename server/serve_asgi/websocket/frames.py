@@ -1,7 +1,8 @@
 """The frames of a WebSocket on the wire (RFC 6455 5.2, 5.5): their bits, and those that a server sends. Pure.
 
-It owns what a frame looks like, and which codes a close frame may carry. Rule: a server's frames are not masked. It
-must not know messages, nor in which order frames may come: that is `serve_asgi.websocket.framing`'s.
+It owns what a frame looks like, and which codes a close frame may carry. Rule: a server's frames are not masked, and a
+client's are, also where a server writes one, for the process that reads on in its place. It must not know messages,
+nor in which order frames may come: that is `serve_asgi.websocket.framing`'s.
 """
 
 from __future__ import annotations
@@ -44,6 +45,15 @@ def data_frame(first: int, payload: bytes) -> bytes:
     if size < 65536:
         return bytes((first, 126, size >> 8, size & 255)) + payload
     return bytes((first, 127)) + size.to_bytes(8) + payload
+
+
+def client_head(first: int, length: int, mask: bytes) -> bytes:
+    """The head of a client's frame whose first byte is `first`, up to and with its masking key (RFC 6455 5.2)."""
+    if length < 126:
+        return bytes((first, MASKED | length)) + mask
+    if length < 65536:
+        return bytes((first, MASKED | 126, length >> 8, length & 255)) + mask
+    return bytes((first, MASKED | 127)) + length.to_bytes(8) + mask
 
 
 def control_frame(opcode: int, payload: bytes) -> bytes:

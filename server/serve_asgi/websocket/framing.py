@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from codecs import utf_8_decode
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from serve_asgi.websocket.compression import DecompressedTooLarge, Deflate, UndecodableMessage
@@ -36,6 +37,7 @@ from serve_asgi.websocket.frames import (
     SHORT_BINARY,
     SHORT_TEXT,
     TEXT,
+    client_head,
     close_frame,
     control_frame,
     data_frame,
@@ -63,6 +65,8 @@ AHEAD: Final = 64 * 1024
 AHEAD_RATIO: Final = 4
 """and for each byte that has come of it so many more; what it comes to beyond that stays packed."""
 UNBOUNDED: Final = sys.maxsize
+UNMASKED: Final = bytes(4)
+"""The masking key that changes nothing."""
 
 
 def weigh(message: str | bytes) -> int:
@@ -108,7 +112,6 @@ class MessageFraming:
         "_asked",
         "_close_sent",
         "_compressed",
-        "_deflate",
         "_ended",
         "_fin",
         "_kind",
@@ -123,12 +126,14 @@ class MessageFraming:
         "_tail",
         "_wire",
         "behind",
+        "deflate",
         "room",
     )
 
     def __init__(self, deflate: Deflate | None, max_size: int) -> None:
         """`max_size`: the largest incoming message in bytes, after decompression; a larger one ends with code 1009."""
-        self._deflate = deflate
+        self.deflate = deflate
+        """What is agreed on of compression, if anything."""
         self._max_size = max_size
         self._close_sent = False
         self._ended = False
@@ -319,7 +324,7 @@ class MessageFraming:
         if opcode not in OPCODES:
             raise _Violation(PROTOCOL_ERROR, f"reserved opcode {opcode}")
         reserved = first & RSV
-        if reserved and (reserved != RSV1 or self._deflate is None or opcode not in (TEXT, BINARY)):
+        if reserved and (reserved != RSV1 or self.deflate is None or opcode not in (TEXT, BINARY)):
             raise _Violation(PROTOCOL_ERROR, "reserved bits set")
         if second < MASKED:  # RFC 6455 5.1
             raise _Violation(PROTOCOL_ERROR, "frame not masked")
@@ -377,7 +382,7 @@ class MessageFraming:
 
     def _inflate(self, message: bytearray | None, piece: bytes, last: bool) -> bytes:
         """What a piece of a compressed message comes to, as far as it is unpacked now."""
-        deflate = self._deflate
+        deflate = self.deflate
         assert deflate is not None
         room = self._max_size - (len(message) if message else 0)
         self._wire += len(piece)
@@ -394,10 +399,10 @@ class MessageFraming:
 
     def _unpack(self, events: list[Event]) -> None:
         """The message that has stayed packed is asked for."""
-        assert self._deflate is not None
+        assert self.deflate is not None
         self._stuck = False
         message = self._message
-        piece = self._deflate.unpack(self._max_size - (len(message) if message else 0))
+        piece = self.deflate.unpack(self._max_size - (len(message) if message else 0))
         self._message_ends(message, piece, events)
 
     def _message_ends(self, message: bytearray | None, piece: bytes, events: list[Event]) -> None:
@@ -447,19 +452,19 @@ class MessageFraming:
     def text(self, text: str) -> bytes:
         """The frame of a text message. Raises UnicodeEncodeError for text that UTF-8 cannot carry (lone surrogates)."""
         payload = text.encode()
-        if self._deflate is None and len(payload) < 126:
+        if self.deflate is None and len(payload) < 126:
             return SHORT_TEXT[len(payload)] + payload
         return self._data(FIN_TEXT, payload)
 
     def binary(self, payload: bytes) -> bytes:
         """The frame of a binary message."""
-        if self._deflate is None and len(payload) < 126:
+        if self.deflate is None and len(payload) < 126:
             return SHORT_BINARY[len(payload)] + payload
         return self._data(FIN_BINARY, payload)
 
     def _data(self, first: int, payload: bytes) -> bytes:
-        if self._deflate is not None:
-            return data_frame(first | RSV1, self._deflate.compress(payload))
+        if self.deflate is not None:
+            return data_frame(first | RSV1, self.deflate.compress(payload))
         return data_frame(first, payload)
 
     def close(self, code: int, reason: str = "") -> bytes:
@@ -474,3 +479,48 @@ class MessageFraming:
     def fail(self, code: int, reason: str) -> bytes:
         """A close frame after which nothing that comes in is read (RFC 6455 7.1.7)."""
         return self._failed(code, reason).reply
+
+    # ---- for a connection that may be moved to another process
+
+    def keep(self) -> None:
+        """From now on remember what it takes to move; called again it changes nothing.
+
+        Nothing has to be remembered but of compressed messages, and of those what has come of one that is not whole.
+        """
+        if self.deflate is not None:
+            begun = self._compressed and self._message is not None
+            self.deflate.keep_window(_packed(self._max_size), begun)
+
+    def can_move(self) -> bool:
+        """Whether another framing can go on from here: neither side has closed, nothing has failed.
+
+        With compression: not before `keep`, not in a message that began before it, nor in one that is packed into far
+        more than it comes to; after the end of that message it can.
+        """
+        return not self._close_sent and (self.deflate is None or self.deflate.can_move())
+
+    def unread(self, messages: Iterable[str | bytes]) -> bytes:
+        """The client's frames that a new framing reads to the same result as this one would come to; if it `can_move`.
+
+        `messages`: those that have come out of this one and that nobody has taken; they come first. The new framing
+        has the same `max_size` and, if there is compression, `Deflate.resumed(deflate.moved(), deflate.window)`; one
+        that may move again is told to `keep` before it reads. Nothing changes here. Pongs are not part of it: write
+        `output` before.
+        """
+        frames: list[bytes] = []
+        for message in messages:
+            first, payload = (FIN_TEXT, message.encode()) if isinstance(message, str) else (FIN_BINARY, message)
+            frames += (client_head(first, len(payload), UNMASKED), payload)
+        if self._kind:  # what has come of the message under way, in one frame, and what it lacks of its last one
+            first = self._kind | (FIN if self._stuck else 0)
+            if self._compressed:
+                assert self.deflate is not None
+                first |= RSV1
+                come = self.deflate.packed
+            else:
+                come = bytes(self._message or b"")
+            frames += (client_head(first, len(come), UNMASKED), come)
+            if self._left:
+                frames.append(client_head(FIN if self._fin else CONTINUATION, self._left, self._mask))
+        frames.append(self._rest)
+        return b"".join(frames)
