@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from random import Random
 
 from loadtest.connection import Connection, Failure, Response
@@ -47,6 +48,8 @@ class Load:
         seed: int = 1,
         stretch: float = 1.0,
         tls: ClientTls | None = None,
+        unix: Path | None = None,
+        deflate: bool | None = None,
     ) -> None:
         self.host = host
         self.port = port
@@ -57,9 +60,15 @@ class Load:
         """Factor for how long slow requests and answers, streams and WebSockets take."""
         self.tls = tls
         """What all connections speak TLS with; None if they are plain ones."""
+        self.unix = unix
+        """The socket of the file system to which all connections go instead."""
+        self.deflate = deflate
+        """Whether WebSockets that survive offer compression; half of them if None."""
         self.random = Random(seed)
         self.first_answer: Callable[[int, int], None] = lambda pid, generation: None
         """Told who gave the first response on each new connection."""
+        self.impossible = ""
+        """Why the server cannot do what a kind of load is made of."""
         self._stop = asyncio.Event()
 
     @property
@@ -70,6 +79,11 @@ class Load:
     def stop(self) -> None:
         """Ask all users to finish what they have sent, and leave."""
         self._stop.set()
+
+    def give_up(self, why: str) -> None:
+        """The server cannot do what a kind of load is made of: the run ends."""
+        self.impossible = why
+        self.stop()
 
     async def pause(self, seconds: float) -> None:
         """Sleep, but not beyond the end of the run."""
@@ -86,7 +100,7 @@ class Load:
             if keep:
                 self.ledger.reconnect(kind, time.monotonic(), how)
 
-        connection = await Connection.open(self.host, self.port, left, self.tls)
+        connection = await Connection.open(self.host, self.port, left, self.tls, self.unix)
         self.ledger.connections += 1
         connection.number = self.ledger.connections
         return connection

@@ -13,6 +13,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import httptools
@@ -58,6 +59,7 @@ class Connection(asyncio.Protocol):
         self._response = Response()
         self._begun = False  # some byte of the current response has arrived
         self._until_close = False  # the current response is delimited by the end of the connection (RFC 9112 6.3)
+        self._paused = False
         self.number = 0
         """Whose turn it was to be opened in this run: 1 is the first."""
         self.took: Callable[[bytes], None] | None = None
@@ -76,17 +78,24 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, host: str, port: int, left: Callable[[Left], None], client: tls.ClientTls | None = None
+        cls,
+        host: str,
+        port: int,
+        left: Callable[[Left], None],
+        client: tls.ClientTls | None = None,
+        unix: Path | None = None,
     ) -> Connection:
-        """Connect, and shake hands if there is a TLS `client`; raises Failure."""
+        """Connect, to the socket `unix` if there is one, and shake hands if there is a TLS `client`; raises Failure."""
         connection = cls(left)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 if client is not None:
                     await tls.connect(host, port, connection, client)
+                elif unix is not None:
+                    await asyncio.get_running_loop().create_unix_connection(lambda: connection, str(unix))
                 else:
                     await asyncio.get_running_loop().create_connection(lambda: connection, host, port)
-        except ConnectionRefusedError as error:
+        except (ConnectionRefusedError, FileNotFoundError) as error:
             raise Failure(Cause.REFUSED) from error
         except (OSError, TimeoutError) as error:
             raise Failure(Cause.CONNECT, str(error) or repr(error)) from error
@@ -105,6 +114,19 @@ class Connection(asyncio.Protocol):
         else:
             self._expected.append(future)
         return future
+
+    def pause_reading(self, seconds: float) -> None:
+        """Read nothing for so long."""
+        transport, loop = self._transport, asyncio.get_running_loop()
+        if transport is not None and self.usable and not self._paused:
+            self._paused = True
+            transport.pause_reading()
+            loop.call_later(seconds, self._read_on)
+
+    def _read_on(self) -> None:
+        self._paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     @property
     def usable(self) -> bool:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
+from loadtest import surviving_stream, surviving_websocket
 from loadtest.app import echo_answer, stream_chunk
 from loadtest.client import Client, Load, Request
 from loadtest.websocket import chat
@@ -181,6 +182,7 @@ class Kind:
     rate: float = 0.0  # requests/s of all its users together, where the kind is paced
     keep: bool = True  # its users mean to keep their connections
     prompt: bool = False  # sent at once and answered at once: the latency is the server's
+    named: bool = False  # runs only if it is named
 
 
 KINDS = (
@@ -194,12 +196,16 @@ KINDS = (
     Kind("stream", stream, users=8),
     Kind(HTTP_1_0, until_close, users=4, keep=False),
     Kind("WebSocket", websocket, users=8),
+    Kind(surviving_websocket.KIND, surviving_websocket.surviving_websocket, users=24, named=True),
+    Kind(surviving_stream.KIND, surviving_stream.surviving_stream, users=18, named=True),
 )
+SURVIVING = (surviving_websocket.KIND, surviving_stream.KIND, "one-shot", "keep-alive")
+"""Connections that survive reloads, and requests beside them."""
 
 
 def users(load: Load, names: Sequence[str] = ()) -> list[Awaitable[None]]:
     """All virtual users of the mixed load, to be run at once; of the kinds in `names` alone, if there are any."""
-    kinds = [kind for kind in KINDS if not names or kind.name in names]
+    kinds = [kind for kind in KINDS if (kind.name in names if names else not kind.named)]
     return [user(load, kind) for kind in kinds for _ in range(kind.users)]
 
 

@@ -12,6 +12,8 @@ import enum
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from loadtest.surviving import Survivor
+
 
 class Cause(enum.Enum):
     """Why a request that was sent has no response."""
@@ -89,6 +91,8 @@ class Ledger:
         self.reconnects: list[Reconnect] = []
         self.told_to_come_back: list[float] = []
         """When the server closed a WebSocket with 1001 or 1012 and nothing unanswered."""
+        self.survivors: list[Survivor] = []
+        """Connections that are to survive."""
         self.connections = 0
         """Connections that were opened."""
         self.oddities: Counter[str] = Counter()

@@ -2,7 +2,8 @@
 
 Owns a run from start to end: start the server, wait until it answers, count its descriptors, run the load, send the
 HUPs, let the load finish what it has sent, count again, stop the server, settle the accounts. `run` is the way in for
-tests.
+tests. With `--surviving` the load is of WebSockets and streams that survive reloads (`loadtest.surviving_websocket`,
+`loadtest.surviving_stream`), and of requests beside them.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any, TypeVar
 import click
 import uvloop
 
-from loadtest import processes
+from loadtest import processes, surviving
 from loadtest.client import Load
-from loadtest.kinds import HTTP_1_0, KINDS, users
+from loadtest.kinds import HTTP_1_0, KINDS, SURVIVING, users
 from loadtest.ledger import Accounts, Ledger, parse_executions, settle
+from loadtest.proxies import PROXIES, behind
 from loadtest.report import as_json, table
 from loadtest.result import Measures, Reload, Result, Settings
 from loadtest.servers import COMMANDS, GRACEFUL, NO_HTTP_1_0, Server
@@ -36,6 +38,8 @@ RELOAD_TIMEOUT = 90.0
 FINISH_TIMEOUT = 60.0  # the load's own answers time out before that
 LEAVE_TIMEOUT = GRACEFUL + 15.0  # for the workers of the older generations
 KEEP_PREVIOUS = 600  # s
+UNIX = "socket"
+"""The name of the unix socket in the directory of the run."""
 QUIET = 1.0  # s without a response by an old worker on a new connection, after which a reload counts as complete
 
 T = TypeVar("T")
@@ -78,7 +82,7 @@ class Watch:
 
 
 def run(settings: Settings) -> Result:
-    """Do one run. Raises RuntimeError if the server does not start."""
+    """Do one run. Raises RuntimeError if the server does not start, or cannot do what a kind of load is made of."""
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         server = Server(
             settings.server,
@@ -89,9 +93,15 @@ def run(settings: Settings) -> Result:
             python=settings.python,
             tls=bool(settings.tls),
             keep_previous=KEEP_PREVIOUS if settings.rollbacks else 0,
+            options=options(settings, Path(name)),
         )
         try:
-            return _run(server, settings)
+            with contextlib.ExitStack() as stack:
+                on_uvloop(wait_until_up(server, settings.workers))
+                port = server.port
+                if settings.behind is not None:
+                    port = stack.enter_context(behind(settings.behind, Path(name), port))
+                return _run(server, settings, port)
         finally:
             if server.alive:
                 server.process.kill()
@@ -99,8 +109,15 @@ def run(settings: Settings) -> Result:
             server.sweep(0)
 
 
-def _run(server: Server, settings: Settings) -> Result:
-    on_uvloop(wait_until_up(server, settings.workers))
+def options(settings: Settings, directory: Path) -> list[str]:
+    """What this project's server is told besides."""
+    found = ["--bind", f"unix:{directory / UNIX}"] if settings.unix else []
+    if settings.survive_window is not None:
+        found += ["--survive-window", str(settings.survive_window)]
+    return found
+
+
+def _run(server: Server, settings: Settings, port: int) -> Result:
     ledger, measures, problems = Ledger(), Measures(), list[str]()
     tls = None
     if settings.tls is not None and server.certificate is not None:
@@ -109,7 +126,19 @@ def _run(server: Server, settings: Settings) -> Result:
     measures.descriptors_before = processes.descriptors(server.pid)
     measures.memory.append(processes.resident(server.pid))
     began = time.monotonic()
-    reloads = on_uvloop(under_load(server, settings, ledger, measures, problems, tls))
+    unix = server.directory / UNIX if settings.unix else None
+    load = Load(
+        "127.0.0.1",
+        port,
+        ledger,
+        settings.scale,
+        settings.seed,
+        settings.stretch,
+        tls=tls,
+        unix=unix,
+        deflate=settings.deflate,
+    )
+    reloads = on_uvloop(under_load(server, settings, load, measures, problems))
     ended = time.monotonic()
     measures.memory.append(processes.resident(server.pid))
 
@@ -132,6 +161,7 @@ def _run(server: Server, settings: Settings) -> Result:
     executions = parse_executions(server.executions.read_bytes())
     accounts = settle(ledger.entries, executions)
     problems += odd_accounts(accounts)
+    problems += surviving.problems(ledger.survivors, len(reloads))
     problems += [f"{what} ({count} times)" for what, count in ledger.oddities.items()]
     if problems and server.output.stat().st_size:
         problems.append("the server's last words:\n" + server.last_words())
@@ -191,21 +221,22 @@ async def answers(server: Server) -> bool:
 async def under_load(
     server: Server,
     settings: Settings,
-    ledger: Ledger,
+    load: Load,
     measures: Measures,
     problems: list[str],
-    tls: ClientTls | None,
 ) -> list[Reload]:
     """Run the mixed load and the reloads."""
-    load = Load("127.0.0.1", server.port, ledger, settings.scale, settings.seed, tls=tls)
+    tls = load.tls
     watch = Watch(settings.workers)
     load.first_answer = watch.first_answer
     reloads: list[Reload] = []
     names = settings.kinds or [
-        kind.name for kind in KINDS if kind.name != HTTP_1_0 or settings.server not in NO_HTTP_1_0
+        kind.name for kind in KINDS if not kind.named and (kind.name != HTTP_1_0 or settings.server not in NO_HTTP_1_0)
     ]
     tasks = {asyncio.ensure_future(user) for user in users(load, names)}
     await load.pause(settings.warmup)
+    if load.impossible:
+        raise RuntimeError(load.impossible)
     for number in range(1, settings.reloads + settings.rollbacks + 1):
         reload = Reload(time.monotonic())
         reloads.append(reload)
@@ -302,13 +333,22 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
 )
 @click.option("--renew", is_flag=True, help="Replace the certificate before each reload, without one, as certbot does.")
 @click.option("--kinds", type=click.Choice([kind.name for kind in KINDS]), multiple=True, help="Only these loads.")
+@click.option("--surviving", is_flag=True, help="Only WebSockets and streams that survive, and requests beside them.")
+@click.option("--behind", type=click.Choice(list(PROXIES)), help="A proxy in front of the server.")
+@click.option("--unix", is_flag=True, help="Connect to a unix socket.")
+@click.option("--deflate/--no-deflate", default=None, help="Compress the surviving WebSockets: all, none; or half.")
+@click.option("--survive-window", type=click.FloatRange(0), help="Of the server, in seconds.")
 @click.option("--seed", type=int, default=1, help="For the load's random choices.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Write a timeline as PNG (needs matplotlib).")
 @click.option("--json", "document", type=click.Path(path_type=Path), help="Write everything that was found as JSON.")
-def main(picture: Path | None, document: Path | None, **options: Any) -> None:
+def main(picture: Path | None, document: Path | None, surviving: bool, **options: Any) -> None:
     """Reload a server under strict mixed load and print what was lost. Exits 1 if anything was."""
     if options["renew"] and (options["tls"] is None or options["server"] != "serve"):
         raise click.UsageError("--renew needs --tls, and this project's server.")
+    if (options["behind"] or options["unix"]) and (options["tls"] is not None or options["server"] != "serve"):
+        raise click.UsageError("--behind and --unix are for this project's server, without --tls.")
+    if surviving:
+        options["kinds"] = SURVIVING
     try:
         result = run(Settings(**options))
     except RuntimeError as error:

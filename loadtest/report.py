@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from loadtest import surviving
 from loadtest.kinds import KINDS
 from loadtest.ledger import percentile
 from loadtest.result import Result
@@ -23,10 +24,15 @@ def table(result: Result) -> str:
     title = (
         f"{settings.server} · {settings.workers} workers · "
         f"{parser(settings.server, settings.http)} · {settings.loop} · "
-        f"{f'TLS {settings.tls} · ' if settings.tls else ''}"
+        f"{f'TLS {settings.tls} · ' if settings.tls else ''}{'unix socket · ' if settings.unix else ''}"
+        f"{f'behind {settings.behind} · ' if settings.behind else ''}"
+        f"{'' if settings.deflate is None else 'deflate · ' if settings.deflate else 'no deflate · '}"
         f"{len(result.reloads)} reloads in {seconds:.0f} s · {result.accounts.sent / seconds:.0f} requests/s"
     )
-    lines = [title, "", *columns(kinds(result)), "", verdict(result)]
+    lines = [title, "", *columns(kinds(result)), ""]
+    if result.ledger.survivors:
+        lines += [*columns(surviving.rows(result.ledger.survivors)), ""]
+    lines.append(verdict(result))
     lines += [f"  lost: {count} {cause.value}" for cause, count in result.accounts.lost_by_cause.most_common()]
     lines += [f"  e.g. {example}" for example in examples(result)]
     if result.accounts.lost:
@@ -141,6 +147,9 @@ def as_json(result: Result) -> str:
                 "older_certificate_shown": result.tls.shown_old,
             },
             "told_to_come_back": len(result.ledger.told_to_come_back),
+            "surviving": [
+                dict(zip(surviving.HEAD, row, strict=True)) for row in surviving.rows(result.ledger.survivors)[1:]
+            ],
             "kinds": [dict(zip(rows[0], row, strict=True)) for row in rows[1:]],
             "reloads": [
                 {"sent": r.sent - result.began, "complete": r.complete - result.began if r.complete else None}

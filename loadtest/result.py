@@ -22,6 +22,8 @@ class Settings:
     loop: str = "uvloop"
     scale: float = 1.0
     """Factor for the request rates; 1.0 is about 500 requests/s."""
+    stretch: float = 1.0
+    """Factor for how long slow requests and answers, streams and WebSockets take."""
     python: str = sys.executable
     """The interpreter that runs the server."""
     warmup: float = 2.0
@@ -35,6 +37,14 @@ class Settings:
     """The version of TLS that all connections speak: 1.2 or 1.3."""
     renew: bool = False
     """Replace the certificate before each reload, and have it taken up without one; of this project's server."""
+    behind: str | None = None
+    """The proxy in front of it (`loadtest.proxies`)."""
+    unix: bool = False
+    """Connect to a socket of the file system."""
+    deflate: bool | None = None
+    """Whether WebSockets that survive offer compression; half of them if None."""
+    survive_window: float | None = None
+    """--survive-window, in seconds; the server's own if None."""
     kinds: tuple[str, ...] = ()
     """Names of the kinds of load; all, if empty."""
 

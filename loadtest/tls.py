@@ -194,6 +194,14 @@ class TlsClient(asyncio.Protocol, asyncio.Transport):
         """Reset."""
         self._tcp.abort()
 
+    def pause_reading(self) -> None:
+        """Let TCP fill up."""
+        self._tcp.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._tcp.resume_reading()
+
     def is_closing(self) -> bool:
         """Whether it ends."""
         return self._tcp.is_closing()
