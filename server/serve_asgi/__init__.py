@@ -16,8 +16,20 @@ if TYPE_CHECKING:
     from serve_asgi.app.retiring import retiring
     from serve_asgi.app.schedule import schedule
     from serve_asgi.app.shared import shared
+    from serve_asgi.app.survive import survive
 
-__all__ = ["Message", "__version__", "after_fork", "agent", "canary", "messenger", "retiring", "schedule", "shared"]
+__all__ = [
+    "Message",
+    "__version__",
+    "after_fork",
+    "agent",
+    "canary",
+    "messenger",
+    "retiring",
+    "schedule",
+    "shared",
+    "survive",
+]
 __version__ = "0.1.0"
 
 
@@ -54,4 +66,8 @@ def __getattr__(name: str) -> Any:
         from serve_asgi.app.shared import shared
 
         return shared
+    if name == "survive":
+        from serve_asgi.app.survive import survive
+
+        return survive
     raise AttributeError(f"module 'serve_asgi' has no attribute {name!r}")

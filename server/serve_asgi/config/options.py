@@ -268,6 +268,20 @@ class Config:
     shutdown_timeout: float = option(
         10.0, "How long lifespan shutdown may take after that.", PROCESSES, unit="SECONDS", minimum=0
     )
+    survive_timeout: float = option(
+        5.0,
+        "How long the application has to end its part in a connection that survives; then the client sees it end.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0.1,
+    )
+    survive_window: float = option(
+        2.0,
+        "Window over which a retiring worker spreads the connections that survive, so that not all wake at once.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
     max_requests: int = option(0, "Replace a worker after this many requests; 0 means never.", PROCESSES, minimum=0)
     max_requests_jitter: int = option(
         0, "Add up to this many requests, at random, to --max-requests.", PROCESSES, minimum=0

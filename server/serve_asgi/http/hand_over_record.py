@@ -9,14 +9,18 @@ from __future__ import annotations
 import base64
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Final
 
 from serve_asgi.ipc.peer_address import Address
+
+NOT_IDLE: Final = {"format": 0}
+"""In place of the TLS of a connection that survives: a version that knows nothing of those refuses it as TLS of a
+format that it does not know, where it would take it for an idle connection otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandOverRecord:
-    """What is known about a connection on which no request is in progress."""
+    """What is known about a connection on which no request is in progress, or one that survives."""
 
     leftover: bytes
     """Bytes read since the end of the last request: half a head, or whole requests that were pipelined."""
@@ -36,6 +40,8 @@ class HandOverRecord:
     """And that header is followed by a TLS handshake."""
     tls: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
     """Of a TLS connection: what another process needs to go on with it (`serve_asgi.tls.moved_session`, JSON)."""
+    survives: bool = False
+    """The connection is in use, and the leftover is a `serve_asgi.http.survival_record.SurvivalRecord`."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-compatible values, the leftover as base64."""
@@ -49,7 +55,7 @@ class HandOverRecord:
             "trusted": self.trusted,
             "awaits_proxy": self.awaits_proxy,
             "awaits_tls": self.awaits_tls,
-            "tls": self.tls,
+            **({"tls": NOT_IDLE, "survives": {"tls": self.tls}} if self.survives else {"tls": self.tls}),
         }
 
     def with_leftover(self, leftover: bytes) -> HandOverRecord:
@@ -58,12 +64,12 @@ class HandOverRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> HandOverRecord:
-        """The reverse of `to_json`; a record of the last minor version may lack the last five."""
+        """The reverse of `to_json`; a record of the last minor version may lack the last six."""
 
         def address(value: list[Any] | None) -> Address:
             return None if value is None else (value[0], value[1])
 
-        deadline = values["deadline"]
+        deadline, survives = values["deadline"], values.get("survives")
         return cls(
             leftover=base64.b64decode(values["leftover"]),
             client=address(values["client"]),
@@ -74,5 +80,6 @@ class HandOverRecord:
             trusted=values.get("trusted"),
             awaits_proxy=values.get("awaits_proxy", False),
             awaits_tls=values.get("awaits_tls", False),
-            tls=values.get("tls"),
+            tls=values.get("tls") if survives is None else survives["tls"],
+            survives=survives is not None,
         )

@@ -25,6 +25,7 @@ from serve_asgi.http.write_batching import WriteBatch
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
 from serve_asgi.logs.rare_line import RareLine
 from serve_asgi.logs.request_ids import RequestIds
+from serve_asgi.logs.server_log import about
 
 if TYPE_CHECKING:
     from serve_asgi.logs.access_log import AccessLog
@@ -38,6 +39,9 @@ ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TLS_LINE_EVERY: Final = 60.0
 """Seconds between two log lines on clients that speak TLS to an address that does not."""
+
+NOT_SURVIVED_EVERY: Final = 1.0
+"""Seconds between two log lines on connections that were to survive and did not; the others are counted."""
 
 KEEP_ALIVE_SLACK: Final = 1.0
 """An idle connection is closed a little later (s) than advertised, so that a client's last request finds it open."""
@@ -129,6 +133,9 @@ class WorkerContext:
         "max_concurrency",
         "max_head_size",
         "new_parser",
+        "not_survived",
+        "numbered",
+        "numbers",
         "persistent",
         "phase",
         "published",
@@ -194,6 +201,11 @@ class WorkerContext:
         self.persistent = b""
         """What follows the application's headers in a response after which the connection persists; empty if none."""
         self.connections: set[ClientConnection] = set()
+        self.numbers = 0
+        """Connections that have got a number."""
+        self.numbered: dict[int, Any] = {}
+        """Those that are open and in use by an application, or will be: it finds its own by
+        `scope["extensions"]["serve"]["connection"]` (`serve_asgi.app.survive`)."""
         self.tasks: set[asyncio.Task[None]] = set()
         """The applications' running tasks: a strong reference each, so that none is collected."""
         self.lent: set[int] = set()
@@ -236,6 +248,8 @@ class WorkerContext:
         """What the application does wrong that does no harm."""
         self.tls_at_plain_address = RareLine(TLS_LINE_EVERY)
         """Clients that speak TLS to an address that does not."""
+        self.not_survived = RareLine(NOT_SURVIVED_EVERY)
+        """Connections that were to survive and did not."""
         self.heads = CachedHeadReader(self.new_parser, self._check)
         self.encoded_headers: BoundedCache[Any, tuple[bytes, int, int]] = BoundedCache()
         """What `serve_asgi.http.response_head.encode_headers` made of the headers that applications sent recently."""
@@ -264,6 +278,18 @@ class WorkerContext:
     def _join(self) -> None:
         keeps = self.config.keep_alive and not self._announce_close
         self.persistent = b"\r\n" + self._default_headers + self.keep_alive_lines if keeps else b""
+
+    def read_again(self, data: bytes) -> Head:
+        """The head of a request that another worker has let in: the limits of this one are for requests that come."""
+        head = self.new_parser().parse_head(data)
+        head.forwarding = self.forwarding.mentioned(head.headers)
+        return head
+
+    def number(self, connection: Any) -> int:
+        """A number for a connection, until `numbered` has lost it."""
+        self.numbers += 1
+        self.numbered[self.numbers] = connection
+        return self.numbers
 
     def _check(self, head: Head) -> None:
         """Raises BadRequest for a head that the configured limits refuse."""
@@ -305,6 +331,12 @@ class WorkerContext:
         """Whether one more connection may be accepted (--max-connections); `coming` are not attached yet."""
         limit = self.config.max_connections
         return not limit or len(self.connections) + coming < limit
+
+    def did_not_survive(self, what: str, reason: str) -> None:
+        """Count and log a connection that its application wished to survive, and that has got the ordinary end."""
+        self.cells[Cell.NOT_SURVIVED] += 1
+        text = "%s did not survive: %s"
+        self.not_survived.info(text, what, reason, extra=about("connection_not_survived", what=what, reason=reason))
 
     def forget(self, connection: ClientConnection) -> None:
         """A connection has ended or has been handed over."""

@@ -114,6 +114,8 @@ class Cell(enum.IntEnum):
     REFUSED = 59  # of REQUESTS: those that the server answered itself, too many at once or malformed
     EXCUSED_5XX = 60  # of STATUS_5XX: those where the application has not failed: too many at once, or a client gone
     FAILED_WITHOUT_5XX = 61  # requests and WebSockets whose application failed when 5xx could no longer be answered
+    SURVIVED = 62  # lives that an application has begun on a connection that another worker had
+    NOT_SURVIVED = 63  # connections that were to survive, and were ended as their worker retired
 
 
 DURATION_BOUNDS: Final = (

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.proxy_protocol_connection import Balancers, ProxyConnection
+from serve_asgi.http.survival_record import SurvivalRecord
+from serve_asgi.http.underlying_tls import TlsDetails
 from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.logs.server_log import about
+from serve_asgi.websocket.connection import next_life
 
 if TYPE_CHECKING:
     from serve_asgi.tls.server_contexts import ServerContexts
@@ -55,14 +58,23 @@ class ConnectionOpening:
         if record.awaits_proxy:  # also where --proxy-protocol has been taken away since: its header has begun to come
             balancers = self._balancers or Balancers(self._worker)
             return ProxyConnection(self._worker, balancers, record, self.follow, record.awaits_tls)
-        connection = Http1Connection(self._worker, record)
         if record.tls is None:
-            return connection
+            return self._above(record, None)
         from serve_asgi.tls.moved_session import MovedSession
         from serve_asgi.tls.session import TlsSession
         from serve_asgi.tls.transport import TlsTransport
 
-        return TlsTransport(TlsSession(None, MovedSession.from_json(record.tls)), connection)
+        session = TlsSession(None, MovedSession.from_json(record.tls))
+        return TlsTransport(session, self._above(record, session.info))
+
+    def _above(self, record: HandOverRecord, tls: TlsDetails | None) -> asyncio.Protocol:
+        """HTTP, or what the connection has become."""
+        if not record.survives:
+            return Http1Connection(self._worker, record)
+        survival = SurvivalRecord.from_bytes(record.leftover)
+        if survival.websocket is None:
+            return Http1Connection(self._worker, record, survival)
+        return next_life(self._worker, record, survival, tls)
 
     def understands(self, record: HandOverRecord) -> bool:
         """Whether this worker can go on with a connection that another one offers."""

@@ -23,7 +23,7 @@ from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker.hand_over_pair import PairEnd
 from serve_asgi.worker.hand_over_sender import MAX_IN_FLIGHT
 
-MOST_LEFTOVER: Final = 4 * 1024 * 1024
+MOST_LEFTOVER: Final = 32 * 1024 * 1024
 """Bytes of leftover that a memfd may hold."""
 MOST_HELD: Final = 4 * MAX_IN_FLIGHT
 """Most offers of one sender that a receiver holds: a correct sender makes `MAX_IN_FLIGHT`."""

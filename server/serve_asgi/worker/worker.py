@@ -23,6 +23,7 @@ from serve_asgi.app.canary import canary
 from serve_asgi.app.hub_link import Identity
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
+from serve_asgi.app.survive import survive
 from serve_asgi.config.options import Config
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.http.connection import Http1Connection
@@ -205,6 +206,7 @@ class WorkerProcess:
         context.shared = shared
         if self.hub is not None:
             context.catch_up = SharedStateSync(self.hub, context.published)
+        survive.begin(context.numbered)
         context.generation, context.slot = self.welcome["generation"], self.welcome["slot"]
         context.access_log = self.access_log = access_log_standard.open_access_log(
             self.config, self.welcome["generation"], self.welcome["slot"]
