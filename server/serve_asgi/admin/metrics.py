@@ -44,6 +44,12 @@ SIMPLE: Final = (
     ),
     ("serve_connections_taken_over", Cell.TAKEN_OVER, "Open connections that a worker took over from a retiring one."),
     ("serve_websockets_opened", Cell.WEBSOCKETS_OPENED, "WebSocket handshakes that the application accepted."),
+    ("serve_survived", Cell.SURVIVED, "Calls of the application that went on with a connection which another had."),
+    (
+        "serve_not_survived",
+        Cell.NOT_SURVIVED,
+        "Connections that were to survive, and were ended as their worker retired.",
+    ),
     ("serve_received_bytes", Cell.BYTES_RECEIVED, "Bytes received from clients; of TLS, its content."),
     ("serve_sent_bytes", Cell.BYTES_SENT, "Bytes written to clients; of TLS, its content."),
     ("serve_log_dropped_bytes", Cell.DROPPED_OUTPUT, "Bytes of the workers' output that nobody read in time."),

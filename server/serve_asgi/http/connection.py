@@ -303,7 +303,10 @@ class Http1Connection(asyncio.Protocol):
         self.deadline = INFINITY
         forwarded = worker.forwarding.understand(head.headers, self.client) if self.trusted else None
         tls = None if self.tls is None else self.tls.info
-        websocket = WebSocketConnection(worker, head, self.client, self.server, self.scheme, forwarded, tls)
+        websocket = WebSocketConnection(
+            worker, head, self.client, self.server, self.scheme, forwarded, tls, self.trusted
+        )
+        websocket.number = worker.number(websocket)
         worker.connections.discard(self)
         worker.connections.add(websocket)
         transport.set_protocol(websocket)

@@ -13,7 +13,11 @@ from typing import Any, Final
 
 from serve_asgi.ipc.peer_address import Address
 
-NOT_IDLE: Final = {"format": 0}
+NOT_IDLE: Final[dict[str, Any]] = {
+    **dict.fromkeys(("format", "suite", "read_sequence", "write_sequence", "max_fragment"), 0),
+    **dict.fromkeys(("read_secret", "write_secret", "partial", "message"), ""),
+    "info": {"version": 0, "cipher_suite": 0, "cipher_name": ""},
+}
 """In place of the TLS of a connection that survives: a version that knows nothing of those refuses it as TLS of a
 format that it does not know, where it would take it for an idle connection otherwise."""
 

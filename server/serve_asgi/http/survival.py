@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.worker_context import Message, WorkerContext
+from serve_asgi.logs.exceptions import all_tell, carried_by
 
 EXTENSION: Final = "serve.survive"
 """The key of `scope["extensions"]`, and the type of the message with which an application opts in."""
@@ -195,8 +196,13 @@ def gone_on() -> ClientDisconnected:
 
 
 def tells_of_end(error: BaseException) -> bool:
-    """Whether an exception repeats what `receive` said at the end of a life, as frameworks raise it.
+    """Whether an application has ended with what `receive` or `send` said at the end of its life.
 
-    By what it carries: the code and the reason of `websocket.disconnect` (Starlette's WebSocketDisconnect).
+    Frameworks make an exception of their own of `websocket.disconnect`: known by the code that it carries.
     """
-    return getattr(error, "code", None) == RESTART and getattr(error, "reason", None) == HANDED_OVER
+    return all_tell(error, ClientDisconnected, _repeats_disconnect)
+
+
+def _repeats_disconnect(error: BaseException) -> bool:
+    code, reason = carried_by(error, "code"), carried_by(error, "reason")
+    return type(code) is int and code == RESTART and (type(reason) is not str or reason in ("", HANDED_OVER))

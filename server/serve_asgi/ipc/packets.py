@@ -250,6 +250,13 @@ class MovedTls(msgspec.Struct, frozen=True):
         return "MovedTls(…)"
 
 
+class Surviving(msgspec.Struct, frozen=True):
+    """That the connection is in use. Its TLS stands here: a version that knows nothing of this refuses what stands in
+    its place (`serve_asgi.http.hand_over_record`)."""
+
+    tls: MovedTls | None = None
+
+
 class Record(msgspec.Struct, frozen=True):
     """What travels with a connection (`serve_asgi.http.hand_over_record`)."""
 
@@ -263,6 +270,7 @@ class Record(msgspec.Struct, frozen=True):
     awaits_proxy: bool = False
     awaits_tls: bool = False
     tls: MovedTls | None = None
+    survives: Surviving | None = None
 
 
 class Offer(Packet, frozen=True, tag="offer"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
@@ -66,10 +67,18 @@ def exc_info(error: BaseException) -> ExcInfo:
     return type(error), error, traceback_of(error)
 
 
-def all_tell(error: BaseException, kind: type[BaseException]) -> bool:
+def carried_by(error: BaseException, name: str) -> object:
+    """What it has in its own namespace under this name, or None; no code of the application's runs."""
+    namespace = _slots["__dict__"].__get__(error)
+    return dict.get(namespace, name) if issubclass(type(namespace), dict) else None
+
+
+def all_tell(
+    error: BaseException, kind: type[BaseException], also: Callable[[BaseException], bool] | None = None
+) -> bool:
     """Whether it is of this kind, a group of nothing else, or was raised while such a one was handled.
 
-    A cycle proves nothing: in doubt the result is False, and the error is logged.
+    What is `also` such a one is as good. A cycle proves nothing: in doubt the result is False, and the error is logged.
     """
     seen = {id(error)}
     waiting: list[BaseException] = [error]
@@ -78,7 +87,7 @@ def all_tell(error: BaseException, kind: type[BaseException]) -> bool:
         for _ in range(IN_PLACE_OF):
             if found is None:
                 return False
-            if is_a(found, kind):
+            if is_a(found, kind) or (also is not None and also(found)):
                 break
             if members := members_of(found):
                 if len(seen) + len(members) > MOST:

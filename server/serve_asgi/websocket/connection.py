@@ -23,8 +23,11 @@ from typing import Any, Final, cast
 
 from serve_asgi.http.client_socket import hang_up
 from serve_asgi.http.forwarded import Forwarded
+from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.underlying_tls import TlsDetails
+from serve_asgi.http.survival import Survival
+from serve_asgi.http.survival_record import SurvivalRecord
+from serve_asgi.http.underlying_tls import TlsDetails, tls_of
 from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
@@ -42,28 +45,35 @@ from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.denial import Denial
 from serve_asgi.websocket.frames import PING, control_frame
 from serve_asgi.websocket.framing import End, MessageFraming, weigh
-from serve_asgi.websocket.handshake import HandshakeRefusal, open_handshake
+from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal, open_handshake
 from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
 from serve_asgi.websocket.receive_queue import INCOMING_HIGH, INCOMING_LOW, ReceiveQueue, wake
 from serve_asgi.websocket.request import WebSocketRequest
 from serve_asgi.websocket.session import WebSocketSession
 from serve_asgi.websocket.states import (
+    BETWEEN_LIVES,
     CLOSED,
     CLOSING,
     DENYING,
     FINISHING,
     HANDSHAKE,
+    LEAVING,
     LINGERING,
     OPEN,
+    PARTED,
+    PARTING,
+    RESUMING,
     TRANSITIONS,
     WebSocketState,
 )
+from serve_asgi.websocket.surviving import SurvivingWebSocket, begin_life
 from serve_asgi.websocket.write_flow import WriteFlow
 
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
 WEBSOCKETS_OPENED: Final = int(Cell.WEBSOCKETS_OPENED)
 REFUSED: Final = int(Cell.REFUSED)
+SURVIVED: Final = int(Cell.SURVIVED)
 
 
 if sys.version_info >= (3, 12):
@@ -87,21 +97,26 @@ class WebSocketConnection(asyncio.Protocol):
         "_accepted",
         "_denial",
         "_discarded",
-        "_early",
         "_end",
         "_eof",
         "_keep_alive",
         "_planned_close",
-        "_request",
+        "_record",
         "_task",
         "_worker",
         "deadline",
+        "early",
+        "extensions",
         "framing",
         "messages",
+        "number",
         "output",
         "reading_paused",
+        "request",
         "state",
+        "surviving",
         "transport",
+        "trusted",
     )
 
     def __init__(
@@ -113,10 +128,15 @@ class WebSocketConnection(asyncio.Protocol):
         scheme: str = "http",
         forwarded: Forwarded | None = None,
         tls: TlsDetails | None = None,
+        trusted: bool = False,
+        record: SurvivalRecord | None = None,
     ) -> None:
-        """`scheme` and `tls` are the connection's; `forwarded` is what trusted proxies say of the request."""
+        """`scheme` and `tls` are the connection's; `forwarded` is what trusted proxies say of the request.
+
+        With a `record` it survives another worker, and goes on from there.
+        """
         self._worker = worker
-        self._request = WebSocketRequest(worker, head, client, server, scheme, forwarded, tls)
+        self.request = WebSocketRequest(worker, head, client, server, scheme, forwarded, tls)
         self.deadline = math.inf
         self.state = HANDSHAKE
         self.transport: asyncio.Transport
@@ -128,8 +148,13 @@ class WebSocketConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self.messages = ReceiveQueue()
         self._accepted = False
-        self._early = b""
-        """What came before the application has accepted."""
+        self.early = b""
+        """What came before the application has accepted, or is for the next life."""
+        self.trusted = trusted
+        self._record = record
+        self.number = 0
+        self.extensions: object = None
+        self.surviving: SurvivingWebSocket | None = None
         self._discarded = 0
         self.output = WriteFlow(worker.loop)
         self.reading_paused = False
@@ -141,7 +166,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._worker.sent += len(data)
         self.transport.write(data)
 
-    def _enter(self, state: WebSocketState) -> None:
+    def enter(self, state: WebSocketState) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         self.state = state
 
@@ -156,15 +181,23 @@ class WebSocketConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self.transport.set_write_buffer_limits()
         worker = self._worker
+        if self._record is not None:
+            record, self._record = self._record, None
+            self._arrive(record)
+            return
         try:
-            handshake = open_handshake(self._request.head, worker.config.ws_deflate)
+            handshake = open_handshake(self.request.head, worker.config.ws_deflate)
         except HandshakeRefusal as refusal:
             worker.cells[REFUSED] += 1
             self.refuse(refusal)
             return
         if worker.retiring.is_set():  # the worker has told the connections that it retires before this one was there
             self.retire()
-        session = WebSocketSession(self, worker, self._request, handshake)
+        self._call_application(handshake)
+
+    def _call_application(self, handshake: Handshake) -> None:
+        worker = self._worker
+        session = WebSocketSession(self, worker, self.request, handshake)
         task = _start(worker, session.run())
         if not task.done():
             self._task = session.task = task
@@ -190,7 +223,7 @@ class WebSocketConnection(asyncio.Protocol):
                 else:
                     messages.size += weigh(message)
                     if messages.size > INCOMING_HIGH:
-                        self._pause_reading()
+                        self.pause_reading()
         else:
             self.go_on(data)
 
@@ -199,10 +232,12 @@ class WebSocketConnection(asyncio.Protocol):
         state = self.state
         if state is OPEN or state is CLOSING:
             self._receive_frames(data)
-        elif state is HANDSHAKE:  # too early, but it may be that the client trusts in our response
-            self._early += data
-            if len(self._early) > INCOMING_HIGH:
-                self._pause_reading()
+        elif (
+            state is HANDSHAKE or state in BETWEEN_LIVES
+        ):  # too early, or it may be that the client trusts in our response
+            self.early += data
+            if len(self.early) > INCOMING_HIGH:
+                self.pause_reading()
         else:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
@@ -238,7 +273,7 @@ class WebSocketConnection(asyncio.Protocol):
         if incoming and messages.waiters:
             messages.wake()
         if (messages.behind or messages.size > INCOMING_HIGH) and self.state is OPEN:
-            self._pause_reading()
+            self.pause_reading()
         elif messages.behind and self.state is CLOSING:  # these are messages that nobody gets
             self._worker.loop.call_soon(self._seek_end)
 
@@ -262,40 +297,39 @@ class WebSocketConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has shut down its side: a WebSocket is over with that; what is owed to it is still said."""
         self._eof = True
-        if self.state is DENYING or self.state is FINISHING:
+        if self.state is DENYING or self.state is FINISHING or self.state in BETWEEN_LIVES:
             return True
         self.messages.tell_disconnect(1006, "")
         if self.state is not LINGERING and self.state is not CLOSED:
-            self._enter(LINGERING)
+            self.enter(LINGERING)
             self.deadline = self._worker.loop.time() + LINGER_TIMEOUT
         return False  # the transport writes what it has and closes
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by either side."""
+        if self.state is CLOSED:  # handed over: a duplicate lives elsewhere
+            return
         hang_up(self.transport)
-        worker = self._worker
-        cells = worker.cells
-        cells[CONNECTIONS] -= 1
-        if self._accepted:
-            cells[WEBSOCKETS] -= 1
-        if not self._request.answered:
-            self._request.count(0, self._denial.sent if self.state is DENYING else 0)
+        if not self.request.answered:
+            self.request.count(0, self._denial.sent if self.state is DENYING else 0)
         if self.state is FINISHING:
             self.messages.tell_disconnect(self._end.code, self._end.reason)
         elif self.state is not OPEN:
             self.messages.behind = False  # the application has been told of the end, and gets nothing behind it
-        self._enter(CLOSED)
+        self.enter(CLOSED)
         self.deadline = math.inf
         self._planned_close.cancel()
+        if self.surviving is not None:
+            self.surviving.cancel()
         self.messages.tell_disconnect(1006, "")
         self.output.wake()
-        worker.forget(self)
+        self.forget()
 
     def pause_writing(self) -> None:
         """The transport has more to write than it likes."""
         output = self.output
         output.paused = True
-        if self.state is OPEN or self.state is DENYING:
+        if self.state in (OPEN, DENYING, PARTING, PARTED):
             output.watch(self.transport, self._worker.loop.time() + self._worker.config.write_timeout)
             self.deadline = min(self.deadline, output.deadline)
 
@@ -303,20 +337,22 @@ class WebSocketConnection(asyncio.Protocol):
         """The transport has caught up."""
         output = self.output
         output.paused = False
-        if output.pongs and (self.state is OPEN or self.state is CLOSING):
+        if output.pongs and self.state in (OPEN, PARTING, PARTED, CLOSING):
             pongs, output.pongs = output.pongs, b""
             self._write(pongs)
             if output.paused:  # the pongs have filled it again
                 return
         if self.state is OPEN:
             self.deadline = self._keep_alive.deadline
-        elif self.state is DENYING:
+        elif self.state is DENYING or self.state is PARTING or self.state is PARTED:
             self.deadline = math.inf
         output.caught_up()
+        if self.state is PARTED and self.surviving is not None:
+            self._worker.loop.call_soon(self.surviving.depart)
 
     async def writable(self) -> None:
-        """Wait until the transport has caught up. The client's end of it is `--write-timeout`."""
-        while self.output.paused and self.state is not CLOSED:
+        """Wait until the transport has caught up, or the life ends. The client's end of it is `--write-timeout`."""
+        while self.output.paused and self.state is not CLOSED and self.state is not PARTING:
             await self.output.wait()
 
     # The answer to the handshake
@@ -325,33 +361,41 @@ class WebSocketConnection(asyncio.Protocol):
         """The WebSocket is open with this response."""
         worker = self._worker
         self.framing = MessageFraming(deflate, worker.config.ws_max_size)
-        self._keep_alive = KeepAlive(worker.config, worker.loop.time())
-        self.deadline = self._keep_alive.deadline
-        self._enter(OPEN)
+        if self.surviving is not None:
+            self.framing.keep()
+        self.enter(OPEN)
         self._accepted = True
         worker.cells[WEBSOCKETS] += 1
         worker.cells[WEBSOCKETS_OPENED] += 1
-        self._request.count(101, 0)
+        self.request.count(101, 0)
         self._write(response)
+        self._open()
+
+    def _open(self) -> None:
+        """Read what the client sends, and has sent already."""
+        self._keep_alive = KeepAlive(self._worker.config, self._worker.loop.time())
+        self.deadline = self._keep_alive.deadline
         self._resume_reading()
-        if self._early:
-            early, self._early = self._early, b""
+        if self.early:
+            early, self.early = self.early, b""
             self._receive_frames(early)
+        if self.surviving is not None:
+            self.surviving.opened()
         if self._planned_close.overdue and self.state is OPEN:
             self.close(retire_code(self._worker.retiring.reason), "")
 
     def begin_denial(self, denial: Denial) -> None:
         """The application begins an HTTP response instead."""
         self._denial = denial
-        self._enter(DENYING)
+        self.enter(DENYING)
 
     def deny(self, denial: Denial, data: bytes) -> None:
         """A piece of that response, perhaps its last."""
         self._write(data)
         if denial.done:
             if denial.dropped:
-                self._worker.dropped_bodies.report(self._request.head, denial.status)
-            self._request.count(denial.status, denial.sent)
+                self._worker.dropped_bodies.report(self.request.head, denial.status)
+            self.request.count(denial.status, denial.sent)
             self.messages.tell_disconnect(1006, "")
             self._linger()
 
@@ -368,7 +412,7 @@ class WebSocketConnection(asyncio.Protocol):
         if state is OPEN:
             if not self._is_stalled(now):
                 self._expire_open(now)
-        elif state is DENYING:
+        elif state is DENYING or state is PARTING or state is PARTED:
             if not self._is_stalled(now):
                 self.deadline = self.output.deadline
         elif state is FINISHING:
@@ -409,10 +453,10 @@ class WebSocketConnection(asyncio.Protocol):
         """The client has closed, or has broken a rule. `unread`: earlier messages still wait for the application."""
         self._end = end
         if unread:
-            self._enter(FINISHING)
+            self.enter(FINISHING)
             self._planned_close.cancel()
             self.deadline = self._worker.loop.time() + FINISH_TIMEOUT
-            self._pause_reading()
+            self.pause_reading()
         else:
             self.finish()
 
@@ -434,18 +478,21 @@ class WebSocketConnection(asyncio.Protocol):
             self.finish()
             return
         self._write(frame)
-        self._enter(CLOSING)
+        self.enter(CLOSING)
         self.deadline = self._worker.loop.time() + CLOSE_TIMEOUT
         self._planned_close.cancel()
         self.messages.tell_disconnect(code, reason)
         self._resume_reading()
+        if self.early:
+            early, self.early = self.early, b""
+            self._receive_frames(early)
         if self.framing.behind:
             self._worker.loop.call_soon(self._seek_end)
 
     def refuse(self, refusal: HandshakeRefusal) -> None:
         """Answer the request with an HTTP error."""
         response, size = refusal.response(self._worker.default_headers)
-        self._request.count(refusal.status, size)
+        self.request.count(refusal.status, size)
         self._write(response)
         self.messages.tell_disconnect(1006, "")
         self._linger()
@@ -458,6 +505,8 @@ class WebSocketConnection(asyncio.Protocol):
                 self.refuse(HandshakeRefusal(500, "Internal Server Error"))
             elif self.state is DENYING:
                 self.transport.abort()
+            elif self.state in BETWEEN_LIVES and self.surviving is not None:
+                self.surviving.fail("its application failed")
         except BaseException as error:
             self.transport.abort()
             text = "a WebSocket could not be ended, and its connection was closed; please report this"
@@ -465,7 +514,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Nothing more to say: shut down our side, await the client's end (closing with unread bytes would reset)."""
-        self._enter(LINGERING)
+        self.enter(LINGERING)
         self._planned_close.cancel()
         self.deadline = self._worker.loop.time() + LINGER_TIMEOUT
         self._resume_reading()
@@ -481,13 +530,20 @@ class WebSocketConnection(asyncio.Protocol):
     # The worker's side
 
     def retire(self) -> None:
-        """The worker retires: close at a random moment of the window that the configuration names."""
-        if self.state not in (FINISHING, CLOSING, LINGERING, CLOSED):
+        """The worker retires: survive, or close at a random moment of the window that the configuration names."""
+        surviving = self.surviving
+        if surviving is not None and (surviving.leaves or self.state is PARTING or self.state is PARTED):
+            surviving.retire()
+        elif self.state in (HANDSHAKE, DENYING, RESUMING, OPEN):
+            if surviving is not None:
+                surviving.cancel()
             self._planned_close.plan(self._worker, self._retired)
 
     def resume(self) -> None:
         """The worker serves again: the close that was planned is off."""
         self._planned_close.call_off()
+        if self.surviving is not None:
+            self.surviving.resume()
 
     def _retired(self) -> None:
         if self.state is OPEN:
@@ -496,14 +552,14 @@ class WebSocketConnection(asyncio.Protocol):
     def cut(self) -> bool:
         """At the graceful timeout: send a close frame if nothing waits, cancel the application, cut the connection."""
         state = self.state
-        if state is CLOSED:
+        if state is CLOSED or state is LEAVING:
             return False
         transport = self.transport
-        unfinished = state in (HANDSHAKE, DENYING, OPEN, FINISHING)
+        unfinished = state not in (CLOSING, LINGERING)
         flushed = transport.get_write_buffer_size() == 0
         code = 1006
         last_words = b""
-        if state is OPEN:
+        if state in (RESUMING, OPEN, PARTING, PARTED):
             code = retire_code(self._worker.retiring.reason)
             last_words = self.framing.close(code)
         elif state is FINISHING:
@@ -512,7 +568,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._write(last_words)
         if unfinished:
             self.messages.tell_disconnect(code, "")
-            self._enter(LINGERING)
+            self.enter(LINGERING)
         self.deadline = self._worker.loop.time()  # what cannot be flushed at once is aborted at the next tick
         if flushed:
             transport.close()
@@ -528,9 +584,71 @@ class WebSocketConnection(asyncio.Protocol):
         transport, self.transport = self.transport, instead
         return transport
 
+    # Survival: see `serve_asgi.websocket.surviving`
+
+    def survive(self) -> SurvivingWebSocket:
+        """The application speaks of survival."""
+        if self.surviving is None:
+            self.surviving = SurvivingWebSocket(self, self._worker, None)
+            if self.state is OPEN:
+                self.framing.keep()
+            if self._worker.retiring.is_set():
+                self._worker.loop.call_soon(self.retire)
+        return self.surviving
+
+    def opt_in(self, extensions: object, version: int | None) -> Survival | None:
+        """See `serve_asgi.http.survival.SurvivableConnection`."""
+        tls = tls_of(self.transport)
+        if extensions is not self.extensions or (tls is not None and tls.stays()):
+            return None
+        return self.survive().survival.opt_in(version)
+
+    def refuse_life(self, reason: str) -> None:
+        """The application of this life cannot go on: the client gets the ordinary end."""
+        if self.state in (RESUMING, OPEN, PARTING):
+            self.survive().fail(reason or "its application refused to go on")
+
+    def begin_life(self, survival: SurvivingWebSocket) -> None:
+        """Call the application again, for what another life of it has accepted."""
+        self.surviving = survival
+        self._accepted = self.request.answered = True
+        self.request.status = 101
+        self.deadline = math.inf
+        self._worker.cells[SURVIVED] += 1
+        self._call_application(open_handshake(self.request.head, False))
+
+    def resume_life(self) -> None:
+        """The application has accepted what is open already."""
+        self.enter(OPEN)
+        self.framing.keep()
+        self._open()
+        if self._eof and self.state is OPEN and not self.eof_received():
+            self.transport.close()
+
+    def _arrive(self, record: SurvivalRecord) -> None:
+        """Attached in the worker of the next life."""
+        worker = self._worker
+        worker.connections.add(self)
+        self.number = worker.number(self)
+        worker.cells[CONNECTIONS] += 1
+        worker.cells[WEBSOCKETS] += 1
+        begin_life(self, worker, record)
+        if worker.retiring.is_set():
+            self.retire()
+
+    def forget(self) -> None:
+        """The worker has one connection less."""
+        worker = self._worker
+        worker.cells[CONNECTIONS] -= 1
+        if self._accepted:
+            worker.cells[WEBSOCKETS] -= 1
+        worker.numbered.pop(self.number, None)
+        worker.forget(self)
+
     # Reading
 
-    def _pause_reading(self) -> None:
+    def pause_reading(self) -> None:
+        """Read nothing of the client for now."""
         if not self.reading_paused and not self.transport.is_closing():
             self.reading_paused = True
             self.transport.pause_reading()
@@ -540,3 +658,15 @@ class WebSocketConnection(asyncio.Protocol):
             self.reading_paused = False
             if not self.transport.is_closing():
                 self.transport.resume_reading()
+
+
+def next_life(
+    worker: WorkerContext, record: HandOverRecord, survival: SurvivalRecord, tls: TlsDetails | None
+) -> WebSocketConnection:
+    """A WebSocket that survives another worker, to be attached to its transport."""
+    head = worker.read_again(survival.head)
+    trusted = worker.forwarding.trusts(record.client) if record.trusted is None else record.trusted
+    forwarded = worker.forwarding.understand(head.headers, record.client) if trusted else None
+    return WebSocketConnection(
+        worker, head, record.client, record.server, record.scheme, forwarded, tls, trusted, survival
+    )

@@ -38,6 +38,12 @@ class ReceiveQueue:
             self.disconnect = {"type": "websocket.disconnect", "code": code, "reason": reason}
             self.wake()
 
+    def end_life(self) -> None:
+        """What waits is for the next life of the connection."""
+        self.queue.clear()
+        self.size = 0
+        self.behind = False
+
     def wake(self) -> None:
         """Let `receive` look again."""
         wake(self.waiters)

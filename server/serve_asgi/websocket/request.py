@@ -6,14 +6,18 @@ must not know the connection's life, nor what is sent over it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import time
 from typing import Any, Final
 
 from serve_asgi.http.forwarded import Forwarded
+from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.request_receive import ASGI_VERSION
 from serve_asgi.http.response import CLIENT_GONE
+from serve_asgi.http.survival_record import head_bytes
 from serve_asgi.http.underlying_tls import TlsDetails, tls_extension
 from serve_asgi.http.worker_context import Message, Scope, WorkerContext
 from serve_asgi.ipc.peer_address import Address
@@ -77,8 +81,11 @@ class WebSocketRequest:
         self.status = 0
         """Of that response; 0 if there was none."""
 
-    def scope(self, subprotocols: list[str]) -> Scope:
-        """ASGI www, "WebSocket Connection Scope", with the subprotocols that the client offers."""
+    def scope(self, subprotocols: list[str], number: int, survival: dict[str, Any]) -> Scope:
+        """ASGI www, "WebSocket Connection Scope", with the subprotocols that the client offers.
+
+        `number` is the connection's, `survival` what is said of an earlier life.
+        """
         head, worker = self.head, self._worker
         root_path = worker.root_path
         path, raw_path = head.text, head.path
@@ -104,7 +111,8 @@ class WebSocketRequest:
             "subprotocols": subprotocols,
             "state": worker.state.copy(),
             "extensions": {
-                "serve": {"generation": worker.generation, "slot": worker.slot},
+                "serve": {"generation": worker.generation, "slot": worker.slot, "connection": number},
+                "serve.survive": survival,
                 "websocket.http.response": {},
             },
         }
@@ -121,6 +129,15 @@ class WebSocketRequest:
         if not ids.echoes or any(bytes(name).lower() == ids.name for name, _ in given):
             return worker.default_headers
         return worker.default_headers + b"%b: %b\r\n" % (ids.name, identity.encode())
+
+    def moved_head(self) -> bytes:
+        """The head for another life, in which it is the same request to the application and in the logs."""
+        return head_bytes(self.head, self._worker.request_ids.name, self._identity)
+
+    def hand_over_record(self, leftover: bytes, trusted: bool) -> HandOverRecord:
+        """What is known of the connection, which survives."""
+        record = HandOverRecord(leftover, self._peer, self._server, math.inf, 1, self._scheme, trusted)
+        return dataclasses.replace(record, survives=True)
 
     def report(self, what: str, event: str, error: BaseException | None = None) -> None:
         """Log what the application did wrong, and at which request."""

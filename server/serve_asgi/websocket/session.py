@@ -11,6 +11,7 @@ import asyncio
 from typing import Final, Protocol
 
 from serve_asgi.http.dropped_messages import ClientDisconnected, drop_message
+from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on, tells_of_end
 from serve_asgi.http.worker_context import Message, WorkerContext
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.scoreboard import Cell
@@ -21,7 +22,18 @@ from serve_asgi.websocket.framing import MessageFraming, weigh
 from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal
 from serve_asgi.websocket.receive_queue import INCOMING_LOW, ReceiveQueue
 from serve_asgi.websocket.request import WebSocketRequest
-from serve_asgi.websocket.states import CLOSED, DENYING, FINISHING, HANDSHAKE, OPEN, WebSocketState
+from serve_asgi.websocket.states import (
+    BETWEEN_LIVES,
+    CLOSED,
+    DENYING,
+    FINISHING,
+    HANDSHAKE,
+    OPEN,
+    PARTING,
+    RESUMING,
+    WebSocketState,
+)
+from serve_asgi.websocket.surviving import SurvivingWebSocket
 from serve_asgi.websocket.write_flow import WriteFlow
 
 _FAILED_WITHOUT_5XX: Final = int(Cell.FAILED_WITHOUT_5XX)
@@ -37,6 +49,21 @@ class WebSocketPeer(Protocol):
     messages: ReceiveQueue
     reading_paused: bool
     output: WriteFlow
+    number: int
+    """`scope["extensions"]["serve"]["connection"]`."""
+    extensions: object
+    """The application's, by which it is told from others."""
+    surviving: SurvivingWebSocket | None
+    """Of one that is to survive, or that has."""
+
+    def survive(self) -> SurvivingWebSocket:
+        """The application speaks of survival."""
+
+    def resume_life(self) -> None:
+        """The application of this life has accepted what is open already."""
+
+    def refuse_life(self, reason: str) -> None:
+        """The application of this life cannot go on."""
 
     def has_ended(self) -> bool:
         """Whether nothing can be sent any more."""
@@ -109,8 +136,12 @@ class WebSocketSession:
 
         What is said of an application's failure comes before the connection's end, and cannot prevent it.
         """
+        connection = self._connection
+        survival = {} if connection.surviving is None else connection.surviving.survival.extension()
+        scope = self.request.scope(self._handshake.subprotocols, connection.number, survival)
+        connection.extensions = scope["extensions"]
         try:
-            await self._worker.app(self.request.scope(self._handshake.subprotocols), self.receive, self.send)
+            await self._worker.app(scope, self.receive, self.send)
         except BaseException as error:
             forks.leave(error)
             if is_from_outside(error, self.task):  # the loop is closed, and this coroutine with it
@@ -120,6 +151,9 @@ class WebSocketSession:
             self._returned()
 
     def _failed(self, error: BaseException) -> None:
+        if self._connection.state is PARTING and tells_of_end(error):
+            self._returned()
+            return
         try:
             cancelled = is_a(error, asyncio.CancelledError)
             if not self._connection.has_ended() or not (cancelled or all_tell(error, ClientDisconnected)):
@@ -131,9 +165,15 @@ class WebSocketSession:
     def _returned(self) -> None:
         """The application is done; one that leaves its socket open means it to end well."""
         connection = self._connection
-        state = connection.state
+        state, surviving = connection.state, connection.surviving
+        if surviving is not None and surviving.application_returned():
+            return
         if state is OPEN or state is FINISHING:
             connection.close(1000, "")
+        elif state is RESUMING:
+            self._count_failure()
+            self.request.report("returned without going on with", "request_unanswered")
+            connection.application_failed()
         elif state is HANDSHAKE or state is DENYING:
             self._count_failure()
             self.request.report("returned without answering", "request_unanswered")
@@ -199,6 +239,9 @@ class WebSocketSession:
             elif kind == "websocket.close":
                 connection.close(message.get("code") or 1000, message.get("reason") or "")
                 return
+            elif kind in (EXTENSION, REFUSAL):
+                self._survive(kind, message)
+                return
             else:
                 raise RuntimeError(
                     f"After websocket.accept come websocket.send and websocket.close, not {kind!r}; "
@@ -208,6 +251,9 @@ class WebSocketSession:
             self._answer(kind, message)
         elif state is DENYING:
             self._deny(kind, message)
+        elif state in BETWEEN_LIVES:
+            self._send_between_lives(kind, message)
+            return
         else:
             self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
             return
@@ -239,11 +285,46 @@ class WebSocketSession:
         elif kind == START:
             self._denial = Denial(message, lines(message))
             connection.begin_denial(self._denial)
+        elif kind == EXTENSION:
+            connection.survive().survival.update(message)
         else:
             raise RuntimeError(
                 f"websocket.connect is answered by websocket.accept, websocket.close or {START}, not {kind!r}; "
                 "correct the application."
             )
+
+    def _send_between_lives(self, kind: str, message: Message) -> None:
+        """A life that has not accepted yet what is open, or one that ends, or that has ended.
+
+        Raises ClientDisconnected when nothing goes out any more.
+        """
+        connection, surviving = self._connection, self._connection.surviving
+        assert surviving is not None
+        if kind in (EXTENSION, REFUSAL):
+            self._survive(kind, message)
+        elif connection.state is RESUMING:
+            if kind == "websocket.accept":
+                surviving.accept(message.get("subprotocol"))
+            elif kind == "websocket.close" or kind == START:
+                connection.refuse_life("the new version of the application does not accept it")
+            else:
+                raise RuntimeError(f"websocket.connect is answered by websocket.accept, not {kind!r}.")
+        elif connection.state is not PARTING:
+            raise gone_on()
+        elif kind == "websocket.send":
+            surviving.check_sending()
+            frame = self._data_frame(message)
+            self._worker.sent += len(frame)
+            connection.transport.write(frame)
+        elif kind != "websocket.close":  # that is how code cleans up that takes the connection for closed
+            raise RuntimeError(f"After websocket.accept come websocket.send and websocket.close, not {kind!r}.")
+
+    def _survive(self, kind: str, message: Message) -> None:
+        """What the application says by messages of its connection's survival."""
+        if kind == EXTENSION:
+            self._connection.survive().survival.update(message)
+        else:
+            self._connection.refuse_life(str(message.get("reason") or ""))
 
     def _deny(self, kind: str, message: Message) -> None:
         """A further piece of the application's HTTP response."""
