@@ -33,7 +33,7 @@ def survive(scope: Any, version: int) -> Kept:
     return Kept(scope["test.state"])
 
 
-serve_asgi.survive = survive  # type: ignore[attr-defined, unused-ignore]
+serve_asgi.survive = survive  # type: ignore[assignment, misc, unused-ignore]
 
 
 class Lives:
