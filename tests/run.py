@@ -4,7 +4,8 @@ Needs Python 3 with venv and nothing else. Programs of the system that single te
 possible (root, apt-get); where it is not, those tests are skipped and named at the end, which with CI=true is a
 failure. The checks run once, the tests on the oldest and on the newest interpreter from 3.11 on that this machine
 has, or on those that TEST_PYTHONS names ("3.12 3.14"). With --checks only the checks run. Most of the time of the tests
-is that of interpreters that start, so that all code is compiled beforehand.
+is that of interpreters that start, so that all code is compiled beforehand. What does not need the other is done at the
+same time: packages and the system's programs, the checks and the coverage.
 """
 
 from __future__ import annotations
@@ -81,8 +82,6 @@ KEEPING_BYTECODE = {name: text for name, text in os.environ.items() if name != "
 def main() -> int:
     """Return 0 if all checks and all tests passed."""
     checks_alone = sys.argv[1:] == ["--checks"]
-    if not checks_alone:
-        install_programs()
     found = interpreters()
     if not found:
         print("no Python from 3.11 on was found here; install one", file=sys.stderr)
@@ -90,12 +89,16 @@ def main() -> int:
     chosen = sorted({max(found), min(found)} if "TEST_PYTHONS" not in os.environ else found, reverse=True)
     if checks_alone:
         return 0 if passes_checks(environment(found[chosen[0]], chosen[0])) else 1
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(len(chosen) + 2) as pool:
+        programs = pool.submit(install_programs)
         pythons = dict(zip(chosen, pool.map(environment, map(found.__getitem__, chosen), chosen), strict=True))
+        newest = pythons[chosen[0]]
+        checked = pool.submit(passes_checks, newest)
         compiled = [pool.submit(compile_all, python) for python in pythons.values()]
-        if not passes_checks(pythons[chosen[0]]) or not covers(pythons[chosen[0]]):
+        covered = covers(newest)
+        if not checked.result() or not covered:
             return 1
-        for each in compiled:
+        for each in (programs, *compiled):
             each.result()
     status = 0
     for version in chosen:
@@ -107,8 +110,14 @@ def main() -> int:
 
 def passes_checks(python: Path) -> bool:
     """Whether the linter, the formatter and the type checker have nothing to say."""
-    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
-    return all(run(python, "-m", *check) == 0 for check in checks)
+    for check in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)):
+        command = [str(python), "-m", *check]
+        told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        # In one piece: the coverage prints at the same time.
+        print(f"$ {python.name} -m {' '.join(check)}\n{told.stdout.decode()}", end="", flush=True)
+        if told.returncode:
+            return False
+    return True
 
 
 def covers(python: Path) -> bool:

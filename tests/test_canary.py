@@ -49,7 +49,7 @@ TROUBLES = {
     "500s later": "status = 500 if seen > 50 else 200",
     "crash": "if seen > 5: os._exit(3)",
     "leak": "leaked = globals().setdefault('leaked', []); leaked.append(bytearray(8 << 20))",
-    "blocked": "import time; time.sleep(20 if seen == 5 else 0)",
+    "blocked": "import time\n    while seen == 5 and not os.path.exists('goes on'): time.sleep(0.01)",
     "slow": "await asyncio.sleep(0.03)",
     "vote": "canary.fail('the books do not balance')",
 }
@@ -155,6 +155,7 @@ def ask(server: RunningServer) -> tuple[str, str, bool]:
     return found["version"], generation[0].decode() if generation else "", found["canary"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", TROUBLES)
 def test_a_bad_version_is_taken_back_and_no_connection_notices(tmp_path: Path, how: str) -> None:
     with serving(tmp_path, *OPTIONS.get(how, [])) as server:
@@ -165,6 +166,7 @@ def test_a_bad_version_is_taken_back_and_no_connection_notices(tmp_path: Path, h
                 RequestRefused, match=f"(?s)generation 1 serves on: the canary was taken back.*{SAYS[how]}"
             ):
                 server.reload()
+            (tmp_path / "goes on").touch()  # what is blocked answers then, and leaves
             if how == "crash":  # what the process had in hand went with it, and with it alone
                 server.wait_for_workers(2)
                 return
@@ -236,6 +238,7 @@ sys.exit("it is version 3" if "3" in answers else 0)
 """
 
 
+@pytest.mark.once
 def test_a_check_of_the_operators_asks_the_canary_alone(tmp_path: Path) -> None:
     (tmp_path / "check.py").write_text(CHECK)
     hook = f"canary_check={sys.executable} check.py"
@@ -253,6 +256,7 @@ def test_a_check_of_the_operators_asks_the_canary_alone(tmp_path: Path) -> None:
         assert server.status()["generation"] == 2
 
 
+@pytest.mark.once
 def test_too_few_requests_are_said_and_held_for_an_operator(tmp_path: Path) -> None:
     with serving(tmp_path, "--canary-time", "1", "--canary-inconclusive", "hold") as server:
         deploy(tmp_path, "2")
@@ -281,6 +285,7 @@ def test_a_newer_deploy_ends_the_trial_of_the_older(tmp_path: Path) -> None:
     assert clients.trouble == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("workers", "percentage", "gets"), [(1, 0, 0.5), (2, 10, 0.1), (4, 5, 0.05), (4, 30, 0.3)])
 def test_clients_that_come_and_go_are_shared_as_configured(
     tmp_path: Path, workers: int, percentage: int, gets: float

@@ -13,7 +13,6 @@ from tests.store.stores import own_redis
 from tests.test_messenger import APP, Asking
 
 
-@pytest.mark.once
 @pytest.mark.needs("redis-server")
 def test_a_broadcast_reaches_the_workers_of_every_server(tmp_path: Path) -> None:
     with own_redis(tmp_path / "redis") as redis, contextlib.ExitStack() as stack:

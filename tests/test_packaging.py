@@ -8,7 +8,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -46,7 +45,6 @@ def test_the_lock_file_names_no_place_and_hashes_everything() -> None:
         assert "--hash=sha256:" in block, block
 
 
-@pytest.mark.once
 def test_the_workflows_are_such_and_run_what_everybody_runs() -> None:
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
     check = [

@@ -127,7 +127,7 @@ def test_each_generation_imports_once_and_a_reload_brings_new_code(project: Path
             assert json.loads(request(connection)[1])["version"] == "2"
         assert len(imports(server)) == 2
         until(lambda: [t["generation"] for t in server.status()["templates"]] == [2])
-        assert not zombies(server)
+        until(lambda: not zombies(server), "the dead to be waited for")
         assert server.stop() == 0
     assert all(not state_of(pid) for pid in [*imports(server), *(w["pid"] for w in workers(server))])
 
@@ -141,7 +141,7 @@ def test_replaced_and_added_workers_come_from_the_template(project: Path) -> Non
         server.wait_for_workers(1)
         assert len(workers(server)) == 5
         assert len(imports(server)) == 1
-        assert not zombies(server)
+        until(lambda: not zombies(server), "the dead to be waited for")
         assert server.stop() == 0
 
 
@@ -154,6 +154,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", sorted(BROKEN))
 def test_bad_code_takes_nothing_down(project: Path, how: str) -> None:
     with running("app:app", "--preload", "--workers", "2", directory=project) as server:
@@ -171,10 +172,11 @@ def test_bad_code_takes_nothing_down(project: Path, how: str) -> None:
         write(project, "2")
         server.wait_for_workers(2)
         assert len(server.status()["templates"]) == 1
-        assert not zombies(server)
+        until(lambda: not zombies(server), "the dead to be waited for")
         assert server.stop() == 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", ["import", "missing"])
 def test_bad_code_at_the_first_start_ends_the_server_as_without(tmp_path: Path, how: str) -> None:
     (tmp_path / "app.py").write_text(BROKEN[how][0])
@@ -193,7 +195,7 @@ def test_a_worker_that_dies_before_its_pid_is_known_fails_its_generation(project
         with pytest.raises(RequestRefused, match="it died before it served: exit status 3"):
             server.reload()
         assert ask(server)["version"] == "1"
-        assert not zombies(server)
+        until(lambda: not zombies(server), "the dead to be waited for")
         assert server.stop() == 0
 
 
@@ -236,9 +238,18 @@ LEFT = {
 def test_what_must_not_be_forked_is_named_and_workers_are_fresh_interpreters(project: Path, what: str) -> None:
     code, named = LEFT[what]
     write(project, imported=code)
-    with running("app:app", "--preload", "--workers", "2", directory=project) as server:
+    with running("app:app", "--preload", directory=project) as server:
         assert len(server.logged(named)) == len(server.logged("must not be forked")) == 1
-        assert len(imports(server)) == 3  # the template, which has left, and each worker
+        assert len(imports(server)) == 2  # the template, which has left, and the worker
+        until(lambda: not server.status()["templates"])
+        assert server.stop() == 0
+
+
+@pytest.mark.once
+def test_after_what_must_not_be_forked_all_is_as_without_preload_until_a_reload(project: Path) -> None:
+    write(project, imported=THREAD)
+    with running("app:app", "--preload", "--workers", "2", directory=project) as server:
+        assert len(imports(server)) == 3
         killed_and_replaced(server, 2)
         assert len(imports(server)) == 4
         until(lambda: not server.status()["templates"])
@@ -248,10 +259,11 @@ def test_what_must_not_be_forked_is_named_and_workers_are_fresh_interpreters(pro
         write(project, "2")
         server.reload()
         assert len(imports(server)) == 6
-        assert not zombies(server)
+        until(lambda: not zombies(server), "the dead to be waited for")
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_strict_refuses_instead(project: Path) -> None:
     with running("app:app", "--preload=strict", "--workers", "2", directory=project) as server:
         write(project, "2", imported=THREAD)
@@ -289,6 +301,7 @@ def test_threads_of_openblas_end_at_a_fork(project: Path) -> None:
 # ---- the end of a template, of the listener
 
 
+@pytest.mark.once
 def test_a_dead_template_is_started_again_by_the_next_worker(project: Path) -> None:
     with running("app:app", "--preload", "--workers", "2", directory=project) as server:
         os.kill(template(server), signal.SIGKILL)
@@ -298,7 +311,7 @@ def test_a_dead_template_is_started_again_by_the_next_worker(project: Path) -> N
         assert len(imports(server)) == 2
         killed_and_replaced(server, 2)
         assert len(imports(server)) == 2
-        assert not zombies(server)
+        until(lambda: not zombies(server), "the dead to be waited for")
         assert server.stop() == 0
 
 
@@ -310,10 +323,11 @@ def test_a_stopped_template_is_killed_when_a_workers_time_is_over(project: Path)
         assert state_of(before) == ""
         server.logged("template of generation 1 is killed: it did not respond in time")
         assert len(imports(server)) == 2
-        assert not zombies(server)
+        until(lambda: not zombies(server), "the dead to be waited for")
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_a_hanging_import_ends_at_the_startup_timeout(project: Path) -> None:
     arguments = ("--preload", "--workers", "2", "--startup-timeout", "5")
     with running("app:app", *arguments, directory=project) as server:
@@ -362,7 +376,7 @@ def test_the_listener_is_replaced_and_keeps_its_template(project: Path) -> None:
         server.reload()
         assert ask(server)["version"] == "2"
         until(lambda: state_of(before) == "")
-        assert not zombies(server)
+        until(lambda: not zombies(server), "the dead to be waited for")
         assert server.stop() == 0
 
 
@@ -387,6 +401,7 @@ def test_the_template_holds_no_listening_socket_and_no_key(project: Path) -> Non
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_prints_and_logs_of_import_and_worker_are_in_the_log(project: Path) -> None:
     write(project, imported="print('printed at import')", startup="print('printed by', os.getpid())")
     with running("app:app", "--preload", "--workers", "2", directory=project) as server:
@@ -397,6 +412,7 @@ def test_prints_and_logs_of_import_and_worker_are_in_the_log(project: Path) -> N
         assert server.log().count("printed at import") == 1
 
 
+@pytest.mark.once
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes its user")
 def test_the_log_file_of_root_and_workers_of_another_user(tmp_path: Path) -> None:
     work, logs = tmp_path / "work", tmp_path / "logs"
@@ -435,6 +451,7 @@ MORE = {{"called": []}}
             assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_an_after_fork_that_raises_fails_the_start(project: Path) -> None:
     with running("app:app", "--preload", directory=project) as server:
         write(project, imported="from serve_asgi import after_fork\n\n@after_fork\ndef reopen():\n    1 / 0\n")
@@ -519,6 +536,7 @@ MORE = {}
 # ---- what is shown of it
 
 
+@pytest.mark.once
 def test_status_and_metrics_show_the_template(project: Path) -> None:
     with running("app:app", "--preload", "--workers", "2", *ADMIN, directory=project) as server:
         (shown,) = server.status()["templates"]
@@ -534,6 +552,7 @@ def test_status_and_metrics_show_the_template(project: Path) -> None:
 # ---- the option
 
 
+@pytest.mark.once
 def test_a_reload_turns_it_on_and_off(project: Path) -> None:
     (project / "serve.toml").write_text("preload = false\n")
     with running("app:app", "--workers", "2", directory=project) as server:
@@ -544,6 +563,7 @@ def test_a_reload_turns_it_on_and_off(project: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_the_option_may_stand_alone_before_the_application(project: Path) -> None:
     command = (sys.executable, "-m", "serve_asgi", "--preload")
     with running("app:app", "--workers", "2", directory=project, command=command) as server:
@@ -551,6 +571,7 @@ def test_the_option_may_stand_alone_before_the_application(project: Path) -> Non
         assert server.stop() == 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("said", "count"), [("true", 1), ('"strict"', 1), ("false", 2)])
 def test_the_option_in_a_file(project: Path, said: str, count: int) -> None:
     (project / "serve.toml").write_text(f"preload = {said}\n")

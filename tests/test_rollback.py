@@ -184,6 +184,7 @@ def test_kept_connections_see_the_previous_code_again(project: Path, tls: bool) 
         assert len(own) == 2 * 3  # at the start, and after each roll-back
 
 
+@pytest.mark.once
 @pytest.mark.timeout(400)
 def test_roll_backs_under_load_are_noticed_by_nobody() -> None:
     result = run(Settings(reloads=0, rollbacks=5, interval=0.2))
@@ -265,6 +266,7 @@ def test_agent_schedules_and_messages_follow(project: Path) -> None:
     assert len(ticks) == len(set(ticks)), "each tick once"
 
 
+@pytest.mark.once
 def test_a_worker_killed_while_it_stands_by_is_replaced_after_the_roll_back(project: Path) -> None:
     with running("app:app", *KEEP, directory=project) as server:
         killed = server.worker_pids()[0]
@@ -279,6 +281,7 @@ def test_a_worker_killed_while_it_stands_by_is_replaced_after_the_roll_back(proj
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_a_worker_that_is_rolled_back_may_be_killed_at_that_moment(project: Path) -> None:
     with running("app:app", *KEEP, directory=project) as server:
         before = server.worker_pids()
@@ -293,6 +296,7 @@ def test_a_worker_that_is_rolled_back_may_be_killed_at_that_moment(project: Path
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_with_all_that_stand_by_stopped_the_bad_code_serves_on(project: Path) -> None:
     """Either the old or the new serves, never neither."""
     with running("app:app", *KEEP, directory=project) as server:
@@ -321,6 +325,7 @@ def test_a_stop_ends_the_standby(project: Path, number: signal.Signals) -> None:
         assert len(notes(server, "lifespan.shutdown")) == 4
 
 
+@pytest.mark.once
 def test_it_leaves_when_its_time_is_over_or_its_listener_dies(project: Path) -> None:
     with running("app:app", "--keep-previous", "1", "--workers", "2", directory=project) as server:
         deploy(server, "2")
@@ -362,6 +367,7 @@ def test_signals_scaling_and_a_new_listener_while_a_generation_stands_by(project
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_the_command_tells_the_truth(project: Path) -> None:
     def command(*arguments: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -404,6 +410,7 @@ def test_a_request_that_never_ends_is_cut_at_the_graceful_timeout_and_the_worker
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_the_previous_releases_are_deployed_again_one_after_another(tmp_path: Path) -> None:
     link = tmp_path / "current"
 

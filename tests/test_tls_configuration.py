@@ -61,6 +61,7 @@ def start(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 # The start
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -96,6 +97,7 @@ def test_what_is_wrong_at_the_start_is_one_sentence(project: Path, arguments: tu
     assert done.stdout == ""
 
 
+@pytest.mark.once
 def test_no_address_that_speaks_tls_is_an_error(project: Path) -> None:
     done = start(project, "--bind", "unix:app.sock", *TLS)
     assert done.returncode == 2
@@ -103,6 +105,7 @@ def test_no_address_that_speaks_tls_is_an_error(project: Path) -> None:
     assert not (project / "app.sock").exists()
 
 
+@pytest.mark.once
 def test_addresses_say_what_they_speak(project: Path) -> None:
     more = ("--bind", "http://127.0.0.1:0", "--bind", "https://127.0.0.1:0", "--bind", "unix:app.sock")
     with running("app:app", *more, *TLS, directory=project) as server:
@@ -111,6 +114,7 @@ def test_addresses_say_what_they_speak(project: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_what_is_put_right_is_said(project: Path) -> None:
     middle = Authority("Middle", parent=ROOT)
     pair = middle.server("localhost")
@@ -133,6 +137,7 @@ def secrets_of(project: Path) -> list[str]:
     return [line for path in project.glob("*.key") for line in path.read_text().splitlines()[1:3]]
 
 
+@pytest.mark.once
 def test_nobody_else_sees_the_key_or_its_password(project: Path) -> None:
     pair = ROOT.server("localhost")
     pair.write(project, password=PASSWORD)
@@ -166,6 +171,7 @@ def test_nobody_else_sees_the_key_or_its_password(project: Path) -> None:
     assert shown["tls-key-password"] == "***"
 
 
+@pytest.mark.once
 def test_a_password_on_the_command_line_is_warned_of(project: Path) -> None:
     ROOT.server("localhost").write(project, password=PASSWORD)
     with running("app:app", *TLS, "--tls-key-password", PASSWORD, directory=project) as server:
@@ -338,6 +344,7 @@ def served(server: RunningServer) -> list[str]:
     return [certificate["names"][0] for certificate in tls["certificates"]]
 
 
+@pytest.mark.once
 def test_tls_reload_tells_the_truth(server: RunningServer, project: Path) -> None:
     done = serve(server, "tls-reload")
     assert done.returncode == 0
@@ -354,6 +361,7 @@ def test_tls_reload_tells_the_truth(server: RunningServer, project: Path) -> Non
     assert "cannot be used as they are now" in serve(server, "status").stdout
 
 
+@pytest.mark.once
 def test_the_hook_for_certbot(server: RunningServer, project: Path) -> None:
     """deploy/certbot: what certbot runs when it has renewed a certificate."""
     command = f"{sys.executable} -m serve_asgi"
@@ -367,6 +375,7 @@ def test_the_hook_for_certbot(server: RunningServer, project: Path) -> None:
     assert served(server) == ["new.example"]
 
 
+@pytest.mark.once
 def test_metrics_have_the_time_that_is_left(project: Path) -> None:
     with running("app:app", *TLS, *ADMIN, directory=project) as server:
         labels = (("file", str(project / "server.pem")), ("name", "localhost"))
@@ -389,6 +398,7 @@ def test_signals_have_certificates_looked_at(server: RunningServer, project: Pat
     server.logged("new connections use what the files hold now: new.example")
 
 
+@pytest.mark.once
 def test_a_broken_certificate_does_not_stop_a_deploy(server: RunningServer, project: Path) -> None:
     (project / "server.pem").write_text("garbage")
     assert "generation 2 serves" in server.reload()
@@ -410,6 +420,7 @@ def test_the_next_program_of_the_listener_goes_on_with_what_there_is(server: Run
     assert served(server) == ["new.example"]
 
 
+@pytest.mark.once
 def test_a_reload_with_other_files(project: Path) -> None:
     (project / "serve.toml").write_text('tls-cert = "server.pem"\ntls-key = "server.key"\n')
     with running("app:app", directory=project) as server:

@@ -131,13 +131,11 @@ def test_it_survives_a_restart_in_a_file(tmp_path: Path) -> None:
     survives_a_restart(tmp_path, "state.db")
 
 
-@pytest.mark.once
 @pytest.mark.needs("redis-server")
 def test_it_survives_a_restart_in_a_redis(tmp_path: Path, redis: Redis) -> None:
     survives_a_restart(tmp_path, redis.url)
 
 
-@pytest.mark.once
 @pytest.mark.needs("redis-server")
 def test_a_store_that_is_away_holds_no_deploy_up_and_gets_it_later(tmp_path: Path, redis: Redis) -> None:
     (tmp_path / "app.py").write_text(info())

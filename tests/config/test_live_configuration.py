@@ -202,7 +202,6 @@ def test_a_refused_generation_does_not_leave_its_configuration_behind(project: P
         assert server.stop() == 0
 
 
-@pytest.mark.once
 def test_a_size_set_by_hand_outlives_reloads_that_do_not_change_it(project: Path) -> None:
     write(project, "workers = 1\n")
     with running("app:app", directory=project) as server:
@@ -217,7 +216,6 @@ def test_a_size_set_by_hand_outlives_reloads_that_do_not_change_it(project: Path
         assert server.stop() == 0
 
 
-@pytest.mark.once
 def test_command_line_and_environment_still_win_after_a_reload(project: Path) -> None:
     write(project, "workers = 1\nkeep-alive = 5\n")
     environment = {"SERVE_KEEP_ALIVE": "9"}
@@ -231,7 +229,6 @@ def test_command_line_and_environment_still_win_after_a_reload(project: Path) ->
         assert server.stop() == 0
 
 
-@pytest.mark.once
 def test_each_release_brings_its_own_file(tmp_path: Path) -> None:
     for number in ("1", "2"):
         (tmp_path / number).mkdir()
@@ -250,7 +247,6 @@ def test_each_release_brings_its_own_file(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-@pytest.mark.once
 def test_the_application_itself_may_change(project: Path) -> None:
     write(project, "app = 'app:app'\n")
     (project / "other.py").write_text(info("other"))
@@ -287,7 +283,6 @@ def shown(server: RunningServer) -> dict[str, Any]:
     return {row["name"]: row for row in control_client.ask(server.control, "config")["config"]["options"]}
 
 
-@pytest.mark.once
 def test_a_command_finds_the_server_by_the_file(project: Path) -> None:
     with running("app:app", "--pid-file", "serve.pid", directory=project) as server:
         for text in (
@@ -304,7 +299,6 @@ def test_a_command_finds_the_server_by_the_file(project: Path) -> None:
         assert server.stop() == 0
 
 
-@pytest.mark.once
 def test_the_longest_times_are_no_mistake(project: Path) -> None:
     """People write them for "never"."""
     write(project, "block-warning = 1e300\nworker-timeout = 1e300\nkeep-alive = 1e300\ngraceful-timeout = 1e300\n")

@@ -104,7 +104,6 @@ def test_whatever_comes_over_a_channel_is_a_packet_or_refused() -> None:
     assert {"hello", "ready", "finished", "withdrawn", "entered", "refused", "unknown"} <= seen.keys()
 
 
-@pytest.mark.once
 def test_a_listener_lives_on(tmp_path: Path) -> None:
     """The fuzzer for some seconds; its long run is docs/measured/fuzzing.md's."""
     result = run(4.0, 5, tmp_path)
