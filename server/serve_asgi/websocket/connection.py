@@ -381,8 +381,8 @@ class WebSocketConnection(asyncio.Protocol):
             self._receive_frames(early)
         if self.surviving is not None:
             self.surviving.opened()
-        if self._planned_close.overdue and self.state is OPEN:
-            self.close(retire_code(self._worker.retiring.reason), "")
+        if self._planned_close.overdue:
+            self._retired()
 
     def begin_denial(self, denial: Denial) -> None:
         """The application begins an HTTP response instead."""
@@ -532,7 +532,8 @@ class WebSocketConnection(asyncio.Protocol):
     def retire(self) -> None:
         """The worker retires: survive, or close at a random moment of the window that the configuration names."""
         surviving = self.surviving
-        if surviving is not None and (surviving.leaves or self.state is PARTING or self.state is PARTED):
+        if surviving is not None and (surviving.leaves or self.state in (PARTING, PARTED)):
+            self._planned_close.call_off()
             surviving.retire()
         elif self.state in (HANDSHAKE, DENYING, RESUMING, OPEN):
             if surviving is not None:
@@ -546,7 +547,9 @@ class WebSocketConnection(asyncio.Protocol):
             self.surviving.resume()
 
     def _retired(self) -> None:
-        if self.state is OPEN:
+        if self.surviving is not None and self.surviving.leaves:  # it has been asked for meanwhile
+            self.retire()
+        elif self.state is OPEN:
             self.close(retire_code(self._worker.retiring.reason), "")
 
     def cut(self) -> bool:
@@ -592,8 +595,8 @@ class WebSocketConnection(asyncio.Protocol):
             self.surviving = SurvivingWebSocket(self, self._worker, None)
             if self.state is OPEN:
                 self.framing.keep()
-            if self._worker.retiring.is_set():
-                self._worker.loop.call_soon(self.retire)
+        if self._worker.retiring.is_set():
+            self._worker.loop.call_soon(self.retire)
         return self.surviving
 
     def opt_in(self, extensions: object, version: int | None) -> Survival | None:
@@ -643,6 +646,7 @@ class WebSocketConnection(asyncio.Protocol):
         if self._accepted:
             worker.cells[WEBSOCKETS] -= 1
         worker.numbered.pop(self.number, None)
+        self.surviving = None  # which refers to this
         worker.forget(self)
 
     # Reading

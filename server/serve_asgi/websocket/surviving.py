@@ -35,6 +35,7 @@ from serve_asgi.http.survival import (
 from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.underlying_tls import tls_of
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
+from serve_asgi.websocket.closing import retire_code
 from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.framing import MessageFraming
 from serve_asgi.websocket.receive_queue import ReceiveQueue
@@ -67,6 +68,7 @@ class PartingConnection(SurvivableConnection, Protocol):
     early: bytes
     """What waits to be read as frames: it is the next life's, or the application has not accepted yet."""
     trusted: bool
+    surviving: SurvivingWebSocket | None
 
     def enter(self, state: WebSocketState) -> None:
         """Change the state, by a way that the table has."""
@@ -135,7 +137,7 @@ class SurvivingWebSocket:
         """The worker retires, and connections are handed over. May be called again."""
         if self._connection.state is PARTED:
             self.depart()
-        elif self._connection.state in (HANDSHAKE, RESUMING, OPEN):
+        elif self.leaves and self._connection.state in (HANDSHAKE, RESUMING, OPEN):
             self._end.plan(self.survival.begun, self._end_life)
 
     def resume(self) -> None:
@@ -193,13 +195,15 @@ class SurvivingWebSocket:
     def fail(self, reason: str) -> None:
         """It does not survive: the connection ends as it would have ended without."""
         self._end.cancel()
-        self._worker.did_not_survive("a WebSocket", reason)
+        retires = self._worker.retiring.reason
+        if retires != "stop":
+            self._worker.did_not_survive("a WebSocket", reason)
         connection = self._connection
         if connection.state is PARTING or connection.state is PARTED:
             connection.framing = framing_of(self._record(), self._worker.config.ws_max_size)
             connection.transport.set_write_buffer_limits()
         if connection.state in (RESUMING, OPEN, PARTING, PARTED) and not connection.transport.is_closing():
-            connection.close(RESTART, "")
+            connection.close(retire_code(retires), "")
 
     # ---- the way to the next life
 
@@ -207,7 +211,7 @@ class SurvivingWebSocket:
         """Leave, as soon as everything is written; or begin the next life here, if the worker serves again."""
         connection, phase = self._connection, self._worker.phase
         transport = connection.transport
-        if connection.state is not PARTED or transport.is_closing():
+        if not self._has_parted() or transport.is_closing():
             return
         if phase is WorkerPhase.CLOSING:
             self.fail("no worker takes it")
@@ -218,6 +222,10 @@ class SurvivingWebSocket:
             transport.set_write_buffer_limits(0)  # comes again from resume_writing when every byte is with the kernel
         elif self._tls_allows() and self._worker.hand_over is not None:
             self._worker.hand_over(self)
+
+    def _has_parted(self) -> bool:
+        """Whether this life, and not a later one, has ended, and its connection is still here."""
+        return self._connection.state is PARTED and self._connection.surviving is self
 
     def _tls_allows(self) -> bool:
         tls = tls_of(self._connection.transport)
@@ -245,7 +253,7 @@ class SurvivingWebSocket:
         """Whether `leave()` is possible now."""
         connection = self._connection
         transport = connection.transport
-        if connection.state is not PARTED or transport.is_closing() or transport.get_write_buffer_size():
+        if not self._has_parted() or transport.is_closing() or transport.get_write_buffer_size():
             return False
         tls = tls_of(transport)
         return not connection.output.pongs and (tls is None or tls.can_move())
