@@ -157,6 +157,7 @@ def test_the_listener_is_killed(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
+@pytest.mark.once
 def test_a_crash_loop_takes_nobody_down(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info("1"))
     with running("app:app", "--workers", "2", directory=tmp_path) as server:

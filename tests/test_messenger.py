@@ -122,6 +122,7 @@ def test_order_is_kept_for_each_sender(asking: Asking) -> None:
         assert came == dict.fromkeys(range(40), len(numbers) // 40)
 
 
+@pytest.mark.once
 def test_a_poison_message_kills_no_more_workers_than_it_has_deliveries(tmp_path: Path) -> None:
     with of_its_own(tmp_path, 2) as server:
         asking = Asking(server, tmp_path / "record")
@@ -140,6 +141,7 @@ def test_a_poison_message_kills_no_more_workers_than_it_has_deliveries(tmp_path:
         assert asking.ask("/call?topic=who&payload=x")[1] == "x"
 
 
+@pytest.mark.once
 def test_who_does_not_take_holds_up_its_senders_and_is_named(tmp_path: Path) -> None:
     with of_its_own(tmp_path, 1) as server:
         asking = Asking(server, tmp_path / "record")

@@ -79,6 +79,7 @@ async def slow():
             assert not counts["cut"]
 
 
+@pytest.mark.once
 def test_who_runs_it(tmp_path: Path) -> None:
     """One worker, each worker, the agent; and with the start of the server, once."""
     write(
@@ -204,6 +205,7 @@ other()
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("schedules", "part"),
     [
@@ -219,6 +221,7 @@ def test_a_schedule_that_cannot_be_is_a_start_error(tmp_path: Path, schedules: s
     assert re.search(part, told), told
 
 
+@pytest.mark.once
 def test_a_reload_with_one_that_cannot_be_is_refused_and_the_old_ones_go_on(tmp_path: Path) -> None:
     write(tmp_path, RUNS)
     with running("app:app", directory=tmp_path) as server:
@@ -241,6 +244,7 @@ RUNS = '@schedule(every="0.2s")\nasync def job():\n    note("ran")\n'
 LATE = "\nimport time\ntime.sleep(0.5)\n"
 
 
+@pytest.mark.once
 def test_two_functions_of_one_name_in_agent_and_workers_are_a_start_error(tmp_path: Path) -> None:
     """Also if each process knows one of them alone."""
     (tmp_path / "jobs.py").write_text(JOB)
@@ -252,6 +256,7 @@ def test_two_functions_of_one_name_in_agent_and_workers_are_a_start_error(tmp_pa
     assert re.search(f"two schedules have the name 'job': {first} and {second}; give one", told), told
 
 
+@pytest.mark.once
 def test_a_reload_that_brings_two_functions_of_one_name_is_refused(tmp_path: Path) -> None:
     """Whoever is ready last. One that both import is no second one, and a name may move from one process to another."""
     (tmp_path / "apart.py").write_text("import app\n" + JOB.replace("job", "other"))
@@ -275,12 +280,14 @@ def test_a_reload_that_brings_two_functions_of_one_name_is_refused(tmp_path: Pat
         until(lambda: "the agent of generation 4" in str(report(server, "job")["history"]), "the agent runs it")
 
 
+@pytest.mark.once
 def test_the_environment(tmp_path: Path) -> None:
     write(tmp_path, '@schedule(every="1h", env="production")\nasync def job(): ...\n')
     with running("app:app", "--environment", "production", directory=tmp_path) as server:
         assert report(server, "job")["disabled"] == ""
 
 
+@pytest.mark.once
 def test_a_pause_is_in_force_at_once_over_reload_and_restart(tmp_path: Path) -> None:
     write(tmp_path, '@schedule(every="0.2s")\nasync def job():\n    note("ran")\n')
     options = ("app:app", "--workers", "2", "--state", "state")
@@ -303,6 +310,7 @@ def test_a_pause_is_in_force_at_once_over_reload_and_restart(tmp_path: Path) -> 
         assert tokens == sorted(set(tokens))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_a_stopped_server_missed_is_reported(tmp_path: Path, whole: bool) -> None:
     write(tmp_path, RUNS)

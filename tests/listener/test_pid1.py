@@ -117,6 +117,7 @@ def test_hup_reloads_on_the_same_connection(tmp_path: Path) -> None:
         assert server.wait() == 0
 
 
+@pytest.mark.once
 def test_signals_without_a_meaning_do_nothing(tmp_path: Path) -> None:
     with contained(tmp_path) as (server, pid):
         for sign in (signal.SIGALRM, signal.SIGPIPE, signal.SIGWINCH, signal.SIGUSR1):
@@ -155,6 +156,7 @@ def test_orphans_are_reaped(tmp_path: Path) -> None:
         assert server.wait() == 0
 
 
+@pytest.mark.once
 def test_an_orphan_that_lives_does_not_hold_up_the_end(tmp_path: Path) -> None:
     with contained(tmp_path) as (server, pid):
         workers = set(children(pid))
@@ -184,6 +186,7 @@ def test_term_during_the_first_start(tmp_path: Path) -> None:
         server.close()
 
 
+@pytest.mark.once
 def test_an_application_that_cannot_start_ends_it_with_status_1(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("raise RuntimeError('broken')\n")
     server = RunningServer("app:app", directory=tmp_path, wrapper=UNSHARE)

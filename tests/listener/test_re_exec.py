@@ -151,6 +151,7 @@ def test_whoever_is_being_answered_gets_the_answer_first(tmp_path: Path) -> None
         assert server.wait() == 0
 
 
+@pytest.mark.once
 def test_it_waits_for_hooks_and_no_longer(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     (tmp_path / "hook").write_text("#!/bin/sh\ntouch running\nuntil [ -e go ]; do sleep 0.01; done\n")
@@ -164,6 +165,7 @@ def test_it_waits_for_hooks_and_no_longer(tmp_path: Path) -> None:
             assert conversation.outcome(PATIENCE)["ok"]
 
 
+@pytest.mark.once
 def test_files_are_watched_again(tmp_path: Path) -> None:
     """And what has changed while nobody watched is not missed."""
     (tmp_path / "app.py").write_text(info())
@@ -176,6 +178,7 @@ def test_files_are_watched_again(tmp_path: Path) -> None:
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.once
 def test_a_log_file_that_cannot_be_opened_any_more_is_found_out_before(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     (tmp_path / "logs").mkdir()
@@ -231,6 +234,7 @@ def test_words_in_the_pipe_are_not_lost(tmp_path: Path) -> None:
         assert lines == [f"line {number}" for number in range(3000)]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("fault", ["it does not run", "it has no such module", "it is no program", "it is gone"])
 def test_a_program_that_cannot_take_over_is_refused_and_nothing_changes(tmp_path: Path, fault: str) -> None:
     (tmp_path / "app.py").write_text(info())
@@ -327,6 +331,7 @@ def point(link: Path, target: Path) -> None:
     fresh.rename(link)
 
 
+@pytest.mark.once
 def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_path: Path) -> None:
     """Code and environment of a release are the new ones after a reload; the listener's too after its own."""
     for number in ("1", "2", "3"):

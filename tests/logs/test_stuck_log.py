@@ -32,9 +32,19 @@ FULL = 1500
 """Requests after which pipe, buffers and what is in between hold no more."""
 
 
-@pytest.mark.parametrize("path", ["/", "/block"])
-@pytest.mark.parametrize("log", ["pipe", "fifo"])
-@pytest.mark.parametrize("how", ["term", "int", "command", "reload"])
+@pytest.mark.parametrize(
+    ("how", "log", "path"),
+    [
+        ("term", "pipe", "/block"),
+        ("term", "fifo", "/block"),
+        ("int", "pipe", "/"),
+        ("int", "fifo", "/"),
+        ("command", "pipe", "/"),
+        ("command", "fifo", "/block"),
+        ("reload", "pipe", "/block"),
+        ("reload", "fifo", "/"),
+    ],
+)
 def test_a_stop_waits_for_no_reader_of_the_log(tmp_path: Path, how: str, log: str, path: str) -> None:
     """A worker that is stuck would be ended by the graceful timeout alone, which no test waits for."""
     (tmp_path / "app.py").write_text(APPLICATION)

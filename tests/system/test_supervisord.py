@@ -22,7 +22,7 @@ from tests.system.deployed import example, generation, put_serve
 from tests.system.light_load import light_load, put_application
 
 pytestmark = pytest.mark.once
-RELOADS = 50
+RELOADS = 20
 
 DAEMON = """
 [supervisord]
@@ -139,7 +139,7 @@ def defunct(pid: int) -> list[int]:
     return found
 
 
-def test_fifty_reloads_are_noticed_by_nobody_and_the_pid_stays(supervisord: Supervisord) -> None:
+def test_reloads_are_noticed_by_nobody_and_the_pid_stays(supervisord: Supervisord) -> None:
     pid = supervisord.pid
     with light_load(supervisord.port, supervisord.executions) as ledger:
         for number in range(2, RELOADS + 2):
