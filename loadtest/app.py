@@ -298,7 +298,7 @@ class SurvivingWebSocket:
         note(b"E", number)
 
     async def _tick_on(self) -> None:
-        while not (self._over.is_set() or self._state["last"]):
+        while self._every and not (self._over.is_set() or self._state["last"]):
             try:
                 async with asyncio.timeout(self._every * Random().uniform(0.2, 1.8)):
                     await self._over.wait()
