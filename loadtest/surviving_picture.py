@@ -64,7 +64,7 @@ class Course:
 def course(name: str, path: str, title: str, clients: int, interval: float) -> Course:
     """Deploy five times. Raises RuntimeError if the server does not start."""
     with tempfile.TemporaryDirectory(prefix="loadtest-") as directory:
-        options = ["--graceful-timeout", str(GRACEFUL)] if name == "serve" else []
+        options = ["--graceful-timeout", str(GRACEFUL)] if (name, path) == ("serve", ORDINARY) else []
         server = Server(name, Path(directory), workers=2, http="httptools", loop="uvloop", options=options)
         try:
             on_uvloop(wait_until_up(server, 2))

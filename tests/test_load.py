@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from loadtest.ledger import Left
@@ -39,3 +41,12 @@ def test_reloads_under_load_over_tls(version: str) -> None:
         assert result.reconnects == 0, table(result)
     else:
         assert {each.left for each in result.ledger.reconnects} == {Left.ANNOUNCED}, table(result)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("loop", "tls"), [("uvloop", None), ("asyncio", "1.3")])
+def test_websockets_survive_reloads_under_load(loop: str, tls: str | None) -> None:
+    kinds = ("surviving WebSocket", "one-shot")
+    load = Settings(kinds=kinds, scale=0.6, stretch=0.3, warmup=1.0, loop=loop, tls=tls)
+    result = run(dataclasses.replace(load, reloads=2, interval=1.2, survive_window=0.5))
+    assert result.spotless, table(result)

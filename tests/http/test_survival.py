@@ -79,10 +79,12 @@ class Worker:
     def __init__(self, **options: Any) -> None:
         self.loop = Clock()
         self.config = Config(**options)
+        self.retire_deadline = math.inf
 
 
-def life_end(**options: Any) -> tuple[LifeEnd, Clock]:
+def life_end(*, retires_within: float = math.inf, **options: Any) -> tuple[LifeEnd, Clock]:
     worker = Worker(**options)
+    worker.retire_deadline = worker.loop.now + retires_within
     return LifeEnd(worker), worker.loop  # type: ignore[arg-type]
 
 
@@ -148,6 +150,15 @@ def test_the_end_comes_once_within_the_window_and_not_before_a_second_has_passed
     clock.pass_time(10)
     assert len(ends) == 50
     assert not end.overdue
+
+
+@pytest.mark.parametrize(("retires_within", "last"), [(1.0, 100.5), (0.0, 100.0), (-1.0, 100.0)])
+def test_the_end_comes_well_before_the_graceful_timeout(retires_within: float, last: float) -> None:
+    for _ in range(50):
+        end, clock = life_end(retires_within=retires_within, survive_window=2)
+        end.plan(0.0, lambda: None)
+        ((when, _, _),) = clock.due
+        assert 100 <= when <= last
 
 
 def test_the_application_has_its_time_and_may_send_for_half_of_it() -> None:

@@ -52,20 +52,21 @@ def test_what_must_not_be_is_said() -> None:
     assert rows([survivor])[1] == ["surviving WebSocket", *["1", "2", "2", "2", "0", "1", "1", "0", "0", "1", "1"]]
 
 
+FAULT = """
+number = 'tick' if 'tick' in state else 'next'
+state[number] += 1 if state[number] % 2 else -1
+"""
+
+
 @pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ("", "nothing was noticed"),
-        ("state['tick' if 'tick' in state else 'next'] += 1", "numbers were lost"),
-        ("state['tick' if 'tick' in state else 'next'] -= 1", "numbers came twice"),
-    ],
+    ("fault", "said"), [("", ["nothing was noticed"]), (FAULT, ["numbers were lost", "numbers came twice"])]
 )
-def test_the_clients_notice_what_a_life_forgets(monkeypatch: pytest.MonkeyPatch, fault: str, said: str) -> None:
+def test_the_clients_notice_what_a_life_forgets(monkeypatch: pytest.MonkeyPatch, fault: str, said: list[str]) -> None:
     """Against a server whose connections are handed over to the same process again and again."""
     monkeypatch.setattr(loadtest.app, "__file__", several_lives.__file__)
     monkeypatch.setenv("TEST_FAULT", fault)
     result = run(Settings(kinds=SURVIVING[:2], workers=1, reloads=0, scale=2.0, stretch=0.1, warmup=0.8))
-    assert said in table(result), table(result)
+    assert all(each in table(result) for each in said), table(result)
     assert result.spotless is not bool(fault), table(result)
     for kind in {each.kind for each in result.ledger.survivors}:
         mine = [each for each in result.ledger.survivors if each.kind == kind]

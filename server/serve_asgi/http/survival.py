@@ -156,11 +156,14 @@ class LifeEnd:
     def plan(self, begun: float, end: Callable[[], None]) -> None:
         """Let `end` be called at a random moment of `--survive-window`; once, however often this is called before.
 
+        Not later than half-way to the graceful timeout, which would cut the life instead of ending it.
+
         `begun`: when the life began (loop time, s).
         """
         if self._timer is None and not self.overdue:
-            loop = self._worker.loop
-            moment = loop.time() + random.random() * self._worker.config.survive_window
+            loop, now = self._worker.loop, self._worker.loop.time()
+            half = (self._worker.retire_deadline - now) / 2
+            moment = now + random.random() * max(0.0, min(self._worker.config.survive_window, half))
             self._timer = loop.call_at(max(moment, begun + LEAST_LIFE), self._due, end)
 
     def _due(self, end: Callable[[], None]) -> None:
