@@ -39,7 +39,8 @@ def deploy_several(server: RunningServer, directory: Path) -> None:
 
 def ended(server: RunningServer) -> bool:
     """Whether the numbers of the last reload are known."""
-    return all(each["handed_over"] is not None for each in listed(server) if each["outcome"] == "done")
+    deploys = control_client.ask(server.control, "deploys")["deploys"]
+    return all(each["handed_over"] is not None for each in deploys if each["outcome"] == "done")
 
 
 OUTCOMES = ["started", "done", "done", "refused"]
