@@ -30,6 +30,7 @@ from serve_asgi.http.connection_states import (
     IDLE,
     LEAVING,
     NEW,
+    PARTED,
     REQUEST,
     UPGRADED,
     ConnectionState,
@@ -40,6 +41,10 @@ from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import RequestPipeline
 from serve_asgi.http.response import Response
+from serve_asgi.http.response_states import RESUMING
+from serve_asgi.http.survival import LEAST_LIFE, Survival
+from serve_asgi.http.survival_record import SurvivalRecord
+from serve_asgi.http.surviving_response import SurvivingResponse
 from serve_asgi.http.timeouts import PEEK_TIME, Expiry, Timeouts
 from serve_asgi.http.underlying_tls import UnderlyingTls, tls_of
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
@@ -50,6 +55,9 @@ from serve_asgi.websocket.connection import WebSocketConnection
 
 FRESH_TIME: Final = 2.0
 """A worker that retires with nobody to hand over to waits this long (s) for the first request of a new connection."""
+
+PARTED_TIME: Final = 1.0
+"""Between two lives of a response, the hand-over is looked at again after so long (s)."""
 
 INFINITY: Final = math.inf
 NO_RECORD: Final = (-1.0, -1.0)
@@ -63,7 +71,8 @@ class Http1Connection(asyncio.Protocol):
     """One client connection; see `serve_asgi.http.worker_context.ClientConnection` for what the worker asks of it.
 
     With a `record` it continues where another worker left off: addresses, deadline, number of requests and leftover
-    bytes are the record's, and the leftover is processed as soon as the transport is attached.
+    bytes are the record's, and the leftover is processed as soon as the transport is attached. With a `survival` that
+    is in the middle of a response, and the application is called for its next life.
     """
 
     __slots__ = (
@@ -74,6 +83,8 @@ class Http1Connection(asyncio.Protocol):
         "client",
         "deadline",
         "eof",
+        "life",
+        "number",
         "output",
         "pipeline",
         "read_paused",
@@ -88,12 +99,14 @@ class Http1Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, worker: WorkerContext, record: HandOverRecord | None = None) -> None:
+    def __init__(
+        self, worker: WorkerContext, record: HandOverRecord | None = None, survival: SurvivalRecord | None = None
+    ) -> None:
         self.worker = worker
         self.output = output = WriteBuffer(worker)
         self._timeouts = timeouts = Timeouts(worker, output)
         self.pipeline = RequestPipeline(worker, output, timeouts)
-        self._hand_over = HandOver(record)
+        self._hand_over = HandOver(record, survival)
         self._closing: PoliteClose | None = None
         self.client: Address = None
         self.server: Address = None
@@ -105,6 +118,10 @@ class Http1Connection(asyncio.Protocol):
         self.tls: UnderlyingTls | None = None
         """What stands between the socket and this connection; None if that is nothing."""
         self.state = NEW
+        self.number = 0
+        """By which the application's call finds it: `serve_asgi.http.worker_context.WorkerContext.numbered`."""
+        self.life: SurvivingResponse | None = None
+        """Of the response in progress, if that is to survive."""
         self.deadline = INFINITY
         self._record_times = NO_RECORD
         """The deadline when a TLS record began to come, and the one of that record."""
@@ -126,8 +143,10 @@ class Http1Connection(asyncio.Protocol):
         worker = self.worker
         worker.connections.add(self)
         worker.cells[_CONNECTIONS] += 1
-        self.become(IDLE)
-        record = self._hand_over.arrived()
+        self.number = worker.number(self)
+        record, survival = self._hand_over.arrived(), self._hand_over.next_life()
+        if survival is None:
+            self.become(IDLE)
         if record is None:
             self.client = self.client or peer_of(transport)
             self.server = self.server or own_end_of(transport)
@@ -140,6 +159,9 @@ class Http1Connection(asyncio.Protocol):
             self.deadline = record.deadline
             if self.tls is not None and self.tls.holds_half_a_record():
                 self._record_times = record.deadline, record.deadline
+            if survival is not None:
+                self._begin_life(survival)
+                return
             if record.leftover:
                 self.pipeline.buffer += record.leftover
                 worker.loop.call_soon(self._go_on, record)
@@ -171,6 +193,8 @@ class Http1Connection(asyncio.Protocol):
                 self._closing.received(len(data))
         else:
             self.pipeline.buffer += data  # LEAVING: nothing is lost if it stays after all
+            if state is PARTED:
+                self.adjust_reading()
 
     def eof_received(self) -> bool:
         """The client has shut down its write side; True keeps the transport for what is still to be written."""
@@ -188,7 +212,7 @@ class Http1Connection(asyncio.Protocol):
         if state is IDLE:
             self.output.flush()
             return self.pipeline.buffer.find(b"\r\n\r\n") >= 0  # a whole request waits for its turn
-        return state is LEAVING or (self._closing is not None and not self._closing.lingering)
+        return state is LEAVING or state is PARTED or (self._closing is not None and not self._closing.lingering)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by either side."""
@@ -199,6 +223,7 @@ class Http1Connection(asyncio.Protocol):
             self.state = CLOSED
         self.deadline = INFINITY
         self.pipeline.lose()
+        self._drop_life()
         output = self.output
         output.paused = False
         output.drop_held()
@@ -210,12 +235,13 @@ class Http1Connection(asyncio.Protocol):
         worker = self.worker
         if self in worker.connections:
             worker.cells[_CONNECTIONS] -= 1
+            worker.numbered.pop(self.number, None)
             worker.forget(self)
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the application writes: `send` waits, for as long as it reads at all."""
         self.output.paused = True
-        if self.state is REQUEST:
+        if self.state is REQUEST or self.state is PARTED:
             self.deadline = self._timeouts.write()
 
     def resume_writing(self) -> None:
@@ -229,7 +255,7 @@ class Http1Connection(asyncio.Protocol):
             self.expect_body()
         elif self.state is CLOSING:
             self.worker.loop.call_soon(self._flushed)
-        elif self.state is IDLE:
+        elif self.state is IDLE or self.state is PARTED:
             self.worker.loop.call_soon(self.settle)
 
     def adjust_reading(self) -> None:
@@ -247,8 +273,10 @@ class Http1Connection(asyncio.Protocol):
     # ---- between two requests
 
     def settle(self) -> None:
-        """An idle connection goes on, leaves, or ends, as the worker's phase has it."""
+        """A connection that is idle, or between two lives, goes on, leaves, or ends, as the worker's phase has it."""
         if self.state is not IDLE:
+            if self.state is PARTED:
+                self._move_on()
             return
         self.output.flush()
         if self.tls is not None:
@@ -306,7 +334,8 @@ class Http1Connection(asyncio.Protocol):
         websocket = WebSocketConnection(
             worker, head, self.client, self.server, self.scheme, forwarded, tls, self.trusted
         )
-        websocket.number = worker.number(websocket)
+        websocket.number = self.number
+        worker.numbered[self.number] = websocket
         worker.connections.discard(self)
         worker.connections.add(websocket)
         transport.set_protocol(websocket)
@@ -318,6 +347,8 @@ class Http1Connection(asyncio.Protocol):
 
     def response_complete(self, response: Response) -> None:
         """The response is complete (written to the transport)."""
+        if self.life is not None:
+            self._drop_life()
         self.pipeline.complete(self, response)
 
     def response_left(self, response: Response) -> None:
@@ -334,7 +365,8 @@ class Http1Connection(asyncio.Protocol):
         What was written is still sent, unless the end of the connection itself would end the body (`reset`).
         """
         self.pipeline.response = None
-        if self.state is not REQUEST:
+        self._drop_life()
+        if self.state is not REQUEST and self.state is not PARTED:
             return
         if reset:
             self.become(CLOSING)
@@ -412,6 +444,11 @@ class Http1Connection(asyncio.Protocol):
         elif state is DISCARDING:
             self.pipeline.response = None
             self.finish()
+        elif state is PARTED:
+            if self.output.paused and self.pipeline.response is not None:
+                self._expire_request(self.pipeline.response)
+            else:
+                self.settle()
         elif self._closing is not None:
             self._closing.expire()
             self.deadline = self._closing.deadline
@@ -471,8 +508,10 @@ class Http1Connection(asyncio.Protocol):
         state, response = self.state, self.pipeline.response
         if state is LEAVING or state is CLOSED or state is NEW or state is UPGRADED:
             return False
-        if state is REQUEST and response is not None:
+        if (state is REQUEST or state is PARTED) and response is not None:
             until_close, task = response.until_close, response.request.task
+            if self.life is not None:
+                self.life.cut()
             self.pipeline.response = None
             response.lose()
             if task is not None:
@@ -504,24 +543,31 @@ class Http1Connection(asyncio.Protocol):
 
     def retire(self) -> None:
         """The worker's phase has left SERVING: leave as soon as that loses nothing. May be called again."""
+        if self.life is not None:
+            self.life.retire()
         self.settle()
 
     def resume(self) -> None:
-        """The worker serves again: the phase says so, and nothing was planned."""
+        """The worker serves again: the phase says so, and the end of a life that was planned is off."""
+        if self.life is not None:
+            self.life.call_off()
+        if self.state is PARTED:
+            self._live_on()
 
     def remain(self) -> None:
         """Nobody can take this connection now: it is served here until `retire()` is called again."""
         if self.state is IDLE:
             self.transport.set_write_buffer_limits()
             self._serve()
+        elif self.state is PARTED:
+            self._live_on()
 
     def can_leave(self) -> bool:
-        """Whether `leave()` is possible now: no request in progress, all that is written with the kernel, the client
-        still there.
+        """Whether `leave()` is possible now: no request in progress, or one between two lives; all that is written with
+        the kernel; the client still there.
         """
         return (
-            self.state is IDLE
-            and not self.eof
+            ((self.state is IDLE and not self.eof) or self.state is PARTED)
             and not self.transport.is_closing()
             and self.output.unwritten() == 0
             and (self.tls is None or self.tls.can_move())
@@ -539,14 +585,16 @@ class Http1Connection(asyncio.Protocol):
         """
         assert self.can_leave(), "leave() needs can_leave()"
         pipeline = self.pipeline
+        leftover, parted = bytes(pipeline.buffer), self.life if self.state is PARTED else None
         record = HandOverRecord(
-            bytes(pipeline.buffer),
+            leftover if parted is None else parted.record(leftover).to_bytes(),
             self.client,
             self.server,
             self.deadline,
             pipeline.requests,
             self.scheme,
             self.trusted,
+            survives=parted is not None,
         )
         return self._hand_over.leave(self, record)
 
@@ -565,4 +613,79 @@ class Http1Connection(asyncio.Protocol):
     def gone(self) -> None:
         """The hand-over is committed: drop this end. The client sees nothing: a duplicate lives elsewhere."""
         if self._hand_over.commit(self):
-            self.pipeline.still_sending = None  # the client has not gone
+            self.pipeline.response = self.pipeline.still_sending = None  # the client has not gone
+            self._drop_life()
+
+    # ---- lives of a response that is to survive
+
+    def opt_in(self, extensions: object, version: int | None) -> Survival | None:
+        """See `serve_asgi.http.survival.SurvivableConnection`."""
+        response = self.pipeline.response
+        if self.state is not REQUEST or response is None or self.is_stationary():
+            return None
+        life = self.life or SurvivingResponse(self, self.worker, response)
+        survival = life.opt_in(extensions, version)
+        if survival is not None:
+            self.life = life
+        return survival
+
+    def refuse_life(self, reason: str) -> None:
+        """See `serve_asgi.http.survival.SurvivableConnection`."""
+        if self.life is not None:
+            self.life.refuse_life(reason)
+
+    def part(self) -> None:
+        """The life of the response has ended: it goes on in another worker."""
+        self.become(PARTED)
+        self._move_on()
+
+    def _move_on(self) -> None:
+        """Between two lives: leave as soon as the kernel has every byte, or go on here if the worker serves on."""
+        worker, life = self.worker, self.life
+        assert life is not None
+        if worker.phase is not WorkerPhase.HANDING_OVER or worker.hand_over is None:
+            self._live_on()
+            return
+        self.output.flush()
+        if self.tls is not None:
+            self.tls.flush()
+        now = worker.loop.time()
+        wait = life.survival.begun + LEAST_LIFE - now
+        if self.transport.get_write_buffer_size():
+            self.transport.set_write_buffer_limits(0)  # comes again from resume_writing
+        elif wait > 0:
+            worker.loop.call_later(wait, self.settle)
+        else:
+            self.deadline = now + PARTED_TIME
+            worker.hand_over(self)
+
+    def _live_on(self) -> None:
+        """Begin the next life in this worker."""
+        assert self.life is not None
+        self.transport.set_write_buffer_limits()
+        self._begin_life(self.life.record(b""))
+
+    def _begin_life(self, record: SurvivalRecord) -> None:
+        worker = self.worker
+        self.become(REQUEST)
+        self.deadline = INFINITY if not self.output.paused else self._timeouts.write()
+        try:
+            response = self.pipeline.resume(self, record)
+            self.life = SurvivingResponse(self, worker, response, record)
+        except (BadRequest, LookupError, TypeError, ValueError) as error:
+            worker.did_not_survive("a response", f"what another worker has left of it makes no sense here ({error!r})")
+            self.become(CLOSING)
+            self._reset()
+        else:
+            worker.loop.call_soon(self._call_again, response)
+
+    def _call_again(self, response: Response) -> None:
+        """Not in `connection_made`: uvloop begins to read after it, whatever it has said of reading."""
+        if self.pipeline.response is response and response.state is RESUMING:
+            self.adjust_reading()
+            self.pipeline.call(response)
+
+    def _drop_life(self) -> None:
+        if self.life is not None:
+            self.life.call_off()
+            self.life = None

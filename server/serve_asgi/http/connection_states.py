@@ -12,6 +12,7 @@ class ConnectionState(enum.Enum):
     NEW = "new"  # not attached yet
     IDLE = "idle"  # no request in progress; half a head may be in the buffer
     REQUEST = "request"  # a request is in progress
+    PARTED = "parted"  # between two lives of a response: it is written out and handed over
     DISCARDING = "discarding"  # answered; the rest of that request's body is read and dropped
     CLOSING = "closing"  # the last response is being written, then the client's end awaited
     LEAVING = "leaving"  # being handed over: neither reads nor writes
@@ -22,6 +23,7 @@ class ConnectionState(enum.Enum):
 NEW: Final = ConnectionState.NEW
 IDLE: Final = ConnectionState.IDLE
 REQUEST: Final = ConnectionState.REQUEST
+PARTED: Final = ConnectionState.PARTED
 DISCARDING: Final = ConnectionState.DISCARDING
 CLOSING: Final = ConnectionState.CLOSING
 LEAVING: Final = ConnectionState.LEAVING
@@ -29,12 +31,13 @@ UPGRADED: Final = ConnectionState.UPGRADED
 CLOSED: Final = ConnectionState.CLOSED
 
 TRANSITIONS: Final = {
-    NEW: {IDLE},
+    NEW: {IDLE, REQUEST},
     IDLE: {REQUEST, CLOSING, LEAVING, UPGRADED, CLOSED},
-    REQUEST: {IDLE, DISCARDING, CLOSING, CLOSED},
+    REQUEST: {IDLE, DISCARDING, PARTED, CLOSING, CLOSED},
+    PARTED: {REQUEST, LEAVING, CLOSING, CLOSED},
     DISCARDING: {IDLE, CLOSING, CLOSED},
     CLOSING: {CLOSED},
-    LEAVING: {IDLE, CLOSED},
+    LEAVING: {IDLE, PARTED, CLOSED},
     UPGRADED: set[ConnectionState](),
     CLOSED: set[ConnectionState](),
 }

@@ -1,4 +1,4 @@
-"""How a connection on which no request is in progress leaves for another worker: the connection's side of a hand-over.
+"""How a connection leaves for another worker, idle or between two lives of a response: its side of a hand-over.
 
 It owns the state LEAVING and the record of what came with the connection and goes with it. Rules: a connection that
 leaves is neither read nor written; until the hand-over is committed it can stay and go on exactly as before; once it is
@@ -16,6 +16,7 @@ from typing import Protocol
 from serve_asgi.http.client_socket import duplicate
 from serve_asgi.http.connection_states import CLOSED, IDLE, LEAVING, ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.underlying_tls import UnderlyingTls
 
 
@@ -40,15 +41,23 @@ class LeavingConnection(Protocol):
 class HandOver:
     """Of one connection. With a `record`, another worker has handed it over to this one."""
 
-    __slots__ = ("_record",)
+    __slots__ = ("_before", "_record", "_survival")
 
-    def __init__(self, record: HandOverRecord | None) -> None:
+    def __init__(self, record: HandOverRecord | None, survival: SurvivalRecord | None = None) -> None:
+        """`survival`: the connection is in use, and this is what the next life of its response begins with."""
         self._record = record
+        self._survival = survival
+        self._before = IDLE
 
     def arrived(self) -> HandOverRecord | None:
         """What came with the connection; once, when its transport is attached."""
         record, self._record = self._record, None
         return record
+
+    def next_life(self) -> SurvivalRecord | None:
+        """What came with a connection that is in use; once."""
+        survival, self._survival = self._survival, None
+        return survival
 
     def leave(self, connection: LeavingConnection, record: HandOverRecord) -> tuple[int, HandOverRecord]:
         """Stop reading and writing; a duplicate of the descriptor, which the caller owns, and all that travels with it.
@@ -56,6 +65,7 @@ class HandOver:
         Raises OSError, with nothing changed, if there is no descriptor to be had.
         """
         descriptor = duplicate(connection.transport)
+        self._before = connection.state
         connection.become(LEAVING)
         connection.deadline, self._record = math.inf, record
         connection.adjust_reading()
@@ -64,11 +74,11 @@ class HandOver:
         return descriptor, record
 
     def stay(self, connection: LeavingConnection) -> bool:
-        """The hand-over has failed: idle again. False if the client has gone meanwhile."""
+        """The hand-over has failed: as before it. False if the client has gone meanwhile."""
         record, self._record = self._record, None
         if connection.state is not LEAVING or record is None:
             return False
-        connection.become(IDLE)
+        connection.become(self._before)
         connection.deadline = record.deadline
         if connection.tls is not None:
             connection.tls.unmove()

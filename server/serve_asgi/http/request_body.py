@@ -106,6 +106,13 @@ class RequestBody:
         self.unread = 0
         return data
 
+    def resume(self, unread: bytes) -> None:
+        """It has arrived in an earlier life of the request, which has not taken `unread` of it."""
+        self._chunks, self.left, self.whole = None, 0, True
+        self.awaits_continue = self.may_continue = False
+        self._pieces = [unread] if unread else []
+        self.unread = len(unread)
+
     def drop(self) -> None:
         """Nobody takes it any more: what still comes is counted and thrown away."""
         self._pieces = None

@@ -14,7 +14,8 @@ from typing import Final
 from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.request_receive import Request
 from serve_asgi.http.response import Response
-from serve_asgi.http.response_states import DONE, LOST, STARTED, WAITING
+from serve_asgi.http.response_states import DONE, LOST, PARTING, STARTED, WAITING
+from serve_asgi.http.survival import tells_of_end
 from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.scoreboard import Cell
@@ -36,7 +37,7 @@ async def run_cycle(worker: WorkerContext, request: Request, response: Response)
     """
     try:
         await worker.app(request.scope, request.receive, response.send)
-        if response.state is not DONE and response.state is not LOST:
+        if response.state is not DONE and response.state is not LOST and not response.life_ended():
             _abandoned(request, response)
     except BaseException as error:
         forks.leave(error)
@@ -62,6 +63,8 @@ def _abandoned(request: Request, response: Response) -> None:
 
 def _failed(request: Request, response: Response, error: BaseException) -> None:
     try:
+        if response.state is PARTING and tells_of_end(error) and response.life_ended():
+            return
         _tell_of(request, response, error)
     except BaseException:  # the application has the scope, and may have put anything into it
         _log.error("The application failed; it is not known in which request.", extra=about("application_failed"))

@@ -18,7 +18,7 @@ import sys
 from typing import Final, Protocol
 
 from serve_asgi.http import health, refusals
-from serve_asgi.http.connection_states import DISCARDING, IDLE, REQUEST, ConnectionState
+from serve_asgi.http.connection_states import DISCARDING, IDLE, PARTED, REQUEST, ConnectionState
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_buffer import RequestBuffer
 from serve_asgi.http.request_cycle import run_cycle
@@ -26,6 +26,7 @@ from serve_asgi.http.request_head import BadRequest, Head, endless_target
 from serve_asgi.http.request_receive import Request, RequestSource
 from serve_asgi.http.response import Response, ResponseSink
 from serve_asgi.http.response_states import DONE, OVER, STARTED, WAITING
+from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.timeouts import Timeouts
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import WriteBuffer
@@ -126,7 +127,7 @@ class RequestPipeline:
     def is_full(self, state: ConnectionState) -> bool:
         """Whether too much has arrived that nobody has taken."""
         response = self.response
-        if state is REQUEST and response is not None:
+        if (state is REQUEST or state is PARTED) and response is not None:
             body = response.request.body
             return (body is not None and body.unread > READ_LIMIT) or len(self.buffer) > READ_LIMIT
         return state is IDLE and len(self.buffer) > READ_LIMIT + self._worker.max_head_size
@@ -227,8 +228,13 @@ class RequestPipeline:
                 connection.deadline = self._timeouts.body(body)
             if self.buffer or body.unread > READ_LIMIT or connection.read_paused:
                 connection.adjust_reading()
+        self.call(response)
+
+    def call(self, response: Response) -> None:
+        """Call the application with its request and the response."""
+        worker, request = self._worker, response.request
         context = worker.context.copy()
-        cells[_IN_FLIGHT] += 1  # until the end of run_cycle(); now, since a task that is not eager begins later
+        worker.cells[_IN_FLIGHT] += 1  # until the end of run_cycle(); now, since a task that is not eager begins later
         cycle = run_cycle(worker, request, response)
         if _EAGER:
             task = asyncio.Task(cycle, loop=worker.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
@@ -251,9 +257,28 @@ class RequestPipeline:
         if rest is not None:
             if rest:
                 self.buffer += rest
+            if connection.life is not None:
+                connection.life.may_end()
             if connection.state is DISCARDING:
                 self.response = None
                 self._rest(connection)
+
+    def resume(self, connection: PipelinedConnection, record: SurvivalRecord) -> Response:
+        """The next life of a response, which the caller lets begin by `call`.
+
+        Raises BadRequest, LookupError, TypeError or ValueError for a record that makes no sense here.
+        """
+        worker = self._worker
+        values = record.response or {}
+        request = Request(connection, worker, worker.read_again(record.head))
+        request.resume(values["begun"], record.body)
+        response = Response(connection, worker, request)
+        response.resume(values)
+        self.buffer += record.unread
+        self.response = response
+        if worker.published[0] > worker.shared.applied:
+            worker.catch_up()
+        return response
 
     # ---- what follows a request
 

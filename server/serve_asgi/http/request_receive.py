@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response_head import CONTINUE
+from serve_asgi.http.survival import EXTENSION
 from serve_asgi.http.underlying_tls import UnderlyingTls, tls_extension
 from serve_asgi.http.worker_context import Message, WorkerContext
 from serve_asgi.http.write_buffer import WriteBuffer
@@ -46,6 +47,8 @@ class RequestSource(Protocol):
     eof: bool
     """The client has shut down its side."""
     read_paused: bool
+    number: int
+    """By which an application's call finds it (`serve_asgi.http.worker_context.WorkerContext.numbered`)."""
     output: WriteBuffer
 
     def adjust_reading(self) -> None:
@@ -112,13 +115,16 @@ class Request:
             "extensions": {
                 "http.response.pathsend": {},
                 "http.response.zerocopysend": {},
-                "serve": {"generation": worker.generation, "slot": worker.slot},
+                "serve": {"generation": worker.generation, "slot": worker.slot, "connection": connection.number},
+                EXTENSION: {},
             },
         }
         if worker.early_hints:
             self.scope["extensions"][EARLY_HINT] = {}
         if connection.tls is not None:
             self.scope["extensions"]["tls"] = tls_extension(connection.tls.info)
+            if connection.tls.stays():
+                del self.scope["extensions"][EXTENSION]
         if head.te_trailers:
             self.scope["extensions"]["http.response.trailers"] = {}
         self._identity = (
@@ -193,6 +199,12 @@ class Request:
                 self.waiters.remove(waiter)
 
     # ---- the connection's and the response's side
+
+    def resume(self, begun: float, unread: bytes) -> None:
+        """It has `begun` in an earlier life, which has not received `unread` of its body."""
+        self.begun = begun
+        if self.body is not None:
+            self.body.resume(unread)
 
     def body_is_coming(self) -> bool:
         """Whether not all of the body has arrived."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from time import perf_counter
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from serve_asgi.http.dropped_messages import DroppedBody, drop_message
 from serve_asgi.http.request_receive import EARLY_HINT, Request
@@ -29,8 +29,22 @@ from serve_asgi.http.response_head import (
     with_field,
     without,
 )
-from serve_asgi.http.response_states import DONE, LOST, OVER, STARTED, STREAMING, TRAILERS, WAITING, ResponseState
+from serve_asgi.http.response_states import (
+    DONE,
+    FILE,
+    LOST,
+    OVER,
+    PARTED,
+    PARTING,
+    RESUMING,
+    STARTED,
+    STREAMING,
+    TRAILERS,
+    WAITING,
+    ResponseState,
+)
 from serve_asgi.http.sendfile import FileBody, FileSink, file_of, path_of
+from serve_asgi.http.survival import EXTENSION, REFUSAL, Survival, gone_on
 from serve_asgi.http.underlying_tls import UnderlyingTls
 from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import LARGE
@@ -55,14 +69,43 @@ _CLOSING: Final = WorkerPhase.CLOSING
 _HANDING_OVER: Final = WorkerPhase.HANDING_OVER
 
 
+class ResponseLife(Protocol):
+    """The life of a response that is to survive its worker (`serve_asgi.http.surviving_response`)."""
+
+    def start(self, message: Message) -> None:
+        """The http.response.start of a next life."""
+
+    def check_sending(self) -> None:
+        """In state PARTING: raises ClientDisconnected if what is sent no longer goes out."""
+
+    def may_end(self) -> None:
+        """What may have been in the way of its end is over."""
+
+    def end(self) -> bool:
+        """The application's call has ended. Whether its life has with it, so that there is nothing more to do."""
+
+    def fail(self, reason: str) -> None:
+        """The response cannot go on: it is lost, and cut."""
+
+
 class ResponseSink(FileSink, Protocol):
     """The connection, as far as a response needs it."""
+
+    @property
+    def life(self) -> ResponseLife | None:
+        """Of the response in progress, if that is to survive."""
 
     client: Address
     """Who is connected."""
 
     tls: UnderlyingTls | None
     """What stands between the socket and it."""
+
+    def opt_in(self, extensions: object, version: int | None) -> Survival | None:
+        """The call of the application whose scope has these `extensions` wishes that its response survive."""
+
+    def refuse_life(self, reason: str) -> None:
+        """The application of a next life cannot go on."""
 
     def is_stationary(self) -> bool:
         """Whether it cannot move to another worker."""
@@ -162,13 +205,16 @@ class Response:
             await self._pass_over(message, kind)
         elif state is LOST:
             self._dropped_since = await drop_message(self.worker.loop, self._dropped_since)
+        elif state is not DONE:
+            self._send_between_lives(message, kind)
         elif kind != "http.response.trailers" or not self._flags & _TRAILERS:
             raise RuntimeError(f"Got the message {kind!r} after the response was complete.")
 
     def _before_start(self, message: Message, kind: object) -> None:
-        if kind != EARLY_HINT or not self.worker.early_hints:
+        if kind == EARLY_HINT and self.worker.early_hints:
+            self._hint(message)
+        elif not self._is_of_survival(message, kind):
             raise RuntimeError(f"Expected the message http.response.start, got {kind!r}.")
-        self._hint(message)
 
     def _hint(self, message: Message) -> None:
         """An interim response (RFC 8297), if that was offered; passed over where the head is written already."""
@@ -245,7 +291,7 @@ class Response:
             else:
                 if start:
                     output.hold(start)
-                self.state = STREAMING
+                self._go_on_streaming()
         elif length == size:
             self.sent = size
             self.output.write(b"".join((STATUS_LINES[self.status], self._block, worker.persistent, b"\r\n", body)))
@@ -354,6 +400,8 @@ class Response:
         elif kind == EARLY_HINT and self.worker.early_hints:
             self._hint(message)
             return
+        elif self._is_of_survival(message, kind):
+            return
         else:
             raise RuntimeError(f"Expected the message http.response.body, got {kind!r}.")
         with file:
@@ -367,11 +415,11 @@ class Response:
             if framing.kind is NONE:
                 self._end_without_body(start, more)
                 return
-            self.state = STREAMING
         else:
             assert self._framing is not None
             framing = self._framing
             framing.advance(size, more)
+        self.state = FILE
         before, behind = framing.around(size, more)
         if start or before:
             output.hold(start + before)
@@ -381,6 +429,7 @@ class Response:
         if more:
             if behind:
                 output.hold(behind)
+            self._go_on_streaming()
         else:
             output.write(behind)
             self._body_sent(framing)
@@ -459,6 +508,73 @@ class Response:
         if self.head.method != "HEAD":
             self.worker.dropped_bodies.report(self.head, self.status)
 
+    # ---- lives: see serve_asgi.http.surviving_response
+
+    def _go_on_streaming(self) -> None:
+        self.state = STREAMING
+        if self.worker.phase is not _SERVING and self._connection.life is not None:
+            self._connection.life.may_end()
+
+    def _is_of_survival(self, message: Message, kind: object) -> bool:
+        """Take a message with which an application says what `serve_asgi.survive` would."""
+        if kind == EXTENSION:
+            survival = self._connection.opt_in(self.request.scope["extensions"], None)
+            if survival is not None:
+                survival.update(message)
+            return survival is not None
+        if kind == REFUSAL:
+            self._connection.refuse_life(str(message.get("reason") or ""))
+        return kind == REFUSAL
+
+    def _send_between_lives(self, message: Message, kind: object) -> None:
+        """In the states PARTING, PARTED and RESUMING, and in FILE."""
+        state, life = self.state, self._connection.life
+        if state is PARTED or life is None:
+            raise gone_on() if state is PARTED else RuntimeError(f"Got the message {kind!r} while a file is sent.")
+        if self._is_of_survival(message, kind) or (kind == EARLY_HINT and self.worker.early_hints):
+            return
+        if state is RESUMING and kind == "http.response.start":
+            life.start(message)
+        elif state is PARTING and kind == "http.response.body":
+            body, more = _as_bytes(message.get("body", b"")), message.get("more_body", False)
+            life.check_sending()
+            self._next(body, more)
+        elif state is PARTING and kind == "http.response.zerocopysend":
+            raise gone_on()
+        else:
+            expected = "start" if state is RESUMING else "body"
+            raise RuntimeError(f"Expected the message http.response.{expected}, got {kind!r}.")
+
+    def life_ended(self) -> bool:
+        """The application's call has ended. Whether the response goes on in another one, or has been ended."""
+        life = self._connection.life
+        return life is not None and life.end()
+
+    def travels(self) -> dict[str, Any]:
+        """What its next life needs. JSON."""
+        assert self._framing is not None
+        return {
+            "status": self.status,
+            "headers": self._block.decode("latin-1"),
+            "length": self._length,
+            "flags": self._flags,
+            "sent": self.sent,
+            "close": self.close,
+            "framing": self._framing.travels(),
+        }
+
+    def resume(self, values: dict[str, Any]) -> None:
+        """Be the next life of what has travelled. Raises LookupError or ValueError if it is nothing of that kind."""
+        self._block = values["headers"].encode("latin-1")
+        self._length, self._flags = values["length"], values["flags"]
+        self.status, self.sent, self.close = values["status"], values["sent"], values["close"]
+        self._framing = ResponseFraming.resumed(values["framing"])
+        self.state = RESUMING
+
+    def has_length(self) -> bool:
+        """Whether the application has announced how long the body is."""
+        return self._length >= 0
+
     # ---- ends
 
     def end_badly(self) -> None:
@@ -466,9 +582,13 @@ class Response:
         if self.state is WAITING or self.state is STARTED:
             self._start({"status": 500, "headers": [(b"content-type", b"text/plain; charset=utf-8")]})
             self._first(b"Internal Server Error", False)
-        elif self.state is STREAMING or self.state is TRAILERS:
+        elif self.state is STREAMING or self.state is FILE or self.state is TRAILERS:
             self.lose()
             self._connection.response_cut(self.until_close)
+        elif (self.state is PARTING or self.state is RESUMING) and self._connection.life is not None:
+            self._connection.life.fail(
+                "its handler failed when it was to end" if self.state is PARTING else "its next handler failed"
+            )
 
     def _complete(self) -> None:
         self.state = DONE

@@ -10,7 +10,7 @@ A response that is whole in its first message needs none of this (`serve_asgi.ht
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import Any, Final
 
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response_head import RESET_CONTENT, ResponseFlag, encode_trailers
@@ -74,6 +74,27 @@ class ResponseFraming:
         else:
             self.kind = LENGTH
             self.field = b"content-length: %d\r\n" % size
+
+    def travels(self) -> dict[str, Any]:
+        """What the next life of the response needs, while more of the body is to come. JSON."""
+        return {
+            "kind": self.kind.value,
+            "length": self._length,
+            "remaining": self._remaining,
+            "framed": self._sent,
+            "trailers_follow": self.trailers_follow,
+        }
+
+    @classmethod
+    def resumed(cls, values: dict[str, Any]) -> ResponseFraming:
+        """From what `travels` has given. Raises LookupError or ValueError for anything else."""
+        framing = cls.__new__(cls)
+        framing.field = b""
+        framing.kind = BodyFraming(values["kind"])
+        framing._length, framing._remaining = values["length"], values["remaining"]
+        framing._sent, framing.trailers_follow = values["framed"], values["trailers_follow"]
+        framing._trailer_lines = b""
+        return framing
 
     def advance(self, size: int, more: bool) -> None:
         """`size` further bytes of body. Raises RuntimeError if that is not what was announced."""

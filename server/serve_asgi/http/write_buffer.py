@@ -52,7 +52,7 @@ class WriteBuffer:
         self.file_left = 0
         """Bytes of a file that is being sent without the transport."""
         self._unread = 0
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[asyncio.Future[bool]] = []
         self._held: list[bytes] = []
         self._held_size = 0
 
@@ -133,20 +133,25 @@ class WriteBuffer:
         self._unread = unread
         return unread >= before
 
-    def wake_writers(self) -> None:
-        """Let those who wait in `writable` look again."""
+    def wake_writers(self, enough: bool = False) -> None:
+        """Let those who wait in `writable` look again, or let them go on in any case if that is `enough`."""
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if not waiter.done():
-                    waiter.set_result(None)
+                    waiter.set_result(enough)
+
+    def release_writers(self) -> None:
+        """Let those who wait in `writable` go on although the transport takes no more: they will not write more."""
+        self.wake_writers(enough=True)
 
     async def writable(self) -> None:
         """Wait until the transport takes more, or is closed. Ends when the client reads, or at `write_timeout`."""
         while self.paused:
-            waiter: asyncio.Future[None] = self.worker.loop.create_future()
+            waiter: asyncio.Future[bool] = self.worker.loop.create_future()
             self._waiters.append(waiter)
-            await waiter
+            if await waiter:
+                return
 
     async def written(self) -> None:
         """Wait until the kernel has every byte, or the transport is closed. Ends as `writable` does."""

@@ -1,0 +1,221 @@
+"""One life of a streamed response that is to survive its worker: how it ends, what it leaves, and how the next begins.
+
+It owns what is left of the response between two calls of the application (`SurvivalRecord`), and the judgement whether
+what the next one begins is the same response. Rules: nobody's life ends while something of it cannot go on elsewhere (a
+file under way, a request whose body is still coming, content that the application compresses); what cannot go on is cut
+so that the client sees it, and counted; what does not belong to the response that the client is reading is never
+written into it. It must not know how the connection moves: that is `serve_asgi.http.connection`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final, Protocol
+
+from serve_asgi.http.response import Response
+from serve_asgi.http.response_head import encode_headers
+from serve_asgi.http.response_states import FILE, PARTED, PARTING, RESUMING, STREAMING
+from serve_asgi.http.survival import EXTENSION, LifeEnd, Survival, UnfitState, encode_state
+from serve_asgi.http.survival_record import SurvivalRecord, head_bytes
+from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
+from serve_asgi.ipc.scoreboard import Cell
+
+PLAIN: Final = frozenset((b"", b"identity"))
+"""What `Content-Encoding` may say of a response whose content another life can go on with (RFC 9110 8.4)."""
+
+
+class PartingConnection(Protocol):
+    """The connection, as far as the life of its response needs it."""
+
+    def part(self) -> None:
+        """The life has ended, and the response goes on in another one."""
+
+    def response_cut(self, reset: bool) -> None:
+        """End so that the client sees that the response is not whole."""
+
+
+class SurvivingResponse:
+    """One life. With `before`, it goes on where that one has ended."""
+
+    __slots__ = ("_connection", "_end", "_record", "_worker", "response", "survival")
+
+    def __init__(
+        self,
+        connection: PartingConnection,
+        worker: WorkerContext,
+        response: Response,
+        before: SurvivalRecord | None = None,
+    ) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._end = LifeEnd(worker)
+        self._record: SurvivalRecord | None = None
+        self.response = response
+        if before is None:  # perf_counter is the loop's clock (CLOCK_MONOTONIC)
+            self.survival = Survival(self, response.request.begun)
+        else:
+            self.survival = Survival(self, worker.loop.time(), True, before.decoded_state(), before.version)
+            response.request.scope["extensions"][EXTENSION] = self.survival.extension()
+
+    # ---- what the application says
+
+    def opt_in(self, extensions: object, version: int | None) -> Survival | None:
+        """See `serve_asgi.http.survival.SurvivableConnection`."""
+        if self.response.request.scope.get("extensions") is not extensions:
+            return None
+        survival = self.survival.opt_in(version)
+        self.retire()
+        return survival
+
+    def refuse_life(self, reason: str) -> None:
+        """See `serve_asgi.http.survival.SurvivableConnection`. In a first life: it no longer wishes to survive."""
+        self.survival.wanted = False
+        if self.response.state in (RESUMING, STREAMING, FILE) and self.survival.resumed:
+            self.fail(reason or "the application refused to go on with it")
+
+    def start(self, message: Message) -> None:
+        """The http.response.start of a next life: the client has had it, if it is the same response.
+
+        Raises TypeError or ValueError for headers that are none.
+        """
+        why = difference(self.response, message)
+        if why:
+            self.fail(why)
+            return
+        self._worker.cells[Cell.SURVIVED] += 1
+        self.response.state = STREAMING
+        self.may_end()
+
+    def check_sending(self) -> None:
+        """Raises ClientDisconnected if what is sent at the end of this life no longer goes out."""
+        self._end.check_sending(self.response.output.paused)
+
+    # ---- its end
+
+    def retire(self) -> None:
+        """The worker retires, or the application opts in while it does: plan the end."""
+        if self.survival.wanted and self._worker.phase is WorkerPhase.HANDING_OVER:
+            self._end.plan(self.survival.begun, self._begin_end)
+
+    def call_off(self) -> None:
+        """The worker serves again, or the response is over: an end that has not begun does not come."""
+        if self.response.state is not PARTING:
+            self._end.cancel()
+
+    def may_end(self) -> None:
+        """What may have been in the way of the end is over."""
+        if self._end.overdue:
+            self._begin_end()
+
+    def _can_end(self) -> bool:
+        response = self.response
+        return (
+            response.state is STREAMING
+            and not response.request.body_is_coming()
+            and response.response_header(b"content-encoding").lower() in PLAIN
+        )
+
+    def _begin_end(self) -> None:
+        """The moment has come: tell the application, unless it has to wait for `may_end`."""
+        if not self._can_end():
+            return
+        response = self.response
+        response.state = PARTING
+        self._end.begin(self._too_late)
+        # In this order: who waits in `send` has sent, and goes on before anybody can cancel it because of `receive`.
+        response.output.release_writers()
+        response.request.ended = True
+        response.request.wake()
+
+    def end(self) -> bool:
+        """The application's call has ended. Whether its life has with it, so that the response goes on in another."""
+        response = self.response
+        if response.state is not PARTING:
+            retires = self._worker.phase is WorkerPhase.HANDING_OVER
+            if not (retires and self.survival.wanted and self._can_end()):
+                return False
+        self._end.cancel()
+        try:
+            state = encode_state(self.survival.state)
+        except UnfitState as error:
+            self.fail(str(error))
+            return True
+        request = response.request
+        response.state = PARTED
+        request.ended = True
+        request.wake()
+        self._record = SurvivalRecord(
+            head_bytes(response.head, self._worker.request_ids.name, request.identity()),
+            state,
+            self.survival.writes_version,
+            b"",
+            response={**response.travels(), "begun": request.begun},
+            body=b"" if request.body is None else request.body.take(),
+        )
+        self._connection.part()
+        return True
+
+    def record(self, unread: bytes) -> SurvivalRecord:
+        """After the end: what the next life begins with; `unread` has arrived and belongs to no request yet."""
+        assert self._record is not None, "a life that has not ended"
+        return dataclasses.replace(self._record, unread=unread)
+
+    def _too_late(self) -> None:
+        if self.response.state is PARTING:
+            timeout = self._worker.config.survive_timeout
+            self.fail(f"its handler had not returned {timeout:g} s after it was told (--survive-timeout)")
+
+    def fail(self, reason: str) -> None:
+        """It cannot go on: the client sees it end before it is whole."""
+        response = self.response
+        self._end.cancel()
+        self._did_not_survive(reason)
+        response.lose()
+        self._connection.response_cut(response.until_close)
+
+    def cut(self) -> None:
+        """For the connection: the graceful timeout ends it."""
+        if self.survival.wanted and self._worker.phase is WorkerPhase.HANDING_OVER:
+            encoding = self.response.response_header(b"content-encoding").lower()
+            self._did_not_survive(
+                "it had not come to a point where another worker can go on, within --graceful-timeout"
+                if encoding in PLAIN
+                else f"the application compresses it ({encoding.decode('latin-1')}), and cannot go on with that"
+            )
+
+    def _did_not_survive(self, reason: str) -> None:
+        request = self.response.request
+        self._worker.did_not_survive(f"the response to {request.head.method} {request.path()}", reason)
+
+
+def difference(response: Response, message: Message) -> str:
+    """Why the http.response.start of a next life is not of the response that the client is reading; "" if it may be.
+
+    A route that no longer exists answers 404, or with the start page of an application in the browser. Raises TypeError
+    or ValueError for headers that are none.
+    """
+    status = message.get("status")
+    if status != response.status:
+        return f"the application now answers {status!r}, where the client has had {response.status}"
+    block, length, _ = encode_headers(message.get("headers") or (), False)
+    if header_of(block, b"content-encoding").lower() not in PLAIN:
+        return "the application now compresses it"
+    if length >= 0 and not response.has_length():
+        return f"the application now answers with {length} bytes, where the client has been told of no length"
+    now, before = (
+        media_type(each) for each in (header_of(block, b"content-type"), response.response_header(b"content-type"))
+    )
+    if now != before:
+        return f"the application now answers with {now or 'no type'}, where the client has had {before or 'none'}"
+    return ""
+
+
+def header_of(block: bytes, name: bytes) -> bytes:
+    """The value of a header in what `encode_headers` has made, or b""."""
+    _, found, after = block.partition(b"\r\n" + name + b": ")
+    return after.partition(b"\r\n")[0] if found else b""
+
+
+def media_type(value: bytes) -> str:
+    """Without its parameters (RFC 9110 8.3.1)."""
+    return value.partition(b";")[0].strip().lower().decode("latin-1")
