@@ -52,7 +52,8 @@ def test_scope(serve: Serve) -> None:
         "extensions": {
             "http.response.pathsend": {},
             "http.response.zerocopysend": {},
-            "serve": {"generation": 7, "slot": 3},
+            "serve": {"generation": 7, "slot": 3, "connection": 1},
+            "serve.survive": {},
         },
     }
     scope["state"]["b"] = {}

@@ -8,7 +8,7 @@ handed over is neither read nor written. It is made of parts that know nothing o
   `PipelinedConnection`, and each request and response sees it as `RequestSource` and `ResponseSink`;
 - `write_buffer` is what responses are written through;
 - `connection_states` has the states, `timeouts` the deadlines, `closing` the end, `hand_over` the way to another
-  worker.
+  worker, `surviving_response` what goes there in the middle of a response.
 
 It asks its transport for no more than `asyncio.Transport` has, and for its socket by `client_socket` alone: whatever
 stands between a socket and HTTP is attached by `connection_made` like a transport of the loop's. It must not know how
@@ -21,7 +21,8 @@ import asyncio
 import math
 from typing import Any, Final, cast
 
-from serve_asgi.http.client_socket import hang_up, is_readable, reset
+from serve_asgi.http.client_socket import hang_up, is_readable
+from serve_asgi.http.client_socket import reset as reset_socket
 from serve_asgi.http.closing import PoliteClose
 from serve_asgi.http.connection_states import (
     CLOSED,
@@ -41,10 +42,9 @@ from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import RequestPipeline
 from serve_asgi.http.response import Response
-from serve_asgi.http.response_states import RESUMING
-from serve_asgi.http.survival import LEAST_LIFE, Survival
+from serve_asgi.http.survival import Survival
 from serve_asgi.http.survival_record import SurvivalRecord
-from serve_asgi.http.surviving_response import SurvivingResponse
+from serve_asgi.http.surviving_response import SurvivingResponse, begin_life
 from serve_asgi.http.timeouts import PEEK_TIME, Expiry, Timeouts
 from serve_asgi.http.underlying_tls import UnderlyingTls, tls_of
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
@@ -55,9 +55,6 @@ from serve_asgi.websocket.connection import WebSocketConnection
 
 FRESH_TIME: Final = 2.0
 """A worker that retires with nobody to hand over to waits this long (s) for the first request of a new connection."""
-
-PARTED_TIME: Final = 1.0
-"""Between two lives of a response, the hand-over is looked at again after so long (s)."""
 
 INFINITY: Final = math.inf
 NO_RECORD: Final = (-1.0, -1.0)
@@ -79,7 +76,6 @@ class Http1Connection(asyncio.Protocol):
         "_closing",
         "_hand_over",
         "_record_times",
-        "_timeouts",
         "client",
         "deadline",
         "eof",
@@ -91,6 +87,7 @@ class Http1Connection(asyncio.Protocol):
         "scheme",
         "server",
         "state",
+        "timeouts",
         "tls",
         "transport",
         "trusted",
@@ -104,7 +101,7 @@ class Http1Connection(asyncio.Protocol):
     ) -> None:
         self.worker = worker
         self.output = output = WriteBuffer(worker)
-        self._timeouts = timeouts = Timeouts(worker, output)
+        self.timeouts = timeouts = Timeouts(worker, output)
         self.pipeline = RequestPipeline(worker, output, timeouts)
         self._hand_over = HandOver(record, survival)
         self._closing: PoliteClose | None = None
@@ -160,7 +157,7 @@ class Http1Connection(asyncio.Protocol):
             if self.tls is not None and self.tls.holds_half_a_record():
                 self._record_times = record.deadline, record.deadline
             if survival is not None:
-                self._begin_life(survival)
+                begin_life(self, survival)
                 return
             if record.leftover:
                 self.pipeline.buffer += record.leftover
@@ -242,7 +239,7 @@ class Http1Connection(asyncio.Protocol):
         """The client reads more slowly than the application writes: `send` waits, for as long as it reads at all."""
         self.output.paused = True
         if self.state is REQUEST or self.state is PARTED:
-            self.deadline = self._timeouts.write()
+            self.deadline = self.timeouts.write()
 
     def resume_writing(self) -> None:
         """What was to be written is (nearly) written.
@@ -275,8 +272,8 @@ class Http1Connection(asyncio.Protocol):
     def settle(self) -> None:
         """A connection that is idle, or between two lives, goes on, leaves, or ends, as the worker's phase has it."""
         if self.state is not IDLE:
-            if self.state is PARTED:
-                self._move_on()
+            if self.state is PARTED and self.life is not None:
+                self.life.move_on()
             return
         self.output.flush()
         if self.tls is not None:
@@ -370,7 +367,7 @@ class Http1Connection(asyncio.Protocol):
             return
         if reset:
             self.become(CLOSING)
-            self._reset()
+            self.reset()
         else:
             self.close()
 
@@ -379,7 +376,7 @@ class Http1Connection(asyncio.Protocol):
     def head_begun(self) -> None:
         """The beginning of a request's head has come; perhaps its time runs already, from the beginning of a record."""
         if self.deadline != self._record_times[1]:
-            self.deadline = self._timeouts.head()
+            self.deadline = self.timeouts.head()
 
     def record_arriving(self, half: bool) -> None:
         """The beginning of a TLS record has come (`half`), or one that is whole and says nothing to the application.
@@ -392,7 +389,7 @@ class Http1Connection(asyncio.Protocol):
         rest, before = self._record_times
         again = self.deadline in self._record_times
         if half:
-            until = self._timeouts.head()
+            until = self.timeouts.head()
             if again:
                 until = before if self.deadline == before else min(until, rest + self.worker.config.head_timeout)
             else:
@@ -414,12 +411,12 @@ class Http1Connection(asyncio.Protocol):
         if body is not None:
             body.arrived = 0
         if not self.output.paused:  # else the deadline is the response's; comes again from resume_writing
-            self.deadline = self._timeouts.body(body)
+            self.deadline = self.timeouts.body(body)
 
     def expire(self) -> None:
         """The deadline has passed."""
         due, self.deadline = self.deadline, INFINITY
-        state, timeouts = self.state, self._timeouts
+        state, timeouts = self.state, self.timeouts
         if state is IDLE:
             begun = self.pipeline.buffer.holds_part_of_head()
             if not begun and self.tls is not None and self.tls.holds_half_a_record():
@@ -454,7 +451,7 @@ class Http1Connection(asyncio.Protocol):
             self.deadline = self._closing.deadline
 
     def _expire_request(self, response: Response) -> None:
-        verdict = self._timeouts.request_expired(response.request.body, self.read_paused)
+        verdict = self.timeouts.request_expired(response.request.body, self.read_paused)
         if verdict is Expiry.REFUSE:
             self.pipeline.refuse_body(self, response, BadRequest(408, "The request body arrives too slowly."))
         elif verdict is Expiry.CUT:  # the response ends here, visibly short
@@ -462,9 +459,9 @@ class Http1Connection(asyncio.Protocol):
             self.become(CLOSING)
             response.lose()
             self.output.wake_writers()
-            self._reset()
+            self.reset()
         else:
-            self.deadline = self._timeouts.deadline
+            self.deadline = self.timeouts.deadline
 
     # ---- ends
 
@@ -496,10 +493,10 @@ class Http1Connection(asyncio.Protocol):
             self._closing.flushed()
             self.deadline = self._closing.deadline
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         """End at once, and so that the client cannot take it for the end of the body."""
         self.output.drop_held()
-        if reset(self.transport):
+        if reset_socket(self.transport):
             self.become(CLOSED)
         self.transport.abort()
 
@@ -518,7 +515,7 @@ class Http1Connection(asyncio.Protocol):
                 task.cancel()
             self.state = CLOSING
             if until_close:
-                self._reset()
+                self.reset()
             else:
                 self.output.drop_held()
                 self.transport.abort()
@@ -551,16 +548,15 @@ class Http1Connection(asyncio.Protocol):
         """The worker serves again: the phase says so, and the end of a life that was planned is off."""
         if self.life is not None:
             self.life.call_off()
-        if self.state is PARTED:
-            self._live_on()
+            self.settle()
 
     def remain(self) -> None:
         """Nobody can take this connection now: it is served here until `retire()` is called again."""
         if self.state is IDLE:
             self.transport.set_write_buffer_limits()
             self._serve()
-        elif self.state is PARTED:
-            self._live_on()
+        elif self.state is PARTED and self.life is not None:
+            self.life.go_on_here()
 
     def can_leave(self) -> bool:
         """Whether `leave()` is possible now: no request in progress, or one between two lives; all that is written with
@@ -633,57 +629,6 @@ class Http1Connection(asyncio.Protocol):
         """See `serve_asgi.http.survival.SurvivableConnection`."""
         if self.life is not None:
             self.life.refuse_life(reason)
-
-    def part(self) -> None:
-        """The life of the response has ended: it goes on in another worker."""
-        self.become(PARTED)
-        self._move_on()
-
-    def _move_on(self) -> None:
-        """Between two lives: leave as soon as the kernel has every byte, or go on here if the worker serves on."""
-        worker, life = self.worker, self.life
-        assert life is not None
-        if worker.phase is not WorkerPhase.HANDING_OVER or worker.hand_over is None:
-            self._live_on()
-            return
-        self.output.flush()
-        if self.tls is not None:
-            self.tls.flush()
-        now = worker.loop.time()
-        wait = life.survival.begun + LEAST_LIFE - now
-        if self.transport.get_write_buffer_size():
-            self.transport.set_write_buffer_limits(0)  # comes again from resume_writing
-        elif wait > 0:
-            worker.loop.call_later(wait, self.settle)
-        else:
-            self.deadline = now + PARTED_TIME
-            worker.hand_over(self)
-
-    def _live_on(self) -> None:
-        """Begin the next life in this worker."""
-        assert self.life is not None
-        self.transport.set_write_buffer_limits()
-        self._begin_life(self.life.record(b""))
-
-    def _begin_life(self, record: SurvivalRecord) -> None:
-        worker = self.worker
-        self.become(REQUEST)
-        self.deadline = INFINITY if not self.output.paused else self._timeouts.write()
-        try:
-            response = self.pipeline.resume(self, record)
-            self.life = SurvivingResponse(self, worker, response, record)
-        except (BadRequest, LookupError, TypeError, ValueError) as error:
-            worker.did_not_survive("a response", f"what another worker has left of it makes no sense here ({error!r})")
-            self.become(CLOSING)
-            self._reset()
-        else:
-            worker.loop.call_soon(self._call_again, response)
-
-    def _call_again(self, response: Response) -> None:
-        """Not in `connection_made`: uvloop begins to read after it, whatever it has said of reading."""
-        if self.pipeline.response is response and response.state is RESUMING:
-            self.adjust_reading()
-            self.pipeline.call(response)
 
     def _drop_life(self) -> None:
         if self.life is not None:

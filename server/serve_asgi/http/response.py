@@ -72,11 +72,8 @@ _HANDING_OVER: Final = WorkerPhase.HANDING_OVER
 class ResponseLife(Protocol):
     """The life of a response that is to survive its worker (`serve_asgi.http.surviving_response`)."""
 
-    def start(self, message: Message) -> None:
-        """The http.response.start of a next life."""
-
-    def check_sending(self) -> None:
-        """In state PARTING: raises ClientDisconnected if what is sent no longer goes out."""
+    def send(self, message: Message, kind: object) -> None:
+        """A message in state PARTING or RESUMING."""
 
     def may_end(self) -> None:
         """What may have been in the way of its end is over."""
@@ -187,12 +184,12 @@ class Response:
             if kind == "http.response.body":
                 body = message.get("body", b"")
                 if type(body) is not bytes:
-                    body = _as_bytes(body)
+                    body = as_bytes(body)
                 more = message.get("more_body", False)
                 if state is STARTED:
                     self._first(body, more)
                 else:
-                    self._next(body, more)
+                    self.write_next(body, more)
                 if more and self.output.paused and self.state is STREAMING:
                     await self.output.writable()
             else:
@@ -352,7 +349,7 @@ class Response:
             )
         )
 
-    def _next(self, body: bytes, more: bool) -> None:
+    def write_next(self, body: bytes, more: bool) -> None:
         """Write further body."""
         size = len(body)
         framing = self._framing
@@ -528,22 +525,13 @@ class Response:
 
     def _send_between_lives(self, message: Message, kind: object) -> None:
         """In the states PARTING, PARTED and RESUMING, and in FILE."""
-        state, life = self.state, self._connection.life
-        if state is PARTED or life is None:
-            raise gone_on() if state is PARTED else RuntimeError(f"Got the message {kind!r} while a file is sent.")
-        if self._is_of_survival(message, kind) or (kind == EARLY_HINT and self.worker.early_hints):
-            return
-        if state is RESUMING and kind == "http.response.start":
-            life.start(message)
-        elif state is PARTING and kind == "http.response.body":
-            body, more = _as_bytes(message.get("body", b"")), message.get("more_body", False)
-            life.check_sending()
-            self._next(body, more)
-        elif state is PARTING and kind == "http.response.zerocopysend":
+        life = self._connection.life
+        if self.state is PARTED:
             raise gone_on()
-        else:
-            expected = "start" if state is RESUMING else "body"
-            raise RuntimeError(f"Expected the message http.response.{expected}, got {kind!r}.")
+        if self.state is FILE or life is None:
+            raise RuntimeError(f"Got the message {kind!r} while a file was sent.")
+        if not self._is_of_survival(message, kind) and (kind != EARLY_HINT or not self.worker.early_hints):
+            life.send(message, kind)
 
     def life_ended(self) -> bool:
         """The application's call has ended. Whether the response goes on in another one, or has been ended."""
@@ -586,9 +574,7 @@ class Response:
             self.lose()
             self._connection.response_cut(self.until_close)
         elif (self.state is PARTING or self.state is RESUMING) and self._connection.life is not None:
-            self._connection.life.fail(
-                "its handler failed when it was to end" if self.state is PARTING else "its next handler failed"
-            )
+            self._connection.life.fail("its handler failed at the end of its life, or at the beginning of the next one")
 
     def _complete(self) -> None:
         self.state = DONE
@@ -660,7 +646,7 @@ class Response:
         return after.partition(b"\r\n")[0] if found else b""
 
 
-def _as_bytes(body: object) -> bytes:
+def as_bytes(body: object) -> bytes:
     if isinstance(body, (bytes, bytearray, memoryview)):
         return bytes(body)
     if body is None:

@@ -9,14 +9,21 @@ written into it. It must not know how the connection moves: that is `serve_asgi.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import math
 from typing import Final, Protocol
 
-from serve_asgi.http.response import Response
+from serve_asgi.http.connection_states import CLOSING, REQUEST
+from serve_asgi.http.connection_states import PARTED as BETWEEN_LIVES
+from serve_asgi.http.request_head import BadRequest
+from serve_asgi.http.request_pipeline import PipelinedConnection, RequestPipeline
+from serve_asgi.http.response import Response, as_bytes
 from serve_asgi.http.response_head import encode_headers
 from serve_asgi.http.response_states import FILE, PARTED, PARTING, RESUMING, STREAMING
-from serve_asgi.http.survival import EXTENSION, LifeEnd, Survival, UnfitState, encode_state
+from serve_asgi.http.survival import EXTENSION, LEAST_LIFE, LifeEnd, Survival, UnfitState, encode_state, gone_on
 from serve_asgi.http.survival_record import SurvivalRecord, head_bytes
+from serve_asgi.http.timeouts import Timeouts
 from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
 
@@ -24,14 +31,21 @@ PLAIN: Final = frozenset((b"", b"identity"))
 """What `Content-Encoding` may say of a response whose content another life can go on with (RFC 9110 8.4)."""
 
 
-class PartingConnection(Protocol):
-    """The connection, as far as the life of its response needs it."""
+PARTED_TIME: Final = 1.0
+"""A connection that waits for its hand-over between two lives is offered again after so long (s)."""
 
-    def part(self) -> None:
-        """The life has ended, and the response goes on in another one."""
 
-    def response_cut(self, reset: bool) -> None:
-        """End so that the client sees that the response is not whole."""
+class PartingConnection(PipelinedConnection, Protocol):
+    """The connection, as far as the lives of its response need it."""
+
+    transport: asyncio.Transport
+    worker: WorkerContext
+    pipeline: RequestPipeline
+    timeouts: Timeouts
+    life: SurvivingResponse | None
+
+    def reset(self) -> None:
+        """End at once, and so that the client cannot take it for the end of the body."""
 
 
 class SurvivingResponse:
@@ -73,11 +87,23 @@ class SurvivingResponse:
         if self.response.state in (RESUMING, STREAMING, FILE) and self.survival.resumed:
             self.fail(reason or "the application refused to go on with it")
 
-    def start(self, message: Message) -> None:
-        """The http.response.start of a next life: the client has had it, if it is the same response.
+    def send(self, message: Message, kind: object) -> None:
+        """A message at the beginning or at the end of this life. Raises what `Response.send` does."""
+        response = self.response
+        if response.state is RESUMING and kind == "http.response.start":
+            self._start(message)
+        elif response.state is PARTING and kind == "http.response.body":
+            body, more = as_bytes(message.get("body", b"")), message.get("more_body", False)
+            self._end.check_sending(response.output.paused)
+            response.write_next(body, more)
+        elif response.state is PARTING and kind == "http.response.zerocopysend":
+            raise gone_on()
+        else:
+            expected = "start" if response.state is RESUMING else "body"
+            raise RuntimeError(f"Expected the message http.response.{expected}, got {kind!r}.")
 
-        Raises TypeError or ValueError for headers that are none.
-        """
+    def _start(self, message: Message) -> None:
+        """The client has had this http.response.start, if it is of the same response."""
         why = difference(self.response, message)
         if why:
             self.fail(why)
@@ -85,10 +111,6 @@ class SurvivingResponse:
         self._worker.cells[Cell.SURVIVED] += 1
         self.response.state = STREAMING
         self.may_end()
-
-    def check_sending(self) -> None:
-        """Raises ClientDisconnected if what is sent at the end of this life no longer goes out."""
-        self._end.check_sending(self.response.output.paused)
 
     # ---- its end
 
@@ -152,7 +174,8 @@ class SurvivingResponse:
             response={**response.travels(), "begun": request.begun},
             body=b"" if request.body is None else request.body.take(),
         )
-        self._connection.part()
+        self._connection.become(BETWEEN_LIVES)
+        self.move_on()
         return True
 
     def record(self, unread: bytes) -> SurvivalRecord:
@@ -186,6 +209,54 @@ class SurvivingResponse:
     def _did_not_survive(self, reason: str) -> None:
         request = self.response.request
         self._worker.did_not_survive(f"the response to {request.head.method} {request.path()}", reason)
+
+    # ---- between two lives
+
+    def move_on(self) -> None:
+        """Have the connection handed over as soon as the kernel has every byte; go on here if the worker serves on."""
+        worker, connection = self._worker, self._connection
+        if worker.phase is not WorkerPhase.HANDING_OVER or worker.hand_over is None:
+            self.go_on_here()
+            return
+        connection.output.flush()
+        if connection.tls is not None:
+            connection.tls.flush()
+        now = worker.loop.time()
+        wait = self.survival.begun + LEAST_LIFE - now
+        if connection.transport.get_write_buffer_size():
+            connection.transport.set_write_buffer_limits(0)  # comes again from resume_writing
+        elif wait > 0:
+            worker.loop.call_later(wait, connection.settle)
+        else:
+            connection.deadline = now + PARTED_TIME
+            worker.hand_over(connection)
+
+    def go_on_here(self) -> None:
+        """Begin the next life in the same worker."""
+        self._connection.transport.set_write_buffer_limits()
+        begin_life(self._connection, self.record(b""))
+
+
+def begin_life(connection: PartingConnection, record: SurvivalRecord) -> None:
+    """Call the application again, in this worker, for a response whose life has ended in another one, or here."""
+    worker, pipeline = connection.worker, connection.pipeline
+    connection.become(REQUEST)
+    connection.deadline = connection.timeouts.write() if connection.output.paused else math.inf
+    try:
+        response = pipeline.resume(connection, record)
+        connection.life = SurvivingResponse(connection, worker, response, record)
+    except (BadRequest, LookupError, TypeError, ValueError) as error:
+        worker.did_not_survive("a response", f"what another worker has left of it makes no sense here ({error!r})")
+        connection.become(CLOSING)
+        connection.reset()
+        return
+
+    def call() -> None:
+        if pipeline.response is response and response.state is RESUMING:  # the client has not gone
+            connection.adjust_reading()
+            pipeline.call(response)
+
+    worker.loop.call_soon(call)  # not in `connection_made`: uvloop begins to read after it, whatever it has said
 
 
 def difference(response: Response, message: Message) -> str:
