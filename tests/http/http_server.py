@@ -21,6 +21,7 @@ from serve_asgi.http import request_pipeline, response_states
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.response import Response
+from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send
 from tests.connection_server import TIMEOUT, ConnectionServer
 
@@ -97,7 +98,9 @@ class HttpServer(ConnectionServer):
 
     async def attach(self, client: socket.socket, record: HandOverRecord | None = None) -> Http1Connection:
         """Serve the accepted socket."""
-        connection = CheckedConnection(self.worker, record)
+        survives = record is not None and record.survives
+        survival = SurvivalRecord.from_bytes(record.leftover) if record is not None and survives else None
+        connection = CheckedConnection(self.worker, record, survival)
         await self.loop.connect_accepted_socket(lambda: connection, client)
         self.attached.append(connection)
         self.new_connection.set()
