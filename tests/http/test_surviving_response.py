@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -174,8 +175,8 @@ def begin(numbers: Numbers, request: bytes = GET, count: int = 3, **config: Any)
     """A client that has read the head and `count` numbers."""
     client = numbers.server.connect(**config)
     client.send(request)
-    head = client.read_until(b"\r\n\r\n")
     numbers.allow(count)
+    head = client.read_until(b"\r\n\r\n")
     return client, head
 
 
@@ -314,20 +315,22 @@ def test_life_ends_only_when_the_request_is_whole(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("when", ["waiting", "started"])
-def test_life_does_not_end_before_the_head_is_out(serve: Serve, when: str) -> None:
-    go: dict[str, asyncio.Event] = {name: asyncio.Event() for name in ("waiting", "started", "end")}
+def test_life_that_is_to_end_before_the_head_is_out(serve: Serve, when: str) -> None:
+    """It ends when the application has given a head, which the client then gets, before anything of the body."""
+    go: dict[str, asyncio.Event] = {name: asyncio.Event() for name in ("waiting", "started")}
     calls: list[Survival] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         kept = survive(server, scope)
         calls.append(kept)
+        await receive()
         await go["waiting"].wait()
         await send(start(200, EVENTS))
-        await go["started"].wait()
-        await send(body(b"first" if not kept.resumed else b"second", more=not kept.resumed))
-        await receive()
-        if not kept.resumed:
+        if kept.resumed:
+            await send(body(b"second"))
+        else:
             assert (await receive())["type"] == "http.disconnect"
+            await send(body(b"first", more=True))
 
     server = serve(app)
     client = server.connect()
@@ -337,11 +340,10 @@ def test_life_does_not_end_before_the_head_is_out(serve: Serve, when: str) -> No
         server.run(go["waiting"].set)
     departing = retire(server)
     server.wait_for(asyncio.sleep(0.02))
-    assert not departing
+    assert bool(departing) is (when == "started")
     server.run(go["waiting"].set)
-    server.run(go["started"].set)
     server.until(lambda: bool(departing))
-    client.read_until(chunk(b"first"))
+    assert client.read_until(chunk(b"first")).startswith(b"HTTP/1.1 200")
     server.run(departing[0].remain)
     assert client.read_until(b"0\r\n\r\n") == chunk(b"second") + b"0\r\n\r\n"
 
@@ -469,7 +471,7 @@ def test_life_that_does_not_end_well_is_cut(
         "unfit": "cannot be written as JSON",
         "large": "keep it below 65536",
     }[fault]
-    assert f"the response to GET / did not survive: {caplog.records and ''}" in caplog.text
+    assert "the response to GET / did not survive: " in caplog.text
     assert reason in caplog.text
     for task in list(server.worker.tasks):
         server.run(task.cancel)
@@ -669,10 +671,8 @@ def test_plain_messages(serve: Serve) -> None:
         opted_in.set()
         await receive()
         assert (await receive())["type"] == "http.disconnect"
-        with pytest.raises(RuntimeError, match=r"Expected the message http\.response\.body"):
-            await send(start())
 
-    server = serve(app, early_hints=True)
+    server = serve(app)
     client = server.connect()
     client.send(GET)
     server.wait_for(opted_in.wait())
@@ -690,6 +690,39 @@ def test_plain_messages(serve: Serve) -> None:
     ]
     assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
     assert client.read(24) == chunk(b"x") * 4
+
+
+def test_messages_that_are_wrong_or_of_no_use_between_two_lives(serve: Serve) -> None:
+    """They raise, and change nothing; early hints are passed over."""
+    hint = {"type": "http.response.early_hint", "links": [b"</a>; rel=preload"]}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        kept = survive(server, scope)
+        if kept.resumed:
+            await send(hint)
+            for wrong in (body(b"x"), {"type": "http.response.trailers"}):
+                with pytest.raises(RuntimeError, match=r"Expected the message http\.response\.start"):
+                    await send(wrong)
+        await send(start(200, EVENTS))
+        await send(body(b"x", more=not kept.resumed))
+        if not kept.resumed:
+            await receive()
+            assert (await receive())["type"] == "http.disconnect"
+            await send(hint)
+            for wrong in (start(), {"type": "http.response.trailers"}):
+                with pytest.raises(RuntimeError, match=r"Expected the message http\.response\.body"):
+                    await send(wrong)
+            with pytest.raises(TypeError, match="bytes"):
+                await send({"type": "http.response.body", "body": "text", "more_body": True})
+
+    server = serve(app, early_hints=True)
+    client = server.connect()
+    client.send(GET)
+    client.read_until(chunk(b"x"))
+    departing = retire(server)
+    server.until(lambda: bool(departing))
+    serve_again(server)
+    assert client.read_until(b"0\r\n\r\n") == chunk(b"x") + b"0\r\n\r\n"
 
 
 def test_who_does_not_opt_in_stays(serve: Serve) -> None:
@@ -794,7 +827,7 @@ def test_hand_over_that_fails(serve: Serve) -> None:
     os.close(descriptor)
     assert SurvivalRecord.from_bytes(again.leftover).unread == get(b"/a")
     server.run(connection.stay)
-    server.run(connection.remain)
+    serve_again(server)
     numbers.last = 5
     numbers.allow(5)
     expect(client, 3, 5)
@@ -985,7 +1018,7 @@ def test_record_that_makes_no_sense(serve: Serve, spoilt: str) -> None:
     servers[0].run(connection.gone)
     values = SurvivalRecord.from_bytes(record.leftover)
     good: dict[str, Any] = {"head": values.head, "state": values.state, "response": values.response}
-    good |= {"head": b"\r\n"} if spoilt == "head" else {"state": b"{"} if spoilt == "state" else {"response": {}}
+    good[spoilt] = {"head": b"\r\n", "state": b"{", "response": {}}[spoilt]
     bad = SurvivalRecord(version=None, unread=b"", **good)
     servers[1].take(descriptor, record.with_leftover(bad.to_bytes()))
     with pytest.raises(ConnectionResetError):
@@ -1016,9 +1049,9 @@ def test_life_is_not_shorter_than_a_second(serve: Serve, monkeypatch: pytest.Mon
         server.worker.hand_over = lambda connection: connection.remain()
         server.worker.phase = WorkerPhase.HANDING_OVER
         for connection in list(server.worker.connections):
-            connection.retire()  # type: ignore[attr-defined]
+            connection.retire()
 
     server.run(begin)
     client.read_until(b"0\r\n\r\n")
     assert len(lives) == 4
-    assert all(later - earlier > 0.19 for earlier, later in zip(lives, lives[1:], strict=False))
+    assert all(later - earlier > 0.19 for earlier, later in itertools.pairwise(lives))

@@ -616,14 +616,17 @@ class Http1Connection(asyncio.Protocol):
 
     def opt_in(self, extensions: object, version: int | None) -> Survival | None:
         """See `serve_asgi.http.survival.SurvivableConnection`."""
+        life = self.life_of_response()
+        return None if life is None else life.opt_in(extensions, version)
+
+    def life_of_response(self) -> SurvivingResponse | None:
+        """Of the one in progress, whether it is to survive or not; None if there is none, or none that could."""
         response = self.pipeline.response
         if self.state is not REQUEST or response is None or self.is_stationary():
             return None
-        life = self.life or SurvivingResponse(self, self.worker, response)
-        survival = life.opt_in(extensions, version)
-        if survival is not None:
-            self.life = life
-        return survival
+        if self.life is None:
+            self.life = SurvivingResponse(self, self.worker, response)
+        return self.life
 
     def refuse_life(self, reason: str) -> None:
         """See `serve_asgi.http.survival.SurvivableConnection`."""

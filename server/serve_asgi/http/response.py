@@ -44,7 +44,7 @@ from serve_asgi.http.response_states import (
     ResponseState,
 )
 from serve_asgi.http.sendfile import FileBody, FileSink, file_of, path_of
-from serve_asgi.http.survival import EXTENSION, REFUSAL, Survival, gone_on
+from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on
 from serve_asgi.http.underlying_tls import UnderlyingTls
 from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import LARGE
@@ -72,6 +72,9 @@ _HANDING_OVER: Final = WorkerPhase.HANDING_OVER
 class ResponseLife(Protocol):
     """The life of a response that is to survive its worker (`serve_asgi.http.surviving_response`)."""
 
+    def update(self, message: Message) -> None:
+        """The application opts in, and gives the state of the next life."""
+
     def send(self, message: Message, kind: object) -> None:
         """A message in state PARTING or RESUMING."""
 
@@ -98,8 +101,8 @@ class ResponseSink(FileSink, Protocol):
     tls: UnderlyingTls | None
     """What stands between the socket and it."""
 
-    def opt_in(self, extensions: object, version: int | None) -> Survival | None:
-        """The call of the application whose scope has these `extensions` wishes that its response survive."""
+    def life_of_response(self) -> ResponseLife | None:
+        """Of the response in progress, whether it is to survive or not; None if it cannot."""
 
     def refuse_life(self, reason: str) -> None:
         """The application of a next life cannot go on."""
@@ -507,6 +510,10 @@ class Response:
 
     # ---- lives: see serve_asgi.http.surviving_response
 
+    def write_head(self) -> None:
+        """In state STARTED: what the client gets at the beginning of the body, before there is any."""
+        self._first(b"", True)
+
     def _go_on_streaming(self) -> None:
         self.state = STREAMING
         if self.worker.phase is not _SERVING and self._connection.life is not None:
@@ -515,10 +522,10 @@ class Response:
     def _is_of_survival(self, message: Message, kind: object) -> bool:
         """Take a message with which an application says what `serve_asgi.survive` would."""
         if kind == EXTENSION:
-            survival = self._connection.opt_in(self.request.scope["extensions"], None)
-            if survival is not None:
-                survival.update(message)
-            return survival is not None
+            life = self._connection.life_of_response()
+            if life is not None:
+                life.update(message)
+            return life is not None
         if kind == REFUSAL:
             self._connection.refuse_life(str(message.get("reason") or ""))
         return kind == REFUSAL

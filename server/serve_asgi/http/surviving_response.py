@@ -20,7 +20,7 @@ from serve_asgi.http.request_head import BadRequest
 from serve_asgi.http.request_pipeline import PipelinedConnection, RequestPipeline
 from serve_asgi.http.response import Response, as_bytes
 from serve_asgi.http.response_head import encode_headers
-from serve_asgi.http.response_states import FILE, PARTED, PARTING, RESUMING, STREAMING
+from serve_asgi.http.response_states import FILE, PARTED, PARTING, RESUMING, STARTED, STREAMING, WAITING
 from serve_asgi.http.survival import EXTENSION, LEAST_LIFE, LifeEnd, Survival, UnfitState, encode_state, gone_on
 from serve_asgi.http.survival_record import SurvivalRecord, head_bytes
 from serve_asgi.http.timeouts import Timeouts
@@ -30,12 +30,14 @@ from serve_asgi.ipc.scoreboard import Cell
 PLAIN: Final = frozenset((b"", b"identity"))
 """What `Content-Encoding` may say of a response whose content another life can go on with (RFC 9110 8.4)."""
 
+WAITING_TIME: Final = 0.1
+"""A life that was to end before its http.response.start has come is looked at again after so long (s)."""
 
 PARTED_TIME: Final = 1.0
 """A connection that waits for its hand-over between two lives is offered again after so long (s)."""
 
 
-class PartingConnection(PipelinedConnection, Protocol):
+class StreamingConnection(PipelinedConnection, Protocol):
     """The connection, as far as the lives of its response need it."""
 
     transport: asyncio.Transport
@@ -55,7 +57,7 @@ class SurvivingResponse:
 
     def __init__(
         self,
-        connection: PartingConnection,
+        connection: StreamingConnection,
         worker: WorkerContext,
         response: Response,
         before: SurvivalRecord | None = None,
@@ -80,6 +82,11 @@ class SurvivingResponse:
         survival = self.survival.opt_in(version)
         self.retire()
         return survival
+
+    def update(self, message: Message) -> None:
+        """The message with which the application opts in and gives the state. Raises TypeError or ValueError."""
+        self.survival.update(message)
+        self.retire()
 
     def refuse_life(self, reason: str) -> None:
         """See `serve_asgi.http.survival.SurvivableConnection`. In a first life: it no longer wishes to survive."""
@@ -129,33 +136,40 @@ class SurvivingResponse:
         if self._end.overdue:
             self._begin_end()
 
-    def _can_end(self) -> bool:
+    def _can_move(self) -> bool:
         response = self.response
-        return (
-            response.state is STREAMING
-            and not response.request.body_is_coming()
-            and response.response_header(b"content-encoding").lower() in PLAIN
-        )
+        encoding = response.response_header(b"content-encoding").lower()
+        return not response.request.body_is_coming() and encoding in PLAIN
 
     def _begin_end(self) -> None:
-        """The moment has come: tell the application, unless it has to wait for `may_end`."""
-        if not self._can_end():
-            return
+        """The moment has come: tell the application, unless something is in the way until `may_end`."""
         response = self.response
-        response.state = PARTING
-        self._end.begin(self._too_late)
-        # In this order: who waits in `send` has sent, and goes on before anybody can cancel it because of `receive`.
-        response.output.release_writers()
-        response.request.ended = True
-        response.request.wake()
+        if response.state is WAITING:
+            self._worker.loop.call_later(WAITING_TIME, self.may_end)
+        elif response.state is STARTED and self._can_move():
+            response.write_head()  # and this is called again
+        elif response.state is STREAMING and self._can_move():
+            response.state = PARTING
+            self._end.begin(self._too_late)
+            # In this order: who waits in `send` has sent, and goes on before `receive` has anybody cancel it.
+            response.output.release_writers()
+            response.request.ended = True
+            response.request.wake()
+
+    def _ends_by_itself(self) -> bool:
+        """Whether a handler has returned to go on elsewhere, told by `retiring`."""
+        response = self.response
+        if not self.survival.wanted or self._worker.phase is not WorkerPhase.HANDING_OVER or not self._can_move():
+            return False
+        if response.state is STARTED:
+            response.write_head()
+        return response.state in (STREAMING, PARTING)
 
     def end(self) -> bool:
         """The application's call has ended. Whether its life has with it, so that the response goes on in another."""
         response = self.response
-        if response.state is not PARTING:
-            retires = self._worker.phase is WorkerPhase.HANDING_OVER
-            if not (retires and self.survival.wanted and self._can_end()):
-                return False
+        if response.state is not PARTING and not self._ends_by_itself():
+            return False
         self._end.cancel()
         try:
             state = encode_state(self.survival.state)
@@ -237,7 +251,7 @@ class SurvivingResponse:
         begin_life(self._connection, self.record(b""))
 
 
-def begin_life(connection: PartingConnection, record: SurvivalRecord) -> None:
+def begin_life(connection: StreamingConnection, record: SurvivalRecord) -> None:
     """Call the application again, in this worker, for a response whose life has ended in another one, or here."""
     worker, pipeline = connection.worker, connection.pipeline
     connection.become(REQUEST)

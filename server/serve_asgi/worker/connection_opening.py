@@ -73,7 +73,7 @@ class ConnectionOpening:
             return Http1Connection(self._worker, record)
         survival = SurvivalRecord.from_bytes(record.leftover)
         if survival.websocket is None:
-            raise NotImplementedError  # nobody sends one yet
+            return Http1Connection(self._worker, record, survival)
         return next_life(self._worker, record, survival, tls)
 
     def understands(self, record: HandOverRecord) -> bool:
