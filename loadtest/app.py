@@ -59,7 +59,7 @@ def filler(seed: int, size: int) -> str:
 def tick_size(opened: int, tick: int) -> int:
     """How long the filler is of a tick on the WebSocket `opened`: mostly short, sometimes more than buffers hold."""
     random = Random(opened * 1_000_003 + tick)
-    return random.randrange(100_000, 300_000) if random.random() < 0.02 else random.randrange(300)
+    return random.randrange(100_000, 300_000) if random.random() < 0.03 else random.randrange(300)
 
 
 def event_size(number: int, index: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from loadtest import tls
 from loadtest.ledger import Cause, Left
 
 CONNECT_TIMEOUT = 10.0
+NARROW = 24_576
+"""Bytes of SO_RCVBUF."""
 
 
 class Failure(Exception):
@@ -114,6 +117,11 @@ class Connection(asyncio.Protocol):
         else:
             self._expected.append(future)
         return future
+
+    def narrow(self) -> None:
+        """Let the kernel keep little of what is not read, so that the server has to keep it."""
+        if self._transport is not None:
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
 
     def pause_reading(self, seconds: float) -> None:
         """Read nothing for so long."""

@@ -2,7 +2,8 @@
 
 Half of the users keep one WebSocket for the whole run, the others close theirs after some seconds. Some messages are
 large, some in fragments with pings between them; a fifth of what is written goes out in pieces with pauses of up to a
-second, so that a message is half received when its worker retires; some users now and then do not read. The end of a
+second, so that a message is half received when its worker retires; every fourth user now and then does not read, and
+its kernel keeps little, so that the application cannot send. The end of a
 connection that the client has not begun is a reconnect, whatever its code; before it ends a connection itself, the
 client asks how many ticks there have been, so that the last one cannot be lost unseen.
 """
@@ -68,6 +69,9 @@ class SurvivingSocket:
         self._more = asyncio.Event()
         self._pings: deque[bytes] = deque()
         self._count = itertools.count(1)
+        self._narrow = random.random() < 0.25
+        if self._narrow:
+            connection.narrow()
         self._ending = False  # the client has begun to end it
         plain = "&plain=1" if random.random() < 0.5 else ""
         manner = random.choice(MANNERS).replace(" ", "+")
@@ -96,8 +100,8 @@ class SurvivingSocket:
                 self._send(self._random.choice((10, 100, 100, 1000)))
             if self._random.random() < 0.03:
                 self._send(self._random.randrange(50_000, 300_000))
-            if self._random.random() < 0.03:
-                self._connection.pause_reading(self._random.uniform(0.1, 1.0))
+            if self._narrow and self._random.random() < 0.1:
+                self._connection.pause_reading(self._random.uniform(0.1, 1.5))
             await self._rest(self._random.uniform(0.2, 1.8) * EVERY / self._load.scale)
 
     async def end(self) -> None:

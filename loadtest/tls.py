@@ -194,6 +194,10 @@ class TlsClient(asyncio.Protocol, asyncio.Transport):
         """Reset."""
         self._tcp.abort()
 
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Of TCP."""
+        return self._tcp.get_extra_info(name, default)
+
     def pause_reading(self) -> None:
         """Let TCP fill up."""
         self._tcp.pause_reading()

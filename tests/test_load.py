@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from loadtest.kinds import SURVIVING
 from loadtest.ledger import Left
 from loadtest.reload import run
 from loadtest.report import table
@@ -45,8 +46,7 @@ def test_reloads_under_load_over_tls(version: str) -> None:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("loop", "tls"), [("uvloop", None), ("asyncio", "1.3")])
-def test_websockets_survive_reloads_under_load(loop: str, tls: str | None) -> None:
-    kinds = ("surviving WebSocket", "one-shot")
-    load = Settings(kinds=kinds, scale=0.6, stretch=0.3, warmup=1.0, loop=loop, tls=tls)
+def test_websockets_and_streams_survive_reloads_under_load(loop: str, tls: str | None) -> None:
+    load = Settings(kinds=SURVIVING, scale=0.6, stretch=0.15, warmup=1.0, loop=loop, tls=tls)
     result = run(dataclasses.replace(load, reloads=2, interval=1.2, survive_window=0.5))
     assert result.spotless, table(result)
