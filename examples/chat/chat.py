@@ -5,8 +5,10 @@
 
 A message is written into the shared state, under the next id, before anybody is told of it; a broadcast says only that
 there is something new. So it does not matter which worker a person is on, or in which order broadcasts come: every
-worker sends its people what is next in the state, and who comes back says where to go on. Who is typing has no id: that
-is broadcast and forgotten.
+worker sends its people what is next in the state. Who is typing has no id: that is broadcast and forgotten.
+
+A person's WebSocket survives a reload: the next worker is told up to which id everything has been sent, and goes on
+from there. Where it cannot survive it is closed, and the person comes back and says where to go on.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from serve_asgi import Message, messenger, retiring, shared
+from serve_asgi import Message, messenger, retiring, shared, survive
 
 log = logging.getLogger("chat")
 
@@ -114,49 +116,57 @@ class Leave(Exception):
 class Person:
     """Somebody on a WebSocket of this worker."""
 
-    def __init__(self, socket: WebSocket, after: int) -> None:
-        self.after = after
-        """The id up to which this person has been sent everything."""
+    def __init__(self, socket: WebSocket, told: dict[str, Any], survives: bool) -> None:
+        self.told = told
+        """`after`: the id up to which this person has been sent everything; `ready`: that this was all, once."""
         self.news = asyncio.Event()
         self.notes: collections.deque[dict[str, Any]] = collections.deque(maxlen=8)
         self._socket = socket
+        self._survives = survives
+        self._gone = False
         here = socket.scope.get("extensions", {}).get("serve", {})
         self._here = {"worker": here.get("slot", 0), "generation": here.get("generation", 0)}
         self._saying = asyncio.Lock()
 
     async def stay(self) -> None:
-        """Until the person leaves, or this worker retires: then what the person has begun to say is said."""
+        """Until the person leaves, or another worker has the WebSocket: what was begun to be said or sent is done."""
         people.add(self)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._listen())
                 tasks.create_task(self._tell())
-                reason = await retiring.wait()
-                async with self._saying:
-                    raise Leave(GOING_AWAY if reason == "stop" else SERVICE_RESTART, f"this worker retires: {reason}")
-        except* WebSocketDisconnect:
-            pass
-        except* Leave as leaving:
-            leave = leaving.exceptions[0]
+                leaving = tasks.create_task(self._leave())
+                await self._listen()
+                self._gone = True
+                self.news.set()
+                leaving.cancel()
+        except* Leave as why:
+            leave = why.exceptions[0]
             assert isinstance(leave, Leave)
             with contextlib.suppress(WebSocketDisconnect):  # who has left in the same moment
                 await self._socket.close(leave.code, str(leave))
         finally:
             people.discard(self)
 
+    async def _leave(self) -> None:
+        """Close the WebSocket when this worker retires, unless it survives that: as it does all but a stop."""
+        while (reason := await retiring.wait()) != "stop" and self._survives:
+            await retiring.over()
+        async with self._saying:
+            raise Leave(GOING_AWAY if reason == "stop" else SERVICE_RESTART, f"this worker retires: {reason}")
+
     async def _listen(self) -> None:
-        while True:
+        while (message := await self._socket.receive())["type"] == "websocket.receive":
             try:
-                heard = json.loads(await self._socket.receive_text())
+                heard = json.loads(message["text"])
                 json.dumps(heard, ensure_ascii=False).encode()  # it may have halves of surrogate pairs
             except (ValueError, KeyError):  # KeyError: it is binary
                 raise Leave(UNREADABLE, "this is no JSON") from None
             async with self._saying:
                 match heard:
                     case {"say": str(text), "name": str(name), "key": str(key)}:
-                        message = {"name": name[:LONGEST_NAME], "text": text[:LONGEST_TEXT], "key": key[:LONGEST_NAME]}
+                        said = {"name": name[:LONGEST_NAME], "text": text[:LONGEST_TEXT], "key": key[:LONGEST_NAME]}
                         try:
-                            await say({**message, **self._here, "at": time.time()})
+                            await say({**said, **self._here, "at": time.time()})
                         except (shared.NotWritten, shared.Unknown, shared.TooLarge) as error:
                             log.error("what was said cannot be kept: %s", error)
                             raise Leave(TRY_AGAIN_LATER, "it could not be kept: say it again") from None
@@ -165,19 +175,23 @@ class Person:
 
     async def _tell(self) -> None:
         """Where the person is, all that was said, that this was all, and whatever comes, in the order of the ids."""
-        await self._socket.send_json(self._here)
-        await self._tell_messages()
-        await self._socket.send_json({"ready": True})
-        while True:
+        with contextlib.suppress(WebSocketDisconnect):  # nothing goes out any more: `_listen` hears why
+            await self._socket.send_json(self._here)
             await self._tell_messages()
-            while self.notes:
-                await self._socket.send_json(self.notes.popleft())
-            await self._news()
+            if not (self._gone or self.told["ready"]):
+                await self._socket.send_json({"ready": True})
+                self.told["ready"] = True
+            while not self._gone:
+                await self._tell_messages()
+                while self.notes:
+                    await self._socket.send_json(self.notes.popleft())
+                await self._news()
 
     async def _tell_messages(self) -> None:
-        while self.after < newest():
-            self.after = max(self.after, newest() - KEPT) + 1  # what is older is not kept
-            await self._socket.send_json(shared.get(place(self.after)))
+        while not self._gone and self.told["after"] < newest():
+            id = max(self.told["after"], newest() - KEPT) + 1  # what is older is not kept
+            await self._socket.send_json(shared.get(place(id)))
+            self.told["after"] = id  # not before it has been sent: the next worker goes on behind it
 
     async def _news(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -191,10 +205,14 @@ async def page(request: Request) -> HTMLResponse:
 
 
 async def socket(socket: WebSocket) -> None:
+    kept = survive(socket.scope)
     await socket.accept()
-    after = socket.query_params.get("after", "")
-    seen = int(after) if after.isdecimal() and int(after) <= newest() else newest() - SHOWN
-    await Person(socket, max(seen, 0)).stay()
+    told = kept.state if kept else {}
+    if not told:  # a person who has just come
+        asked = socket.query_params.get("after", "")
+        after = int(asked) if asked.isdecimal() and int(asked) <= newest() else max(newest() - SHOWN, 0)
+        told.update(after=after, ready=False)
+    await Person(socket, told, survives=kept is not None).stay()
 
 
 app = Starlette(routes=[Route("/", page), WebSocketRoute("/socket", socket)])

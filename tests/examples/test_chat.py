@@ -18,8 +18,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.browser import Page, page
-from tests.examples.serving import example
-from tests.running import PATIENCE, RunningServer
+from tests.examples.serving import EXAMPLES, example
+from tests.running import PATIENCE, RunningServer, running
 
 WORKERS = 4
 PEOPLE = 5
@@ -39,13 +39,13 @@ def chat(directory: Path, workers: int = WORKERS) -> Iterator[RunningServer]:
 
 
 class Person:
-    """A client as the page is one: it comes back with the last id, and says again what it has not seen come back."""
+    """A client as the page is one. Closed, it comes back with the last id, and says again what it has not seen."""
 
     def __init__(self, url: str, name: str) -> None:
         self.name = name
         self.heard: list[dict[str, Any]] = []
         self.places: list[tuple[int, int]] = []
-        """Worker and generation, of each connection."""
+        """Worker and generation, of each connection and after each move of one to another worker."""
         self.codes: list[int | None] = []
         """What each connection was closed with."""
         self._url = url
@@ -73,6 +73,8 @@ class Person:
             self._unheard.pop(message["key"], None)
         elif "generation" in message:
             self._place = (message["worker"], message["generation"])
+            if self._socket is not None:
+                self.places.append(self._place)
         elif "ready" in message:
             self.places.append(self._place)
             self._socket = socket
@@ -114,8 +116,8 @@ async def gathered(server: RunningServer, tasks: asyncio.TaskGroup) -> tuple[lis
     return people, living
 
 
-async def talk(server: RunningServer) -> None:
-    """All talk, over all reloads."""
+async def talk(server: RunningServer, codes: list[int]) -> None:
+    """All talk, over all reloads; `codes` are what each one's connections are closed with."""
     over = asyncio.Event()
     said: collections.Counter[str] = collections.Counter()
 
@@ -148,14 +150,35 @@ async def talk(server: RunningServer) -> None:
     assert collections.Counter(message["name"] for message in everything) == said, "nothing was said twice"
     for person in people:
         assert person.heard == everything, "all hear the same messages, in the same order"
-        assert person.codes == [SERVICE_RESTART] * RELOADS, "at each reload every client is told to come back"
+        assert person.codes == codes
     print(f"{len(everything)} messages, heard by {len(people)} people, over {RELOADS} reloads")
 
 
 @pytest.mark.timeout(60 + 30 * RELOADS)
-def test_nobody_misses_a_message_over_reloads(tmp_path: Path) -> None:
+def test_nobody_misses_a_message_over_reloads_and_each_stays_on_one_connection(tmp_path: Path) -> None:
     with chat(tmp_path) as server:
-        asyncio.run(talk(server))
+        asyncio.run(talk(server, codes=[]))
+        totals = server.status()["totals"]
+        assert (totals["survived"] >= PEOPLE * RELOADS, totals["not_survived"]) == (True, 0)
+        assert server.stop() == 0
+
+
+WITHOUT_SURVIVAL = """
+from chat import app as chat
+
+
+async def app(scope, receive, send):
+    scope.get("extensions", {}).pop("serve.survive", None)
+    await chat(scope, receive, send)
+"""
+
+
+@pytest.mark.timeout(60 + 30 * RELOADS)
+def test_where_connections_cannot_survive_all_are_told_to_come_back_and_miss_nothing(tmp_path: Path) -> None:
+    (tmp_path / "without.py").write_text(WITHOUT_SURVIVAL)
+    environment = {"PYTHONPATH": str(EXAMPLES / "chat")}
+    with running("without:app", "--workers", str(WORKERS), directory=tmp_path, environment=environment) as server:
+        asyncio.run(talk(server, codes=[SERVICE_RESTART] * RELOADS))
         assert server.stop() == 0
 
 
@@ -197,7 +220,7 @@ def test_one_who_sends_nonsense_or_a_worker_that_stands_still_holds_up_nobody(tm
 
 @pytest.mark.needs("chromium")
 def test_the_page_over_a_reload(tmp_path: Path) -> None:
-    """In a real browser: it shows what others on other workers say, comes back, and has missed nothing."""
+    """In a real browser: it shows what others on other workers say, stays on its WebSocket, and has missed nothing."""
     with chat(tmp_path, WORKERS if PICTURE else 2) as server, page(tmp_path / "profile") as browser:
         host, port = server.address()
         browser.look(1080, 760, "light")
@@ -208,7 +231,9 @@ def test_the_page_over_a_reload(tmp_path: Path) -> None:
         assert browser.evaluate("[...document.querySelectorAll('#messages .text')].map(e => e.textContent)") == [
             text for _, text in SAID
         ]
-        assert browser.text("where").endswith("of generation 2")
+        assert browser.evaluate("document.querySelector('#messages .break').textContent") == (
+            "The server was reloaded: generation 2, same WebSocket"
+        )
         if PICTURE:
             browser.look(1080, 900, "light", 1.5)
             Path(PICTURE).write_bytes(browser.picture(whole=False))
@@ -244,6 +269,10 @@ async def conversation(server: RunningServer, browser: Page) -> None:
         for number, (name, text) in enumerate(SAID):
             if number == RELOAD_BEFORE:
                 await asyncio.to_thread(server.reload)
+                for person in others.values():
+                    await person.wait_until(lambda person=person: person.places[-1][1] == 2)
+                moved = "document.getElementById('where').textContent.endsWith('of generation 2')"
+                await asyncio.to_thread(browser.wait_for, moved)
             for person in others.values():
                 await person.wait_until(lambda person=person: person.places)
             if name in others:
