@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -29,6 +30,26 @@ PICTURE = os.environ.get("DEMO_PICTURE")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server of the demo; tests may reload it, and each asks for the generation it begins in."""
     with running(*DEMO, directory=tmp_path_factory.mktemp("demo")) as server:
+        yield server
+        assert server.stop() == 0
+
+
+WITHOUT_SURVIVAL = """
+from serve_asgi.demo import asgi as demo
+
+
+async def asgi(scope, receive, send):
+    scope.get("extensions", {}).pop("serve.survive", None)
+    await demo(scope, receive, send)
+"""
+
+
+@pytest.fixture(scope="module")
+def without_survival(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The same where no connection survives."""
+    directory = tmp_path_factory.mktemp("without")
+    (directory / "without.py").write_text(WITHOUT_SURVIVAL)
+    with running("without:asgi", "--workers", "2", directory=directory) as server:
         yield server
         assert server.stop() == 0
 
@@ -100,9 +121,9 @@ def test_in_a_browser_two_reloads_change_the_generation_and_nothing_else(tmp_pat
             browser.wait_for(f"+document.getElementById('received').textContent > {enough}")
             server.signal(signal.SIGHUP)
             browser.wait_for(f"+document.getElementById('generation').textContent === {number}")
-            browser.wait_for(f"+document.getElementById('stream-reconnects').textContent === {number - 1}")
-            browser.wait_for(f"+document.getElementById('socket-reconnects').textContent === {number - 1}")
-            browser.wait_for("document.getElementById('live').textContent === 'live'")
+            browser.wait_for(
+                f"document.getElementById('kept').textContent === 'both unchanged for {number} generations'"
+            )
         before = {name: browser.number(name) for name in ("received", "fetches")}
         browser.wait_for(
             f"+document.getElementById('received').textContent > {before['received'] + (64 if PICTURE else 16)}"
@@ -110,11 +131,9 @@ def test_in_a_browser_two_reloads_change_the_generation_and_nothing_else(tmp_pat
         browser.wait_for(f"+document.getElementById('fetches').textContent > {before['fetches'] + 8}")
         assert browser.number("connection") == connection
         assert browser.text("unchanged") == "unchanged for 3 generations"
-        assert {name: browser.number(name) for name in ("failed", "missed", "duplicated")} == {
-            "failed": 0,
-            "missed": 0,
-            "duplicated": 0,
-        }
+        nothing = ("failed", "missed", "duplicated", "reconnects")
+        assert {name: browser.number(name) for name in nothing} == dict.fromkeys(nothing, 0)
+        assert server.status()["totals"]["survived"] == 4
         assert browser.evaluate("document.querySelectorAll('#generations li').length") == 3
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
         if PICTURE:
@@ -159,7 +178,33 @@ def test_other_paths_and_methods_are_refused(server: RunningServer) -> None:
         assert request(connection, "/who")[0] == 200
 
 
-def test_a_stream_ends_well_at_a_reload_and_goes_on_where_it_ended(server: RunningServer) -> None:
+def test_streams_go_on_over_reloads_on_the_same_connection(server: RunningServer) -> None:
+    before = generation(server)
+    host, port = server.address()
+    seen: dict[str, list[dict[str, object]]] = {"stream": [], "socket": []}
+
+    def read(lane: str, events: Iterator[dict[str, object]], until: int) -> None:
+        while not seen[lane] or seen[lane][-1]["generation"] != until:
+            seen[lane].append(next(events))
+
+    stream = Events(server)
+    with open_websocket(f"ws://{host}:{port}/socket") as socket:
+        messages = (json.loads(socket.recv(timeout=PATIENCE)) for _ in itertools.count())
+        lanes: dict[str, Iterator[dict[str, object]]] = {"stream": iter(stream), "socket": messages}
+        for number in range(before, before + 3):
+            if number > before:
+                server.reload()
+            for lane, events in lanes.items():
+                read(lane, events, number)
+    stream.close()
+    for each in seen.values():
+        assert len({event["connection"] for event in each}) == 1
+        ids = [int(str(event["event"])) for event in each]
+        assert ids == list(range(ids[0], ids[0] + len(ids)))
+
+
+def test_where_it_cannot_survive_a_stream_ends_well_and_goes_on_where_it_ended(without_survival: RunningServer) -> None:
+    server = without_survival
     before = generation(server)
     seen = []
     first = Events(server)
@@ -195,7 +240,8 @@ def test_what_was_missed_is_sent_again_within_the_memory(server: RunningServer, 
             assert now < event["event"] <= now + 4 * PATIENCE
 
 
-def test_a_websocket_is_closed_with_1012_and_goes_on_where_it_ended(server: RunningServer) -> None:
+def test_where_it_cannot_survive_a_websocket_is_closed_with_1012(without_survival: RunningServer) -> None:
+    server = without_survival
     host, port = server.address()
     before = generation(server)
     seen: list[dict[str, int]] = []

@@ -1,7 +1,7 @@
 """The built-in application: `serve serve_asgi.demo:asgi --workers 4`, a page on which a reload can be watched.
 
-It is written as any application would be, against ASGI 3 and `from serve_asgi import retiring` alone; it knows nothing
-else of the server that runs it, and works under any other one, where generation and slot are 0.
+It is written as any application would be, against ASGI 3 and `from serve_asgi import retiring, survive` alone; it knows
+nothing else of the server that runs it, and works under any other one, where generation and slot are 0.
 
     /         the page (page.html)
     /who      JSON: which worker serves the request, and on which TCP connection
@@ -9,8 +9,9 @@ else of the server that runs it, and works under any other one, where generation
     /socket   the same events over a WebSocket
 
 An event is a tick of the machine's clock: its id is CLOCK_MONOTONIC in quarter seconds. So every worker of every
-generation knows all past events, and can send a client that reconnects with the id it saw last exactly what it missed.
-When its worker retires, a stream ends cleanly and at once, and the client reconnects to the next generation.
+generation knows all past events. When a worker retires, its event streams and WebSockets go on in the next generation
+on the same connection (`survive`): the state that goes with each is the id of its last event. Where a connection cannot
+survive its stream ends cleanly and at once, and a client that reconnects with the id it saw last gets what it missed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from serve_asgi import retiring
+from serve_asgi import retiring, survive
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -102,7 +103,8 @@ async def _respond(scope: Scope, send: Send, status: int, kind: str, body: bytes
 
 
 async def _events(scope: Scope, receive: Receive, send: Send) -> None:
-    """Server-sent events. When the worker retires the body ends, complete, and the connection can be handed over."""
+    """Server-sent events."""
+    kept = survive(scope) if scope["method"] == "GET" else None
     headers = [
         (b"content-type", b"text/event-stream"),
         (b"cache-control", b"no-store"),
@@ -112,16 +114,19 @@ async def _events(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["method"] == "HEAD":
         await send({"type": "http.response.body"})
         return
-    await send({"type": "http.response.body", "body": b"retry: %d\n\n" % RETRY_OTHERWISE, "more_body": True})
+    # A browser sends the header when it reconnects; the query is for clients that cannot set headers.
+    seen = dict(scope["headers"]).get(b"last-event-id", b"").decode("latin-1") or _query(scope, "after")
+    state = {} if kept is None else kept.state
+    if not state:  # the first call for this connection
+        state["seen"] = _known(seen)
+        await send({"type": "http.response.body", "body": b"retry: %d\n\n" % RETRY_OTHERWISE, "more_body": True})
     who = _who(scope)
 
     async def deliver(event: int, late: bool) -> None:
         text = b"id: %d\ndata: %b\n\n" % (event, _encode({**who, "event": event, "late": late}))
         await send({"type": "http.response.body", "body": text, "more_body": True})
 
-    # A browser sends the header when it reconnects; the query is for clients that cannot set headers.
-    seen = dict(scope["headers"]).get(b"last-event-id", b"").decode("latin-1") or _query(scope, "after")
-    if await _tick(seen, receive, deliver):
+    if await _tick(state, receive, deliver, survives=kept is not None):
         pause = RETRY_OTHERWISE if retiring.reason == "stop" else RETRY_RELOAD
         await send({"type": "http.response.body", "body": b"retry: %d\n\n" % pause})
 
@@ -132,42 +137,57 @@ async def _socket(scope: Scope, receive: Receive, send: Send) -> None:
     if _path(scope) != "/socket":
         await send({"type": "websocket.close"})
         return
+    kept = survive(scope)
     await send({"type": "websocket.accept"})
+    state = {} if kept is None else kept.state
+    if not state:
+        state["seen"] = _known(_query(scope, "after"))
     who = _who(scope)
 
     async def deliver(event: int, late: bool) -> None:
         text = _encode({**who, "event": event, "late": late}).decode()
         await send({"type": "websocket.send", "text": text})
 
-    if await _tick(_query(scope, "after"), receive, deliver):
+    if await _tick(state, receive, deliver, survives=kept is not None):
         # With very many clients one would spread this over a few seconds, as the server's own closing does.
         code = GOING_AWAY if retiring.reason == "stop" else SERVICE_RESTART
         await send({"type": "websocket.close", "code": code, "reason": f"this worker retires: {retiring.reason}"})
 
 
-async def _tick(seen: str, receive: Receive, deliver: Deliver) -> bool:
-    """Deliver what was missed since the event `seen`, then each event as it comes.
-
-    Returns when the worker retires (True) or the client has gone (False); no `deliver` is cancelled half-way.
-    """
+def _known(seen: str) -> int:
+    """The event that a client says it saw last, or the newest one if there is nothing to go on from."""
     now = _current()
     after = int(seen) if seen.isdecimal() else now
-    if not now - MEMORY <= after <= now:  # too old, or from before the machine was restarted
-        after = now
+    return after if now - MEMORY <= after <= now else now  # too old, or from before the machine was restarted
+
+
+async def _tick(state: dict[str, int], receive: Receive, deliver: Deliver, survives: bool) -> bool:
+    """Deliver what was missed since the event `state["seen"]`, then each event as it comes, and keep count of it there.
+
+    Returns True when the stream is to end, as the worker retires and the connection does not survive that; False when
+    the client has gone, or another worker has it. No `deliver` is cancelled half-way.
+    """
+    now = _current()
     gone = asyncio.create_task(_disconnected(receive))
-    retires = asyncio.create_task(retiring.wait())
+    ends = asyncio.create_task(_stream_ends(survives))
     try:
-        while not (gone.done() or retires.done()):
-            if after < _current():
-                after += 1
-                await deliver(after, after <= now)
+        while not (gone.done() or ends.done()):
+            if (event := state["seen"] + 1) <= _current():
+                await deliver(event, event <= now)
+                state["seen"] = event  # not before it has been sent: the next worker goes on behind it
             else:
-                pause = (after + 1) * TICK - time.monotonic()
-                await asyncio.wait((gone, retires), timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                pause = event * TICK - time.monotonic()
+                await asyncio.wait((gone, ends), timeout=pause, return_when=asyncio.FIRST_COMPLETED)
         return not gone.done()
     finally:
         gone.cancel()
-        retires.cancel()
+        ends.cancel()
+
+
+async def _stream_ends(survives: bool) -> None:
+    """Wait until this worker retires, unless the connection survives that: as it does all but a stop."""
+    while await retiring.wait() != "stop" and survives:
+        await retiring.over()
 
 
 def _current() -> int:
