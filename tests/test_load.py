@@ -17,7 +17,7 @@ from loadtest.tls import VERSIONS
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("workers", "http", "loop", "reloads"),
-    [(2, "httptools", "uvloop", 12), (4, "h11", "asyncio", 8)],
+    [(2, "httptools", "uvloop", 6), (4, "h11", "asyncio", 4)],
 )
 def test_reloads_under_load_are_noticed_by_nobody(workers: int, http: str, loop: str, reloads: int) -> None:
     result = run(Settings(reloads=reloads, interval=0.2, workers=workers, http=http, loop=loop))
@@ -32,11 +32,11 @@ def test_reloads_under_load_over_tls(version: str) -> None:
 
     The certificate is replaced before each reload, which nobody notices but who shakes hands afterwards.
     """
-    result = run(Settings(reloads=6, interval=0.2, tls=version, renew=True))
+    result = run(Settings(reloads=4, interval=0.2, tls=version, renew=True))
     assert (result.lost, result.duplicated, result.problems) == (0, 0, []), table(result)
     assert result.tls is not None
     assert result.tls.resumed == result.tls.offered > 0, table(result)
-    assert result.tls.renewals == 6, table(result)
+    assert result.tls.renewals == 4, table(result)
     assert result.tls.shown_new > result.tls.shown_old == 0, table(result)
     if version == "1.3":
         assert result.reconnects == 0, table(result)
