@@ -417,6 +417,56 @@ def test_response_that_is_completed_at_the_end_of_a_life(serve: Serve) -> None:
     assert server.cell(Cell.NOT_SURVIVED) == 0
 
 
+@pytest.mark.parametrize("kind", ["chunked", "length", "trailers"])
+def test_empty_end_of_who_was_told_is_passed_over(serve: Serve, kind: str) -> None:
+    """Code that takes the client for gone ends its loop, and its framework the body."""
+    headers = [EVENTS, (b"content-length", b"%d" % LENGTH)] if kind == "length" else [EVENTS]
+
+    async def end(kept: Survival, send: Send) -> None:
+        await send(body(b""))
+        if kind == "trailers":
+            await send({"type": "http.response.trailers", "headers": [(b"a", b"b")]})
+
+    old, new = Numbers(*headers, last=20, at_the_end=end), Numbers(*headers, last=20)
+    servers = old.on(serve), new.on(serve)
+    client, _ = begin(old)
+    framed = raw if kind == "length" else chunk
+    expect(client, 0, 3, framed)
+    move(*servers)
+    new.allow(20)
+    expect(client, 3, 20, framed)
+    client.send(get(b"/after"))
+    client.read_until(b"\r\n\r\n/after" if kind == "length" else b"/after")
+    assert servers[0].cell(Cell.NOT_SURVIVED) == 0
+
+
+@pytest.mark.parametrize("which", ["whole", "untold"])
+def test_empty_end_of_what_is_whole_or_of_who_was_not_told_completes(serve: Serve, which: str) -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        survive(server, scope)
+        length = [(b"content-length", b"%d" % len(piece(0)))] if which == "whole" else []
+        await send(start(200, EVENTS, *length))
+        await send(body(piece(0), more=True))
+        await go.wait()
+        while which == "whole" and (await receive())["type"] != "http.disconnect":
+            pass
+        await send(body(b""))
+
+    server = serve(app)
+    client = server.connect()
+    client.send(GET)
+    client.read_until(piece(0))
+    departing = retire(server)
+    server.run(go.set)
+    if which == "untold":
+        assert client.read_until(b"0\r\n\r\n") == b"\r\n0\r\n\r\n"
+    server.until(lambda: bool(departing))
+    assert departing[0].state is ConnectionState.IDLE
+    assert server.cell(Cell.REQUESTS) == 1
+
+
 def test_handler_that_returns_by_itself_when_its_worker_retires(serve: Serve) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         kept = survive(server, scope)

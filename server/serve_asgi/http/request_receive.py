@@ -65,6 +65,7 @@ class Request:
         "_connection",
         "_gone",
         "_identity",
+        "_told",
         "_worker",
         "begun",
         "body",
@@ -140,6 +141,8 @@ class Request:
 
     _gone: bool
     """Not set until `receive` finds that the client has shut down its side."""
+    _told: bool
+    """Not set until `receive` says that the response has ended, or its life."""
 
     # ---- the application's side
 
@@ -147,6 +150,7 @@ class Request:
         """ASGI `receive`: http.request while there is body to take, then http.disconnect once all is over."""
         while True:
             if self.ended:
+                self._told = True
                 return {"type": "http.disconnect"}
             body = self.body
             if body is None:
@@ -209,6 +213,10 @@ class Request:
     def body_is_coming(self) -> bool:
         """Whether not all of the body has arrived."""
         return self.body is not None and not self.body.whole
+
+    def knows_of_end(self) -> bool:
+        """Whether the application has received that the response has ended, or its life."""
+        return hasattr(self, "_told")
 
     def client_has_ended(self) -> bool:
         """Whether the client has shut down its side."""

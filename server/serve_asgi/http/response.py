@@ -570,6 +570,11 @@ class Response:
         """Whether the application has announced how long the body is."""
         return self._length >= 0
 
+    def body_may_follow(self) -> bool:
+        """Whether what was announced leaves room for more body. In state PARTING."""
+        assert self._framing is not None
+        return not self._framing.is_full()
+
     # ---- ends
 
     def end_badly(self) -> None:

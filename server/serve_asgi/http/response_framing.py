@@ -96,6 +96,10 @@ class ResponseFraming:
         framing._trailer_lines = b""
         return framing
 
+    def is_full(self) -> bool:
+        """Whether as much body has been sent as was announced."""
+        return self.kind is LENGTH and not self._remaining
+
     def advance(self, size: int, more: bool) -> None:
         """`size` further bytes of body. Raises RuntimeError if that is not what was announced."""
         if self.kind is LENGTH:

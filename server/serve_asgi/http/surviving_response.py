@@ -53,7 +53,7 @@ class StreamingConnection(PipelinedConnection, Protocol):
 class SurvivingResponse:
     """One life. With `before`, it goes on where that one has ended."""
 
-    __slots__ = ("_connection", "_end", "_record", "_worker", "response", "survival")
+    __slots__ = ("_connection", "_end", "_end_passed_over", "_record", "_worker", "response", "survival")
 
     def __init__(
         self,
@@ -65,6 +65,8 @@ class SurvivingResponse:
         self._connection = connection
         self._worker = worker
         self._end = LifeEnd(worker)
+        self._end_passed_over = False
+        """The application has ended the body once it knew that its life ends."""
         self._record: SurvivalRecord | None = None
         self.response = response
         if before is None:  # perf_counter is the loop's clock (CLOCK_MONOTONIC)
@@ -101,8 +103,13 @@ class SurvivingResponse:
             self._start(message)
         elif response.state is PARTING and kind == "http.response.body":
             body, more = as_bytes(message.get("body", b"")), message.get("more_body", False)
+            if not body and not more and response.request.knows_of_end() and response.body_may_follow():
+                self._end_passed_over = True  # that is how code cleans up that takes the client for gone
+                return
             self._end.check_sending(response.output.paused)
             response.write_next(body, more)
+        elif self._end_passed_over and kind == "http.response.trailers":
+            pass
         elif response.state is PARTING and kind == "http.response.zerocopysend":
             raise gone_on()
         else:
