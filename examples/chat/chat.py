@@ -151,8 +151,8 @@ class Person:
         """Close the WebSocket when this worker retires, unless it survives that: as it does all but a stop."""
         while (reason := await retiring.wait()) != "stop" and self._survives:
             await retiring.over()
-        async with self._saying:
-            raise Leave(GOING_AWAY if reason == "stop" else SERVICE_RESTART, f"this worker retires: {reason}")
+        await self._saying.acquire()  # for good: who waits for it would begin to say something before it is cancelled
+        raise Leave(GOING_AWAY if reason == "stop" else SERVICE_RESTART, f"this worker retires: {reason}")
 
     async def _listen(self) -> None:
         while (message := await self._socket.receive())["type"] == "websocket.receive":
