@@ -25,6 +25,7 @@ from serve_asgi.http.survival import (
 )
 from serve_asgi.http.survival_record import SurvivalRecord, head_bytes
 from serve_asgi.ipc import packets
+from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.tls.moved_session import MovedSession
 
 
@@ -78,13 +79,15 @@ class Clock:
 class Worker:
     def __init__(self, **options: Any) -> None:
         self.loop = Clock()
+        self.cells = [0] * 64
         self.config = Config(**options)
         self.retire_deadline = math.inf
 
 
-def life_end(*, retires_within: float = math.inf, **options: Any) -> tuple[LifeEnd, Clock]:
+def life_end(*, lives: int = 0, retires_within: float = math.inf, **options: Any) -> tuple[LifeEnd, Clock]:
     worker = Worker(**options)
     worker.retire_deadline = worker.loop.now + retires_within
+    worker.cells[Cell.WEBSOCKETS], worker.cells[Cell.IN_FLIGHT] = lives // 2, lives - lives // 2
     return LifeEnd(worker), worker.loop  # type: ignore[arg-type]
 
 
@@ -159,6 +162,16 @@ def test_the_end_comes_well_before_the_graceful_timeout(retires_within: float, l
         end.plan(0.0, lambda: None)
         ((when, _, _),) = clock.due
         assert 100 <= when <= last
+
+
+@pytest.mark.parametrize(("lives", "longest"), [(100, 2), (2500, 10), (1_000_000, 15)])
+def test_the_window_grows_with_the_lives_that_end_up_to_half_the_graceful_timeout(lives: int, longest: float) -> None:
+    moments = []
+    for _ in range(200):
+        end, clock = life_end(lives=lives, retires_within=30, survive_window=2)
+        end.plan(0.0, lambda: None)
+        moments.append(clock.due[0][0] - 100)
+    assert 0.8 * longest < max(moments) <= longest
 
 
 def test_the_application_has_its_time_and_may_send_for_half_of_it() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.worker_context import Message, WorkerContext
+from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import all_tell, carried_by
 
 EXTENSION: Final = "serve.survive"
@@ -27,12 +28,19 @@ MOST_STATE: Final = 64 * 1024
 """Bytes that the state may have as JSON."""
 LEAST_LIFE: Final = 1.0
 """Seconds from the beginning of a life to its end at the earliest: one hand-over of a connection in that time."""
+MOST_ENDS: Final = 250
+"""Lives that a worker lets end in a second: each costs the two workers about 0.4 ms of processor time. Where more of
+them survive than come to an end within `--survive-window` at that rate, the window is longer."""
 SENDING_SHARE: Final = 0.5
 """The part of `--survive-timeout` in which what a life that is ending sends still goes out."""
 HANDED_OVER: Final = "handed over"
 """The reason that a WebSocket's application is given with code 1012."""
 RESTART: Final = 1012
 """RFC 6455 7.4.1 and the registry: the service restarts."""
+
+
+_WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
+_IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 
 
 class UnfitState(Exception):
@@ -154,17 +162,26 @@ class LifeEnd:
         """The moment has passed: one that could not end then does so as soon as it can."""
 
     def plan(self, begun: float, end: Callable[[], None]) -> None:
-        """Let `end` be called at a random moment of `--survive-window`; once, however often this is called before.
-
-        Not later than half-way to the graceful timeout, which would cut the life instead of ending it.
+        """Let `end` be called at a random moment of the window; once, however often this is called before.
 
         `begun`: when the life began (loop time, s).
         """
         if self._timer is None and not self.overdue:
-            loop, now = self._worker.loop, self._worker.loop.time()
-            half = (self._worker.retire_deadline - now) / 2
-            moment = now + random.random() * max(0.0, min(self._worker.config.survive_window, half))
+            loop = self._worker.loop
+            moment = loop.time() + random.random() * self._window()
             self._timer = loop.call_at(max(moment, begun + LEAST_LIFE), self._due, end)
+
+    def _window(self) -> float:
+        """Seconds over which the lives of this worker end: `--survive-window`, more for many lives.
+
+        Never beyond half-way to the graceful timeout, which would cut a life instead of ending it.
+        """
+        worker = self._worker
+        window, half = worker.config.survive_window, (worker.retire_deadline - worker.loop.time()) / 2
+        lives = worker.cells[_WEBSOCKETS] + worker.cells[_IN_FLIGHT]
+        if window:
+            window = max(window, lives / MOST_ENDS)
+        return max(0.0, min(window, half))
 
     def _due(self, end: Callable[[], None]) -> None:
         self._timer = None

@@ -45,7 +45,7 @@ from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.denial import Denial
 from serve_asgi.websocket.frames import PING, control_frame
 from serve_asgi.websocket.framing import End, MessageFraming, weigh
-from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal, open_handshake
+from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal, offered_again, open_handshake
 from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
 from serve_asgi.websocket.receive_queue import INCOMING_HIGH, INCOMING_LOW, ReceiveQueue, wake
 from serve_asgi.websocket.request import WebSocketRequest
@@ -618,7 +618,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.request.status = 101
         self.deadline = math.inf
         self._worker.cells[SURVIVED] += 1
-        self._call_application(open_handshake(self.request.head, False))
+        self._call_application(offered_again(self.request.head))
 
     def resume_life(self) -> None:
         """The application has accepted what is open already."""

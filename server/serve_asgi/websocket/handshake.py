@@ -14,6 +14,7 @@ from typing import Final
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake, InvalidHeader
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
+from websockets.headers import parse_subprotocol
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
@@ -142,6 +143,12 @@ def open_handshake(head: Head, deflate: bool) -> Handshake:
         raise HandshakeRefusal(400, f"The WebSocket handshake is not valid: {error}.") from None
     offered = [str(name) for name in negotiation.offered]
     return Handshake(accept_key, extensions_header, _deflate(negotiation), offered)
+
+
+def offered_again(head: Head) -> Handshake:
+    """What the request asked for, once more: of a WebSocket that is open, which has been judged before."""
+    fields = [value.decode("latin-1") for name, value in head.headers if name == b"sec-websocket-protocol"]
+    return Handshake("", None, None, [str(name) for field in fields for name in parse_subprotocol(field)])
 
 
 def _deflate(negotiation: ServerProtocol) -> Deflate | None:
