@@ -35,8 +35,9 @@ def addresses(server: RunningServer) -> dict[str, tuple[str, int]]:
     found = {}
     for each in server.status()["listening"]:
         scheme, _, where = each.partition("://")
-        host, _, port = where.rpartition(":")
-        found[scheme] = (host, int(port))
+        if where:  # a unix socket has no such address
+            host, _, port = where.rpartition(":")
+            found[scheme] = (host, int(port))
     return found
 
 
