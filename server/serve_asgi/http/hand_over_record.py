@@ -21,6 +21,9 @@ NOT_IDLE: Final[dict[str, Any]] = {
 """In place of the TLS of a connection that survives: a version that knows nothing of those refuses it as TLS of a
 format that it does not know, where it would take it for an idle connection otherwise."""
 
+MOST_LEFTOVER: Final = 32 * 1024 * 1024
+"""Bytes of leftover that travel at most."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandOverRecord:

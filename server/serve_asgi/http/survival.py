@@ -26,6 +26,8 @@ REFUSAL: Final = "serve.survive.refuse"
 """The type of the message with which a next life says that it cannot go on."""
 MOST_STATE: Final = 64 * 1024
 """Bytes that the state may have as JSON."""
+MOST_VERSION: Final = (1 << 63) - 1
+"""The largest version that a state may have."""
 LEAST_LIFE: Final = 1.0
 """Seconds from the beginning of a life to its end at the earliest: one hand-over of a connection in that time."""
 MOST_ENDS: Final = 250
@@ -74,11 +76,11 @@ class Survival:
         version: int | None = None,
     ) -> None:
         """`begun`: when this life began (loop time, s)."""
-        self._connection = connection
+        self._connection: SurvivableConnection | None = connection
         self.begun = begun
         self.resumed = resumed
         """Whether another worker, or an earlier call of the application, has had the connection before."""
-        self.state: Any = {} if state is None else state
+        self.state: Any = state if resumed else {}
         """A JSON-like value of at most 64 KiB for the next life; in that life it is what this one has left.
 
         It is read when this life ends: change it in place or assign another one, after `send` has returned.
@@ -91,10 +93,22 @@ class Survival:
         """Whether the application of this life has opted in."""
 
     def opt_in(self, version: int | None) -> Survival:
-        """For the connection: the application wishes it to survive."""
+        """For the connection: the application wishes it to survive.
+
+        Raises TypeError or ValueError for a version that cannot travel.
+        """
+        if version is not None:
+            if not isinstance(version, int):
+                raise TypeError(f"{EXTENSION}: version is int or None, not {type(version).__name__}")
+            if not 0 <= version <= MOST_VERSION:
+                raise ValueError(f"{EXTENSION}: version is from 0 to {MOST_VERSION}, not {version}")
         self.wanted = True
         self.writes_version = version
         return self
+
+    def end(self) -> None:
+        """For the connection: this life is over, and what the application says of it has no effect any more."""
+        self._connection = None
 
     def refuse(self, reason: str = "") -> None:
         """Say that this life cannot go on, because of the state's version for instance: the client gets the ordinary
@@ -110,23 +124,22 @@ class Survival:
                 return
             ```
         """
-        self._connection.refuse_life(reason)
+        if self._connection is not None:
+            self._connection.refuse_life(reason)
 
     def update(self, message: Message) -> None:
         """For the connection: the application has sent `EXTENSION`, which opts in and gives the state.
 
         Raises ValueError or TypeError, with a sentence, for what cannot travel.
         """
-        version = message.get("version")
-        if version is not None and not isinstance(version, int):
-            raise TypeError(f"{EXTENSION}: version is int or None, not {type(version).__name__}")
         if "state" in message:
             try:
                 encode_state(message["state"])
             except UnfitState as error:
                 raise ValueError(f"{EXTENSION}: {error}") from None
+        self.opt_in(message.get("version"))
+        if "state" in message:
             self.state = message["state"]
-        self.opt_in(version)
 
     def extension(self) -> dict[str, Any]:
         """`scope["extensions"]["serve.survive"]`: empty in a first life."""
@@ -208,6 +221,14 @@ class LifeEnd:
             self._timer.cancel()
             self._timer = None
         self.overdue = False
+
+
+def is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is called in the thread of the loop, which runs."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def gone_on() -> ClientDisconnected:

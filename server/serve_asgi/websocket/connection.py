@@ -25,7 +25,7 @@ from serve_asgi.http.client_socket import hang_up
 from serve_asgi.http.forwarded import Forwarded
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.survival import Survival
+from serve_asgi.http.survival import Survival, is_running
 from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.underlying_tls import TlsDetails, tls_of
 from serve_asgi.http.worker_context import WorkerContext
@@ -329,7 +329,7 @@ class WebSocketConnection(asyncio.Protocol):
         """The transport has more to write than it likes."""
         output = self.output
         output.paused = True
-        if self.state in (OPEN, DENYING, PARTING, PARTED):
+        if self.state in (OPEN, DENYING, RESUMING, PARTING, PARTED):
             output.watch(self.transport, self._worker.loop.time() + self._worker.config.write_timeout)
             self.deadline = min(self.deadline, output.deadline)
 
@@ -337,14 +337,14 @@ class WebSocketConnection(asyncio.Protocol):
         """The transport has caught up."""
         output = self.output
         output.paused = False
-        if output.pongs and self.state in (OPEN, PARTING, PARTED, CLOSING):
+        if output.pongs and self.state in (RESUMING, OPEN, PARTING, PARTED, CLOSING):
             pongs, output.pongs = output.pongs, b""
             self._write(pongs)
             if output.paused:  # the pongs have filled it again
                 return
         if self.state is OPEN:
             self.deadline = self._keep_alive.deadline
-        elif self.state is DENYING or self.state is PARTING or self.state is PARTED:
+        elif self.state in (DENYING, RESUMING, PARTING, PARTED):
             self.deadline = math.inf
         output.caught_up()
         if self.state is PARTED and self.surviving is not None:
@@ -374,7 +374,7 @@ class WebSocketConnection(asyncio.Protocol):
     def _open(self) -> None:
         """Read what the client sends, and has sent already."""
         self._keep_alive = KeepAlive(self._worker.config, self._worker.loop.time())
-        self.deadline = self._keep_alive.deadline
+        self.deadline = min(self.output.deadline, self._keep_alive.deadline)
         self._resume_reading()
         if self.early:
             early, self.early = self.early, b""
@@ -412,7 +412,7 @@ class WebSocketConnection(asyncio.Protocol):
         if state is OPEN:
             if not self._is_stalled(now):
                 self._expire_open(now)
-        elif state is DENYING or state is PARTING or state is PARTED:
+        elif state in (DENYING, RESUMING, PARTING, PARTED):
             if not self._is_stalled(now):
                 self.deadline = self.output.deadline
         elif state is FINISHING:
@@ -488,6 +488,8 @@ class WebSocketConnection(asyncio.Protocol):
             self._receive_frames(early)
         if self.framing.behind:
             self._worker.loop.call_soon(self._seek_end)
+        if self._eof and self.state is CLOSING:  # it ended while nothing was read, and answers no more
+            self._linger()
 
     def refuse(self, refusal: HandshakeRefusal) -> None:
         """Answer the request with an HTTP error."""
@@ -596,7 +598,7 @@ class WebSocketConnection(asyncio.Protocol):
             if self.state is OPEN:
                 self.framing.keep()
         if self._worker.retiring.is_set():
-            self._worker.loop.call_soon(self.retire)
+            self._worker.loop.call_soon_threadsafe(self.retire)
         return self.surviving
 
     def opt_in(self, extensions: object, version: int | None) -> Survival | None:
@@ -608,17 +610,27 @@ class WebSocketConnection(asyncio.Protocol):
 
     def refuse_life(self, reason: str) -> None:
         """The application of this life cannot go on: the client gets the ordinary end."""
-        if self.state in (RESUMING, OPEN, PARTING):
+        if not is_running(self._worker.loop):
+            self._worker.loop.call_soon_threadsafe(self.refuse_life, reason)
+        elif self.state in (RESUMING, OPEN, PARTING):
             self.survive().fail(reason or "its application refused to go on")
 
     def begin_life(self, survival: SurvivingWebSocket) -> None:
-        """Call the application again, for what another life of it has accepted."""
+        """Call the application again, for what another life of it has accepted.
+
+        Not in `connection_made`: uvloop begins to read after it, whatever it has said.
+        """
         self.surviving = survival
+        self.extensions = None
         self._accepted = self.request.answered = True
         self.request.status = 101
-        self.deadline = math.inf
-        self._worker.cells[SURVIVED] += 1
-        self._call_application(offered_again(self.request.head))
+        self.deadline = self.output.deadline
+        self._worker.loop.call_soon(self._call_again, survival)
+
+    def _call_again(self, survival: SurvivingWebSocket) -> None:
+        if self.state is RESUMING and self.surviving is survival:  # the client has not gone meanwhile
+            self._worker.cells[SURVIVED] += 1
+            self._call_application(offered_again(self.request.head))
 
     def resume_life(self) -> None:
         """The application has accepted what is open already."""

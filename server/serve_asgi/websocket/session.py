@@ -8,7 +8,7 @@ deadlines, or how the connection closes: what it needs of the connection is `Web
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from serve_asgi.http.dropped_messages import ClientDisconnected, drop_message
 from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on, tells_of_end
@@ -28,6 +28,7 @@ from serve_asgi.websocket.states import (
     DENYING,
     FINISHING,
     HANDSHAKE,
+    LEAVING,
     OPEN,
     PARTING,
     RESUMING,
@@ -99,6 +100,25 @@ class WebSocketPeer(Protocol):
         """The application has raised, or has returned before it answered the handshake."""
 
 
+class _EndedLife:
+    """What a call of the application that has ended has in place of its connection: another one goes on with that."""
+
+    state = LEAVING
+    surviving = None
+    reading_paused = False
+
+    def __init__(self) -> None:
+        self.output = self.transport = self
+
+    paused = False
+
+    def is_closing(self) -> bool:
+        return False
+
+
+_ENDED_LIFE: Final = cast(WebSocketPeer, _EndedLife())
+
+
 class WebSocketSession:
     """One call of the application."""
 
@@ -165,9 +185,11 @@ class WebSocketSession:
     def _returned(self) -> None:
         """The application is done; one that leaves its socket open means it to end well."""
         connection = self._connection
-        state, surviving = connection.state, connection.surviving
+        surviving = connection.surviving
         if surviving is not None and surviving.application_returned():
+            self._connection = _ENDED_LIFE  # tasks that it has left behind have no part in the next life
             return
+        state = connection.state
         if state is OPEN or state is FINISHING:
             connection.close(1000, "")
         elif state is RESUMING:
@@ -224,6 +246,7 @@ class WebSocketSession:
         connection = self._connection
         if connection.output.paused:
             await connection.writable()
+            connection = self._connection  # the life may have ended meanwhile
         kind = message["type"]
         transport = connection.transport
         state = connection.state
@@ -299,7 +322,8 @@ class WebSocketSession:
         Raises ClientDisconnected when nothing goes out any more.
         """
         connection, surviving = self._connection, self._connection.surviving
-        assert surviving is not None
+        if surviving is None:
+            raise gone_on()
         if kind in (EXTENSION, REFUSAL):
             self._survive(kind, message)
         elif connection.state is RESUMING:

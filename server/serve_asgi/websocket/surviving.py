@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from serve_asgi.http.client_socket import duplicate
-from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.hand_over_record import MOST_LEFTOVER, HandOverRecord
 from serve_asgi.http.survival import (
     HANDED_OVER,
     RESTART,
@@ -54,6 +54,9 @@ from serve_asgi.websocket.write_flow import WriteFlow
 if TYPE_CHECKING:
     from serve_asgi.websocket.request import WebSocketRequest
 
+MOST_UNREAD: Final = MOST_LEFTOVER - (1 << 20)
+"""Bytes of the client's that travel at most: with the rest of the record they are no more than a receiver takes."""
+
 
 class PartingConnection(SurvivableConnection, Protocol):
     """The connection, as far as its survival needs it."""
@@ -77,7 +80,7 @@ class PartingConnection(SurvivableConnection, Protocol):
         """Read nothing of the client any more."""
 
     def begin_life(self, survival: SurvivingWebSocket) -> None:
-        """Call the application again; in state RESUMING, what comes is `early`."""
+        """Call the application again, soon; in state RESUMING, what comes is `early`."""
 
     def resume_life(self) -> None:
         """The application has accepted what is open already."""
@@ -95,8 +98,10 @@ class SurvivingWebSocket:
 
     __slots__ = ("_connection", "_end", "_state", "_worker", "subprotocol", "survival")
 
-    def __init__(self, connection: PartingConnection, worker: WorkerContext, record: SurvivalRecord | None) -> None:
-        """`record` is of the life before, if there was one."""
+    def __init__(
+        self, connection: PartingConnection, worker: WorkerContext, record: SurvivalRecord | None, state: object = None
+    ) -> None:
+        """`record` and `state` are of the life before, if there was one."""
         self._connection = connection
         self._worker = worker
         self._end = LifeEnd(worker)
@@ -109,7 +114,7 @@ class SurvivingWebSocket:
             self.survival = Survival(connection, now)
         else:
             assert record.websocket is not None
-            self.survival = Survival(connection, now, True, record.decoded_state(), record.version)
+            self.survival = Survival(connection, now, True, state, record.version)
             self.subprotocol = record.websocket["subprotocol"]
 
     # ---- the beginning of a life
@@ -160,10 +165,14 @@ class SurvivingWebSocket:
         if not framing.can_move():
             self.fail("what its client's next message refers to is not known, as survival was asked for late")
             return
+        unread = framing.unread(messages.queue)
+        if len(unread) > MOST_UNREAD:
+            self.fail(f"{len(unread)} bytes of its client's messages wait, more than are handed over")
+            return
         connection.pause_reading()
         connection.enter(PARTING)
         connection.deadline = connection.output.deadline
-        connection.early = framing.unread(messages.queue)
+        connection.early = unread
         messages.end_life()
         self._end.begin(self._too_late)
         connection.output.wake()  # who waits to send has sent: it goes on before it hears of the end
@@ -188,6 +197,7 @@ class SurvivingWebSocket:
             self.fail(str(unfit))
         else:
             self._end.cancel()
+            self.survival.end()
             self._connection.enter(PARTED)
             self.depart()
         return True
@@ -264,9 +274,9 @@ class SurvivingWebSocket:
         Raises OSError, with nothing changed, if there is no descriptor to be had.
         """
         connection = self._connection
+        record = connection.request.hand_over_record(self._record().to_bytes(), connection.trusted)
         descriptor = duplicate(connection.transport)
         connection.enter(LEAVING)
-        record = connection.request.hand_over_record(self._record().to_bytes(), connection.trusted)
         tls = tls_of(connection.transport)
         if tls is not None:
             record = dataclasses.replace(record, tls=tls.move().to_json())
@@ -301,7 +311,15 @@ def begin_life(connection: PartingConnection, worker: WorkerContext, record: Sur
     connection.framing = framing_of(record, worker.config.ws_max_size)
     connection.early = record.unread
     connection.messages = ReceiveQueue()
-    connection.begin_life(SurvivingWebSocket(connection, worker, record))
+    state, unreadable = None, ""
+    try:
+        state = record.decoded_state()
+    except (ValueError, RecursionError) as error:
+        unreadable = f"its state cannot be read again ({error})"
+    survival = SurvivingWebSocket(connection, worker, record, state)
+    connection.begin_life(survival)
+    if unreadable:
+        survival.fail(unreadable)
 
 
 def framing_of(record: SurvivalRecord, max_size: int) -> MessageFraming:

@@ -16,15 +16,13 @@ from collections.abc import Callable
 from typing import Final
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.hand_over_record import MOST_LEFTOVER, HandOverRecord
 from serve_asgi.ipc import packets
 from serve_asgi.ipc.packets import Packet
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker.hand_over_pair import PairEnd
 from serve_asgi.worker.hand_over_sender import MAX_IN_FLIGHT
 
-MOST_LEFTOVER: Final = 32 * 1024 * 1024
-"""Bytes of leftover that a memfd may hold."""
 MOST_HELD: Final = 4 * MAX_IN_FLIGHT
 """Most offers of one sender that a receiver holds: a correct sender makes `MAX_IN_FLIGHT`."""
 
