@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -92,34 +92,17 @@ def draw(courses: list[Course], clients: int, path: Path) -> None:
 
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(
-            2, len(courses), sharex=True, sharey="row", figsize=(12, 4.6), height_ratios=[1, 1], layout="constrained",
-            dpi=130, squeeze=False,
+            2, len(courses), sharex=True, sharey="row", figsize=(12, 5), layout="constrained", dpi=130, squeeze=False
+        )
+        figure.suptitle(
+            f"Five deploys, {clients:,} WebSockets", x=0.01, ha="left", fontsize=17, fontweight="bold"
         )  # fmt: skip
+        text = "Two workers each; a client whose connection ends opens another one at once. Dashed: a deploy (HUP)."
+        figure.text(0.012, 0.895, text, fontsize=10, color="#666666")
+        layout: Any = figure.get_layout_engine()
+        layout.set(rect=(0, 0, 1, 0.945))
         for column, each in enumerate(courses):
-            above, below = axes[0][column], axes[1][column]
-            times = [(index + 0.5) * BIN for index in range(len(each.anew))]
-            above.fill_between(times, each.open(clients), step="mid", color=OPEN, linewidth=0)
-            below.bar(times, each.anew, width=BIN * 1.3, color=RECONNECT)
-            above.set_title(each.title, fontsize=11, fontweight="bold", pad=18)
-            attempts, most = sum(each.anew), max(each.anew)
-            text = f"{attempts:,} new connections, up to {most:,} in {BIN * 1000:.0f} ms" if attempts else "none"
-            if attempts:
-                below.set_title(text)
-            else:
-                below.text(0.5, 0.5, "none", transform=below.transAxes, ha="center", va="center", fontsize=13,
-                           color="#59a14f", backgroundcolor="white")  # fmt: skip
-            for axis in (above, below):
-                for number, deploy in enumerate(each.deploys, 1):
-                    axis.axvline(deploy, color=INK, linewidth=0.6, alpha=0.55, linestyle=(0, (4, 3)))
-                    if axis is above:
-                        axis.annotate(
-                            f"deploy {number}" if number == 1 else f"{number}", (deploy, 1.0),
-                            xycoords=("data", "axes fraction"), fontsize=7.5, ha="center", va="bottom",
-                        )  # fmt: skip
-                axis.set_xlim(0, each.seconds)
-                axis.grid(axis="y", color="#eeeeee", linewidth=0.8)
-                axis.set_axisbelow(True)
-            below.set_xlabel("seconds")
+            column_of(axes[0][column], axes[1][column], each, clients)
         axes[0][0].set_ylim(0, 1.04 * clients)
         axes[1][0].set_ylim(0, 1.1 * max(1, *(max(each.anew) for each in courses)))
         axes[0][0].set_ylabel("open connections")
@@ -128,9 +111,31 @@ def draw(courses: list[Course], clients: int, path: Path) -> None:
         pyplot.close(figure)
 
 
+def column_of(above: Any, below: Any, course: Course, clients: int) -> None:
+    """One server."""
+    times = [(index + 0.5) * BIN for index in range(len(course.anew))]
+    above.fill_between(times, course.open(clients), step="mid", color=OPEN, linewidth=0)
+    above.set_title(course.title, fontsize=11, fontweight="bold")
+    attempts, most = sum(course.anew), max(course.anew)
+    if attempts:
+        below.bar(times, course.anew, width=BIN * 1.5, color=RECONNECT)
+        below.set_title(f"{attempts:,} new connections, up to {most:,} in {BIN * 1000:.0f} ms")
+    else:
+        below.set_title("no new connection")
+        below.text(0.5, 0.5, "none", transform=below.transAxes, ha="center", va="center", fontsize=13, color="#59a14f",
+                   backgroundcolor="white")  # fmt: skip
+    for axis in (above, below):
+        for deploy in course.deploys:
+            axis.axvline(deploy, color=INK, linewidth=0.6, alpha=0.55, linestyle=(0, (4, 3)))
+        axis.set_xlim(0, course.seconds)
+        axis.grid(axis="y", color="#eeeeee", linewidth=0.8)
+        axis.set_axisbelow(True)
+    below.set_xlabel("seconds")
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--clients", type=click.IntRange(1), default=1000, help="How many hold a WebSocket each.")
-@click.option("--interval", type=click.FloatRange(1), default=6.0, help="Seconds between two deploys.")
+@click.option("--interval", type=click.FloatRange(1), default=8.0, help="Seconds between two deploys.")
 @click.option("--peer", type=click.Choice([name for name in COMMANDS if name != "serve"]), default="uvicorn")
 @click.argument("path", type=click.Path(path_type=Path))
 def main(clients: int, interval: float, peer: str, path: Path) -> None:

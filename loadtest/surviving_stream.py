@@ -189,30 +189,31 @@ async def streams(load: Load, random: Random, connection: Connection, first: Ask
     """The streams on one connection, until it ends or the run does."""
     responses = Responses(load, connection)
     until_close = connection.asked_to_close = first.framing == UNTIL_CLOSE
-    asked: Asked | None = first
+    upcoming: EventStream | None = responses.expect(first)
     unsent = first.head
-    while asked is not None:
+    while upcoming is not None:
         connection.write(unsent)
-        stream = responses.expect(asked)
-        asked, unsent = None, b""
+        stream, upcoming = upcoming, None
         if not until_close and random.random() < 0.4:
             await over_within(stream, random.uniform(0.1, 3.0))
             if load.running and not stream.over.is_set():
-                asked = ask(load, random, first.framing)
-                cut = random.choice((random.randrange(1, len(asked.head)), len(asked.head)))
-                connection.write(asked.head[:cut])
-                unsent = asked.head[cut:]
+                upcoming = responses.expect(ask(load, random, first.framing))  # its response may follow at once
+                head = upcoming.asked.head
+                cut = random.choice((random.randrange(1, len(head)), len(head)))
+                connection.write(head[:cut])
+                unsent = head[cut:]
         await over_within(stream, stream.asked.entry.planned * 2 + ANSWER_TIMEOUT)
         right = settle(load, connection, stream)
         if until_close or not right or not connection.usable:
             break
-        if asked is None:
+        if upcoming is None:
             await load.pause(random.uniform(0.0, 0.5))
             if load.running and connection.usable:
-                asked = ask(load, random, first.framing)
-                unsent = asked.head
-    if asked is not None:
-        load.ledger.failed(asked.entry, time.monotonic(), Cause.EOF, "asked for behind a stream that has ended")
+                upcoming = responses.expect(ask(load, random, first.framing))
+                unsent = upcoming.asked.head
+    if upcoming is not None:
+        upcoming.survivor.ended = "it was asked for behind a stream that has ended"
+        load.ledger.failed(upcoming.asked.entry, time.monotonic(), Cause.EOF, upcoming.survivor.ended)
 
 
 async def over_within(stream: EventStream, seconds: float) -> None:
