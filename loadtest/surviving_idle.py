@@ -43,6 +43,8 @@ BEFORE = 1.0
 """Seconds of requests before the reload."""
 EVERY = 0.2
 """Seconds between two looks at the memory."""
+SLICE = 2.0
+"""Seconds after which the requests are counted."""
 LEAVE_TIMEOUT = 60.0
 MIB = 1 << 20
 
@@ -56,8 +58,6 @@ class IdleSettings:
     rounds: int = 3
     rate: float = 200.0
     """Other requests/s."""
-    seconds: float = 12.0
-    """Of each round."""
     loop: str = "uvloop"
     python: str = sys.executable
     options: tuple[str, ...] = ()
@@ -147,7 +147,8 @@ async def one_round(server: Server, settings: IdleSettings) -> Round:
     await requests.open(CONNECTIONS)
     memory = await asyncio.to_thread(Memory, server)
     memory.start()
-    sending = asyncio.ensure_future(requests.run(settings.rate, settings.seconds))
+    over = asyncio.Event()
+    sending = asyncio.ensure_future(send_until(over, requests, settings, found))
     await asyncio.sleep(BEFORE)
     old = {process.pid for process in server.workers()}
     began = time.monotonic()
@@ -158,12 +159,21 @@ async def one_round(server: Server, settings: IdleSettings) -> Round:
     while any(process.pid in old for process in server.workers()) and time.monotonic() - began < LEAVE_TIMEOUT:
         await asyncio.sleep(0.02)
     found.left = time.monotonic() - began
+    over.set()
     await sending
     await asyncio.to_thread(memory.end)
     requests.close()
     found.memory, found.peak = memory.first, memory.peak
-    found.latencies, found.lost = sorted(requests.latencies), requests.lost
     return found
+
+
+async def send_until(over: asyncio.Event, requests: OpenLoop, settings: IdleSettings, found: Round) -> None:
+    """Send requests all the time, and note what became of them."""
+    while not over.is_set():
+        await requests.run(settings.rate, SLICE)
+        found.latencies += requests.latencies
+    found.latencies.sort()
+    found.lost = requests.lost
 
 
 def row(name: str, rounds: list[Round]) -> list[str]:
@@ -217,7 +227,6 @@ def open_files(connections: int) -> None:
 @click.option("--workers", type=click.IntRange(1), default=4, help="The server's worker processes.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Reloads without them, and with them.")
 @click.option("--rate", type=click.FloatRange(1), default=200.0, help="Other requests per second.")
-@click.option("--seconds", type=click.FloatRange(2), default=12.0, help="Of each round.")
 @click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", help="The server's event loop.")
 @click.option("--python", default=sys.executable, help="The interpreter that runs the server.", show_default=False)
 @click.argument("options", nargs=-1)
