@@ -218,6 +218,7 @@ def test_streams_and_websockets_of_the_code_that_is_taken_back_end_as_in_a_reloa
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_what_has_not_left_yet_stays_when_the_worker_is_called_back(project: Path) -> None:
     from websockets.sync.client import connect as open_websocket
 
@@ -342,6 +343,7 @@ def test_it_leaves_when_its_time_is_over_or_its_listener_dies(project: Path) -> 
         until(lambda: not [pid for pid in pids if state_of(pid)])
 
 
+@pytest.mark.once
 def test_signals_scaling_and_a_new_listener_while_a_generation_stands_by(project: Path) -> None:
     with running("app:app", *KEEP, directory=project) as server, connect(server) as connection:
         first = told(connection)["pid"]
@@ -396,6 +398,7 @@ def test_the_command_tells_the_truth(project: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.once
 def test_a_request_that_never_ends_is_cut_at_the_graceful_timeout_and_the_worker_stands_by(project: Path) -> None:
     with running("app:app", *KEEP, "--graceful-timeout", "1", directory=project) as server, connect(server) as slow:
         slow.sendall(b"GET /slow HTTP/1.1\r\nhost: test\r\n\r\n")

@@ -219,6 +219,7 @@ def logged(text: str) -> list[str]:
     return re.findall(r'"GET (/\d+-\d+) HTTP/1\.1" 200 ', text)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("into", ["file", "stdout"])
 def test_none_is_lost_at_a_stop_over_reloads_recycling_and_rotation(project: Path, into: str) -> None:
     access = project / "access.log"
