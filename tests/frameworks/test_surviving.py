@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import anyio
 import pytest
 
-from tests.frameworks.driving import serving
-from tests.frameworks.surviving import QUICK, event_source, over_reloads, socketio, stream, websocket
+from tests.frameworks.driving import reload, serving, url
+from tests.frameworks.surviving import QUICK, RELOADS, counts, event_source, over_reloads, socketio, stream, websocket
+from tests.running import PATIENCE, RunningServer
 
 
 @pytest.mark.frameworks("starlette", "httpx", "sse_starlette")
@@ -51,3 +53,28 @@ def test_django_and_channels(tmp_path: Path) -> None:
 def test_socketio(tmp_path: Path) -> None:
     with serving("surviving_socketio_app:app", tmp_path, *QUICK) as server:
         over_reloads(server, socketio)
+
+
+@pytest.mark.frameworks("mcp")
+def test_mcp_client_that_listens(tmp_path: Path) -> None:
+    from mcp import Client
+
+    async def main(server: RunningServer) -> None:
+        changes = [f"test://{number}" for number in range(RELOADS + 1)]
+        pids = []
+        async with (
+            Client(url(server, "/mcp"), mode="auto") as client,
+            client.listen(resource_subscriptions=changes) as heard,
+        ):
+            for past, change in enumerate(changes):
+                if past:
+                    await anyio.to_thread.run_sync(reload, server)
+                answer = await client.call_tool("change", {"number": past})
+                pids.append(answer.content[0].text)  # type: ignore[union-attr]
+                with anyio.fail_after(PATIENCE):
+                    assert (await anext(heard)).uri == change  # type: ignore[union-attr]
+        assert len(set(pids)) == len(pids)
+
+    with serving("surviving_mcp_app:app", tmp_path, *QUICK) as server:
+        anyio.run(main, server)
+        assert counts(server) == (RELOADS, 0)
