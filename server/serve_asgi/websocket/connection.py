@@ -552,6 +552,8 @@ class WebSocketConnection(asyncio.Protocol):
         if self.surviving is not None and self.surviving.leaves:  # it has been asked for meanwhile
             self.retire()
         elif self.state is OPEN:
+            if self.surviving is not None:
+                self.surviving.count_end("no worker takes it")
             self.close(retire_code(self._worker.retiring.reason), "")
 
     def cut(self) -> bool:
@@ -567,6 +569,8 @@ class WebSocketConnection(asyncio.Protocol):
         if state in (RESUMING, OPEN, PARTING, PARTED):
             code = retire_code(self._worker.retiring.reason)
             last_words = self.framing.close(code)
+            if self.surviving is not None:
+                self.surviving.count_end("it had not been handed over within --graceful-timeout")
         elif state is FINISHING:
             code, last_words = self._end.code, self._end.reply
         if flushed and last_words:

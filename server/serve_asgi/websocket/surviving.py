@@ -202,6 +202,11 @@ class SurvivingWebSocket:
             self.depart()
         return True
 
+    def count_end(self, reason: str) -> None:
+        """The connection has the ordinary end as its worker retires."""
+        if self.survival.wanted and self._worker.retiring.reason != "stop":
+            self._worker.did_not_survive("a WebSocket", reason)
+
     def fail(self, reason: str) -> None:
         """It does not survive: the connection ends as it would have ended without."""
         self._end.cancel()
@@ -289,10 +294,19 @@ class SurvivingWebSocket:
             tls = tls_of(self._connection.transport)
             if tls is not None:
                 tls.unmove()
-            self._worker.loop.call_soon(self.remain)
+            self._worker.loop.call_soon(self._after_staying)
 
     def remain(self) -> None:
-        """Nobody can take it now: it waits until `retire()` is called again, or goes on here, or ends."""
+        """Nobody can take it now: the next life begins here, and is to end again a little later; or the connection
+        ends."""
+        if self._worker.phase is not WorkerPhase.HANDING_OVER:
+            self.depart()
+        elif self._has_parted() and not self._connection.transport.is_closing():
+            self._connection.transport.set_write_buffer_limits()
+            begin_life(self._connection, self._worker, self._record())
+
+    def _after_staying(self) -> None:
+        """It is offered again, unless the worker serves again or has given up."""
         if self._worker.phase is not WorkerPhase.HANDING_OVER:
             self.depart()
 
