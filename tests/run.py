@@ -55,6 +55,7 @@ PURE = (
     (
         *("tests/http/test_forwarded.py", "tests/http/test_head_parsers.py", "tests/http/test_proxy_protocol.py"),
         *("tests/http/test_request_buffer.py", "tests/http/test_response_framing.py", "tests/http/test_strictness.py"),
+        "tests/http/test_survival.py",
         *("tests/websocket/test_denial.py", "tests/websocket/test_framing.py", "tests/websocket/test_handshake.py"),
         *("tests/websocket/test_keep_alive_and_closing.py", "tests/websocket/test_moved_framing.py"),
         *("-k", "not uvloop and not asyncio and not damaged and not tiny"),  # no sockets; not what takes seconds
@@ -64,7 +65,7 @@ PURE = (
 PURE_HTTP = (
     *("chunked_body", "connection_states", "forwarded", "hand_over_record", "head_cache", "head_parsers"),
     *("proxy_protocol", "request_body", "request_buffer", "request_head"),
-    *("response_framing", "response_head", "response_states"),
+    *("response_framing", "response_head", "response_states", "survival_record"),
 )
 PURE_WEBSOCKET = ("compression", "deflate_window", "denial", "frames", "framing", "handshake", "keep_alive", "states")
 COVERED = {

@@ -477,6 +477,31 @@ def test_a_connection_of_a_version_that_is_taken_back_comes_home(directory: Path
         assert answered.startswith("1 ")
 
 
+@pytest.mark.parametrize("outcome", ["rollback", "promote"])
+def test_a_canarys_connections_come_home_or_stay(directory: Path, outcome: str) -> None:
+    options = ("--workers", "2", "--canary", "--canary-share", "50", "--canary-time", "60", *QUICK)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(running("app:app", *options, directory=directory))
+        (directory / "app.py").write_text(APPLICATION.replace("VERSION = 1", "VERSION = 2"))
+        server.signal(signal.SIGHUP)
+        server.wait_until(lambda status: status["canary"] is not None)
+        peers: dict[str, tuple[ClientConnection, int]] = {}
+        while peers.keys() != {"1", "2"}:  # until there is one of either version
+            peer = stack.enter_context(opened(server, "echo"))
+            peer.send("x")
+            peers.setdefault(received(peer).partition(" ")[0], (peer, 1))
+        control_client.ask(server.control, outcome)
+        version = "1" if outcome == "rollback" else "2"
+        for peer, said in peers.values():
+            number, answered = said, ""
+            while not answered.startswith(version):
+                number += 1
+                peer.send("x")
+                answered = received(peer)
+                assert answered.split() == [answered[0], str(number), "x"]
+        assert counts(server)[1] == 0
+
+
 def test_a_client_that_takes_nothing_holds_its_hand_over_up_and_loses_nothing(directory: Path) -> None:
     with running("app:app", "--workers", "1", *QUICK, directory=directory) as server:
         raw = socket.socket()

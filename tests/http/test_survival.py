@@ -13,6 +13,8 @@ from serve_asgi.config.options import Config
 from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.head_parsers import parser_factory
+from serve_asgi.http.request_body import RequestBody
+from serve_asgi.http.response_framing import BodyFraming, ResponseFraming
 from serve_asgi.http.survival import (
     EXTENSION,
     HANDED_OVER,
@@ -251,3 +253,27 @@ def test_a_version_that_knows_nothing_of_it_refuses_the_record_as_tls_of_an_unkn
         MovedSession.from_json(values["tls"])
     offer = {"type": "offer", "offer": 1, "record": {**record.to_json(), "survives": {"tls": None}}}
     assert packets.FROM_SENDER.decode(json.dumps(offer).encode()) is not None
+
+
+def test_the_framing_of_a_response_travels_while_more_is_to_come() -> None:
+    head = parser_factory("h11")().parse_head(HEAD)
+    for length, kind in ((9, BodyFraming.LENGTH), (-1, BodyFraming.CHUNKED)):
+        framing = ResponseFraming(head, 200, 0, length, 5, True)
+        again = ResponseFraming.resumed(json.loads(json.dumps(framing.travels())))
+        assert (again.kind, again.travels(), again.field) == (kind, framing.travels(), b"")
+        assert not again.is_full()
+    again = ResponseFraming.resumed(ResponseFraming(head, 200, 0, 9, 5, True).travels())
+    again.advance(4, True)
+    assert again.is_full()
+    with pytest.raises(RuntimeError, match="longer than its Content-Length: 10 bytes, announced 9"):
+        again.advance(1, True)
+    with pytest.raises(ValueError, match="nonsense"):
+        ResponseFraming.resumed({**framing.travels(), "kind": "nonsense"})
+
+
+@pytest.mark.parametrize("unread", [b"", b"the rest"])
+def test_a_body_that_has_come_is_read_on_in_the_next_life(unread: bytes) -> None:
+    head = parser_factory("h11")().parse_head(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n\r\n")
+    body = RequestBody(head, 1000, 1000)
+    body.resume(unread)
+    assert (body.whole, body.unread, body.take(), body.unread) == (True, len(unread), unread, 0)

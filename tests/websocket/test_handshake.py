@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_asgi.http.head_parsers import HttptoolsParser
-from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal, open_handshake
+from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal, offered_again, open_handshake
 
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 VERSION = b"Sec-WebSocket-Version: 13\r\n"
@@ -61,6 +61,12 @@ def test_subprotocols() -> None:
     assert handshake.subprotocols == ["one", "two", "three"]
     response = handshake.response({"subprotocol": "two"}, DEFAULTS)
     assert response == ANSWER + b"\r\nsec-websocket-protocol: two\r\n" + DEFAULTS + b"\r\n"
+
+
+def test_what_was_offered_is_known_again_in_another_life() -> None:
+    fields = b"Sec-WebSocket-Protocol: a, b\r\nSec-WebSocket-Protocol: c\r\n"
+    head = HttptoolsParser().parse_head(b"GET / HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n")
+    assert offered_again(head).subprotocols == ["a", "b", "c"]
 
 
 def test_compression_is_agreed_on_where_both_want_it() -> None:
