@@ -145,6 +145,22 @@ def test_the_old_workers_have_no_vote_and_may_be_recycled() -> None:
     assert set(kinds[end + 1 : retire]) == {actions.ConnectPair}, "it closes its pairs before it gets those for its end"
 
 
+def test_a_canary_of_all_workers_is_current_as_soon_as_it_is_promoted() -> None:
+    shell = Shell(canary=True, canary_share=50)
+    while starting := shell.workers(WorkerState.STARTING):
+        shell.send(e.WorkerReady(starting[0]))
+    shell.up()
+    shell.send(e.ReloadAsked(ticket=1))
+    while starting := shell.workers(WorkerState.STARTING):
+        shell.send(e.WorkerReady(starting[0]))
+    shell.accept()
+    assert len(shell.workers(WorkerState.SERVING)) == 4
+    shell.send(e.PromotionAsked("serve promote", lambda *_: None))
+    assert shell.supervisor.current is not None
+    assert shell.supervisor.current.number == 2
+    assert {worker.generation.number for worker in shell.workers(WorkerState.RETIRING)} == {1}
+
+
 def test_too_few_requests_are_said_and_promoted_or_held() -> None:
     shell, old, _ = on_trial()
     shell.send(FEW)

@@ -155,7 +155,11 @@ def test_scope(loop_name: str) -> None:
         "root_path": "/root",
         "subprotocols": ["v1", "v2"],
         "state": {"db": "a pool"},
-        "extensions": {"serve": {"generation": 7, "slot": 3}, "websocket.http.response": {}},
+        "extensions": {
+            "serve": {"generation": 7, "slot": 3, "connection": 1},
+            "serve.survive": {},
+            "websocket.http.response": {},
+        },
     }
     assert scope["state"] is not server.worker.state
     assert app.received[0] == {"type": "websocket.connect"}

@@ -126,7 +126,7 @@ class ReloadTransaction:
             case GenerationState.STARTING if all(w.state in _UNHURT for w in workers):
                 return self._all_are_ready(generation)
             case GenerationState.PASSING if self._agents.has_passed(generation):
-                self._begin_switch(generation)
+                return self._begin_switch(generation)
             case GenerationState.SWITCHING if all(w.state is WorkerState.SERVING for w in workers):
                 self.switch(generation)
                 return True
@@ -141,7 +141,7 @@ class ReloadTransaction:
             if self._agents.all:
                 generation.become(GenerationState.PASSING)
                 return True
-            self._begin_switch(generation)
+            return self._begin_switch(generation)
         return False
 
     def ports_opened(self, event: e.PortsOpened) -> None:
@@ -153,9 +153,11 @@ class ReloadTransaction:
         else:
             self._begin_switch(self._processes.candidate)
 
-    def _begin_switch(self, generation: Generation) -> None:
+    def _begin_switch(self, generation: Generation) -> bool:
+        """Return whether there is nothing to wait for: all of a canary with as many workers serve already."""
         generation.become(GenerationState.SWITCHING)
         self._starting.serve_all()
+        return all(worker.state is WorkerState.SERVING for worker in self._processes.workers_of(generation))
 
     def switch(self, generation: Generation) -> None:
         """All workers of `generation` accept: it is current from here on, and the one before retires or stands by."""
