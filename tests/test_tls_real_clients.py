@@ -233,6 +233,6 @@ def test_chromium(secure: Secure, tmp_path: Path) -> None:
             browser.wait_for(f"+document.getElementById('generation').textContent === {generation}")
             browser.wait_for("document.getElementById('live').textContent === 'live'")
         assert browser.number("connection") == connection
-        told = ("failed", "missed", "duplicated", "stream-reconnects", "socket-reconnects")
-        assert [browser.number(name) for name in told] == [0, 0, 0, 0, 0]
+        told = ("failed", "missed", "duplicated", "reconnects")
+        assert [browser.number(name) for name in told] == [0, 0, 0, 0]
         browser.open("about:blank")
