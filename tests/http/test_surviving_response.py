@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from socket import SO_LINGER, SOL_SOCKET
@@ -987,6 +988,27 @@ def test_opting_in_when_the_worker_retires_already(serve: Serve) -> None:
     departing = retire(server)
     server.run(go.set)
     server.until(lambda: bool(departing))
+
+
+def test_a_handler_in_a_thread_may_opt_in_and_refuse(serve: Serve) -> None:
+    """As frameworks call those that are no coroutines."""
+    old, refused = Numbers(), threading.Event()
+
+    class Refusing(Numbers):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            kept = await asyncio.to_thread(survive, self.server, scope)
+            await send(start(200, EVENTS))
+            await asyncio.to_thread(kept.refuse, "from a thread")
+            refused.set()
+            await receive()
+
+    servers = old.on(serve), Refusing().on(serve)
+    client, _ = begin(old)
+    expect(client, 0, 3)
+    move(*servers)
+    assert client.read_to_end() == b""
+    assert refused.wait(30)
+    assert servers[1].cell(Cell.NOT_SURVIVED) == 1
 
 
 def test_send_after_a_life(serve: Serve) -> None:

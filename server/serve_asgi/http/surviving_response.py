@@ -21,7 +21,16 @@ from serve_asgi.http.request_pipeline import PipelinedConnection, RequestPipelin
 from serve_asgi.http.response import Response, as_bytes
 from serve_asgi.http.response_head import encode_headers
 from serve_asgi.http.response_states import FILE, PARTED, PARTING, RESUMING, STARTED, STREAMING, WAITING
-from serve_asgi.http.survival import EXTENSION, LEAST_LIFE, LifeEnd, Survival, UnfitState, encode_state, gone_on
+from serve_asgi.http.survival import (
+    EXTENSION,
+    LEAST_LIFE,
+    LifeEnd,
+    Survival,
+    UnfitState,
+    encode_state,
+    gone_on,
+    is_running,
+)
 from serve_asgi.http.survival_record import SurvivalRecord, head_bytes
 from serve_asgi.http.timeouts import Timeouts
 from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
@@ -82,7 +91,8 @@ class SurvivingResponse:
         if self.response.request.scope.get("extensions") is not extensions:
             return None
         survival = self.survival.opt_in(version)
-        self.retire()
+        if self._worker.phase is WorkerPhase.HANDING_OVER:
+            self._worker.loop.call_soon_threadsafe(self.retire)  # a handler that is no coroutine runs in a thread
         return survival
 
     def update(self, message: Message) -> None:
@@ -93,7 +103,9 @@ class SurvivingResponse:
     def refuse_life(self, reason: str) -> None:
         """See `serve_asgi.http.survival.SurvivableConnection`. In a first life: it no longer wishes to survive."""
         self.survival.wanted = False
-        if self.response.state in (RESUMING, STREAMING, FILE) and self.survival.resumed:
+        if not is_running(self._worker.loop):
+            self._worker.loop.call_soon_threadsafe(self.refuse_life, reason)
+        elif self.response.state in (RESUMING, STREAMING, FILE) and self.survival.resumed:
             self.fail(reason or "the application refused to go on with it")
 
     def send(self, message: Message, kind: object) -> None:

@@ -232,9 +232,7 @@ class WebSocketConnection(asyncio.Protocol):
         state = self.state
         if state is OPEN or state is CLOSING:
             self._receive_frames(data)
-        elif (
-            state is HANDSHAKE or state in BETWEEN_LIVES
-        ):  # too early, or it may be that the client trusts in our response
+        elif state is HANDSHAKE or state in BETWEEN_LIVES:  # a client may trust in our response, and send early
             self.early += data
             if len(self.early) > INCOMING_HIGH:
                 self.pause_reading()
