@@ -50,7 +50,8 @@ _REQUEST_START: Final = re.compile(rb"(" + TOKEN + rb") ([!-~]*+)")
 # no other byte. RFC 3986 has fewer; what else there is (`"<>[]^`{|}` and a "%" without its two digits) browsers, curl
 # and people send, and every program takes for itself (docs/reference/http.md).
 _ORIGIN_FORM: Final = re.compile(rb"/[!\x22$->@-\[\]-~]*+(?:\?[!\x22$-~]*+)?")
-_PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@%/?[]^|"
+PLAIN_TARGET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@%/?[]^|"
+"""Bytes of which targets nearly always are; one of others is looked at more closely."""
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)(.*)")
 _CODING: Final = re.compile(TOKEN + rb"(?:[ \t]*;.*)?")
 _LINE_REST: Final = re.compile(rb"[ -~\r]*+")
@@ -60,7 +61,10 @@ _LONG_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{64}")
 _VERSION_ROOM: Final = len(b" HTTP/1.1\r")
 """What follows the target while the line has no end yet."""
 
-_valid_hosts: set[bytes] = set()
+_HOST_FIELDS: Final = {"1.1": "a Host header", "2": "the field :authority or host"}
+
+valid_hosts: set[bytes] = set()
+"""Hosts that were looked at before."""
 _MAX_VALID_HOSTS: Final = 256
 
 _MAX_PORT: Final = 65535
@@ -112,7 +116,7 @@ class Head:
         self.target = target
         """The request-target as sent (RFC 9112 3.2)."""
         self.version = version
-        """"1.0" or "1.1", which higher minor versions count as."""
+        """"1.0"; "1.1", which higher minor versions count as; or "2"."""
         self.headers = headers
         """Names in lower case, in the order received; repeated names stay repeated."""
         self.path = path
@@ -124,14 +128,15 @@ class Head:
         """The target's query without the question mark, still percent-encoded."""
         self.body = 0
         """Bytes of body announced (Content-Length), 0 for none, or `CHUNKED`."""
-        self.keep_alive = version == "1.1"
+        self.keep_alive = version != "1.0"
         """Whether the client lets the connection persist (RFC 9112 9.3)."""
         self.expect_continue = False
         """Whether the client waits for 100 (RFC 9110 10.1.1)."""
         self.te_trailers = False
         """Whether the client takes trailer fields (`TE: trailers`, RFC 9110 10.1.4)."""
         self.websocket = False
-        """Whether this is a GET that asks to become a WebSocket (`Upgrade: websocket`)."""
+        """Whether this asks to become a WebSocket: a GET by `Upgrade: websocket`, or a CONNECT by `:protocol` (RFC 8441).
+        """
         self.forwarding = False
         """Whether there are fields of proxies that the server believes where the connection is trusted."""
         self.logged: tuple[str, ...] | None = None
@@ -144,17 +149,17 @@ def make_head(method: str, target: bytes, version: str, headers: list[tuple[byte
     `method` is one of METHODS' values, `version` is "1.0" or "1.1", names are in lower case, values without white space
     around them. Raises BadRequest.
     """
-    if target[0] == 47 and not target.translate(None, _PLAIN):  # "/": the origin-form, nearly always
+    if target[0] == 47 and not target.translate(None, PLAIN_TARGET):  # "/": the origin-form, nearly always
         path, _, query = target.partition(b"?")
         head = Head(method, target, version, headers, path, query)
         if method == "CONNECT":
             raise _connect()
         authority = None
     else:
-        path, query, authority = _split_target(method, target)
+        path, query, authority = split_target(method, target)
         head = Head(method, target, version, headers, path, query)
     if not _is_plain(head, headers, version):
-        _understand(head, [field for field in headers if field[0] in _WATCHED])
+        understand(head, [field for field in headers if field[0] in _WATCHED])
     if authority is not None:  # RFC 9112 3.2.2: the target's authority wins over Host
         head.headers = _with_host(headers, authority)
     return head
@@ -163,7 +168,7 @@ def make_head(method: str, target: bytes, version: str, headers: list[tuple[byte
 def _is_plain(head: Head, headers: list[tuple[bytes, bytes]], version: str) -> bool:
     """Whether the head holds nothing unusual: one Host seen before, perhaps keep-alive and a Content-Length (then set).
 
-    A short cut for nearly all requests; what it does not know goes through `_understand`, which does not rely on it.
+    A short cut for nearly all requests; what it does not know goes through `understand`, which does not rely on it.
     """
     if version != "1.1":
         return False
@@ -171,7 +176,7 @@ def _is_plain(head: Head, headers: list[tuple[bytes, bytes]], version: str) -> b
     length = -1
     for name, value in headers:
         if name in _WATCHED:
-            if name == b"host" and value in _valid_hosts:
+            if name == b"host" and value in valid_hosts:
                 hosts += 1
             elif name == b"content-length" and length < 0 and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS:
                 length = int(value)
@@ -188,8 +193,11 @@ def _connect() -> BadRequest:
     return BadRequest(501, "This server is not a proxy: it does not support CONNECT.")
 
 
-def _split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | None]:
-    """Path, query and authority of a target that is not plainly in origin-form (RFC 9112 3.2.1 to 3.2.4)."""
+def split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | None]:
+    """Path, query and authority of a target that is not plainly in origin-form (RFC 9112 3.2.1 to 3.2.4).
+
+    Raises BadRequest.
+    """
     if method == "CONNECT":
         raise _connect()
     if target == b"*" and method == "OPTIONS":
@@ -212,8 +220,8 @@ def _with_host(headers: list[tuple[bytes, bytes]], authority: bytes) -> list[tup
     return [(b"host", authority), *(field for field in headers if field[0] != b"host")]
 
 
-def _understand(head: Head, watched: list[tuple[bytes, bytes]]) -> None:
-    """Set what the watched fields say about framing and persistence, or refuse."""
+def understand(head: Head, watched: list[tuple[bytes, bytes]]) -> None:
+    """Set what the watched fields say about framing and persistence. Raises BadRequest."""
     fields: dict[bytes, list[bytes]] = {}
     for name, value in watched:
         fields.setdefault(name, []).append(value)
@@ -246,17 +254,17 @@ def _check_host(version: str, hosts: list[bytes]) -> None:
     if not hosts:
         if version == "1.0":
             return
-        raise BadRequest(400, "An HTTP/1.1 request needs a Host header.")
+        raise BadRequest(400, f"An HTTP/{version} request needs {_HOST_FIELDS[version]}.")
     if len(hosts) > 1:
         raise BadRequest(400, "The request has more than one Host header.")
     host = hosts[0]
-    if host in _valid_hosts:
+    if host in valid_hosts:
         return
     if not is_authority(host):
         raise BadRequest(400, "The Host header is not a host with an optional port.")
-    if len(_valid_hosts) >= _MAX_VALID_HOSTS:
-        _valid_hosts.clear()
-    _valid_hosts.add(host)
+    if len(valid_hosts) >= _MAX_VALID_HOSTS:
+        valid_hosts.clear()
+    valid_hosts.add(host)
 
 
 def _body(version: str, lengths: list[bytes] | None, codings: list[bytes] | None) -> int:
