@@ -206,10 +206,14 @@ class FrameReceiver:
     def _receive_trailers(self, stream: Stream, block: bytes, ended: bool, events: list[Event]) -> None:
         """RFC 9113 8.1."""
         try:
+            stream.step(_RECEIVE_HEADERS)
+        except StreamFault:
+            self.reader.skip(block)
+            raise
+        try:
             trailers = self.reader.read_trailers(block)
         except BadRequest as refused:
             raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, refused.reason) from None
-        stream.step(_RECEIVE_HEADERS)
         if not ended:
             raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "trailers that do not end the stream")
         stream.receive_content(0, True)
