@@ -1,0 +1,353 @@
+"""A connection as its shell has it: output, shutdown in two steps, holding still, going to another process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from serve_asgi.http.h2 import frames, header_encoder
+from serve_asgi.http.h2.connection_core import ConnectionCore
+from serve_asgi.http.h2.connection_value import export_connection, import_connection
+from serve_asgi.http.h2.error_codes import ErrorCode
+from serve_asgi.http.h2.events import PingAnswered, StreamData, StreamEnd, StreamRequest
+from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame
+from serve_asgi.http.h2.receiving import SHUTDOWN_PING, Leaving
+from tests.http.h2.peer import GET, MAX_HEAD, OK, POST, H2Peer, Said, accept_all, data, of
+
+
+def fields(peer: H2Peer, said: Said) -> list[tuple[bytes, bytes]]:
+    assert said.kind == frames.HEADERS
+    return [(bytes(name), bytes(value)) for name, value in peer.decoder.decode(said.payload, raw=True)]
+
+
+# ---- output
+
+
+def test_a_small_response_is_two_frames_at_once() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    peer.request(3)
+    for stream_id in (1, 3):
+        peer.respond(stream_id, b"hello", [*OK, (b"content-length", b"5")])
+    assert peer.core.waiting
+    said = peer.said()
+    assert [(each.kind, each.stream_id, each.flags) for each in said] == [(1, 1, 4), (0, 1, 1), (1, 3, 4), (0, 3, 1)]
+    assert fields(peer, said[0]) == [*OK, (b"content-length", b"5")]
+    assert fields(peer, said[2]) == [*OK, (b"content-length", b"5")]
+    assert not peer.core.waiting
+    assert peer.core.resting
+
+
+def test_interim_responses() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    peer.core.send_interim(1, [(b":status", b"103"), (b"link", b"</a>")])
+    peer.core.send_head(1, OK, True)
+    peer.core.send_interim(1, [(b":status", b"103")])
+    peer.core.done(1)
+    first, second = peer.said()
+    assert (first.flags, second.flags) == (frames.END_HEADERS, frames.END_HEADERS | frames.END_STREAM)
+    assert fields(peer, first)[0] == (b":status", b"103")
+
+
+def test_trailers_without_a_body() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    peer.core.send_head(1, OK, False)
+    peer.core.send_trailers(1, [(b"grpc-status", b"0")])
+    peer.core.done(1)
+    assert [each.flags for each in peer.said()] == [4, 5]
+    assert peer.core.resting
+
+
+def test_the_table_that_the_client_allows() -> None:
+    """RFC 7541 4.2."""
+    header_encoder._known.clear()
+    peer = H2Peer()
+    many = [*OK, (b"x-a", b"1")]
+    for number in range(3):
+        peer.request(2 * number + 1)
+        peer.respond(2 * number + 1, fields=many)
+    said = [each for each in peer.said() if each.kind == frames.HEADERS]
+    assert [fields(peer, each) for each in said] == [many] * 3
+    peer.send(frames.settings_frame({1: 0}), frames.settings_frame({1: 100}))
+    peer.decoder.max_allowed_table_size = 100
+    for number in range(3, 6):
+        peer.request(2 * number + 1)
+        peer.respond(2 * number + 1, fields=many)
+    said = [each for each in peer.said() if each.kind == frames.HEADERS]
+    assert said[0].payload.startswith(b"\x20\x3f\x45")
+    assert [fields(peer, each) for each in said] == [many] * 3
+
+
+def test_a_client_that_takes_larger_frames() -> None:
+    """Head blocks use them; DATA stays at 16 KiB, so that others have their turns."""
+    peer = H2Peer()
+    peer.send(frames.settings_frame({5: 1 << 20, 4: 1 << 20}), frames.window_update_frame(0, 1 << 20))
+    peer.request(1)
+    peer.core.send_head(1, [*OK, (b"x", b"v" * 40_000)], False)
+    peer.core.send_data(1, bytes(40_000), True)
+    said = [each for each in peer.said() if each.stream_id]
+    assert [each.kind for each in said] == [1, 0, 0, 0]
+    assert len(said[0].payload) > 40_000
+
+
+def test_nothing_is_said_after_the_end() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    peer.send(frame(frames.PUSH_PROMISE, 0, 1, b""))
+    assert peer.core.lost is not None
+    assert peer.core.lost.code is ErrorCode.PROTOCOL_ERROR
+    peer.respond(1, b"late")
+    said = peer.said()
+    assert said[-1].kind == GOAWAY
+    assert said[-1].payload == b"\x00\x00\x00\x01\x00\x00\x00\x01a client cannot push (RFC 9113 8.4)"
+    peer.core.announce_shutdown()
+    peer.core.finish_shutdown()
+    peer.core.hold()
+    assert peer.said() == []
+    assert peer.core.release() == []
+
+
+# ---- shutdown (RFC 9113 6.8)
+
+
+def test_shutdown_in_two_steps() -> None:
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    peer.core.announce_shutdown()
+    peer.core.announce_shutdown()
+    first, ping = peer.said()
+    assert first.payload[:8] == MAX_STREAM_ID.to_bytes(4) + bytes(4)
+    assert ping.payload == SHUTDOWN_PING
+    assert of(StreamRequest, peer.request(3))  # on its way meanwhile
+    assert peer.send(frames.ping_frame(b"elsewise", True)) == [PingAnswered(b"elsewise")]
+    assert peer.core.shutting_down is Leaving.ANNOUNCED
+    peer.send(frames.ping_frame(SHUTDOWN_PING, True))
+    (last,) = peer.said()
+    assert (last.kind, last.payload[:4]) == (GOAWAY, b"\x00\x00\x00\x03")
+    peer.core.finish_shutdown()
+    assert peer.said() == []
+    # What comes on later streams is ignored, and what it does to the table and the windows is done.
+    ignored = peer.headers(5, [*POST, (b"x-a", b"1")], ended=False) + data(5, b"abc") + data(5, b"", ended=True)
+    assert peer.send(ignored, frames.window_update_frame(5, 1), frames.reset_frame(5, 8)) == []
+    assert peer.send(data(1, b"abc"), peer.headers(1, [(b"x-a", b"1")])) == [
+        StreamData(1, b"abc"),
+        StreamEnd(1, [(b"x-a", b"1")]),
+    ]
+    peer.respond(1)
+    assert not peer.core.resting
+    peer.respond(3, b"ok")
+    assert peer.core.resting
+    assert peer.core.lost is None
+
+
+def test_a_client_that_does_not_answer() -> None:
+    peer = H2Peer()
+    peer.core.announce_shutdown()
+    peer.core.finish_shutdown()
+    assert [each.kind for each in peer.said()] == [GOAWAY, PING, GOAWAY]
+    assert peer.core.shutting_down is Leaving.FINAL
+
+
+def test_pings() -> None:
+    peer = H2Peer()
+    peer.core.ping(b"12345678")
+    assert peer.said() == [Said(PING, 0, 0, b"12345678")]
+    assert peer.send(frames.ping_frame(b"12345678", True)) == [PingAnswered(b"12345678")]
+
+
+# ---- holding still
+
+
+def test_new_requests_wait_and_others_go_on() -> None:
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    peer.core.hold()
+    assert peer.core.holding
+    events = peer.send(
+        data(1, b"abc"),
+        peer.headers(3, [*POST, (b"x-a", b"1")], ended=False),
+        frame(frames.PRIORITY_UPDATE, 0, 0, b"\x00\x00\x00\x03u=1"),
+        frame(frames.PRIORITY_UPDATE, 0, 0, b"\x00\x00\x00\x01u=1"),
+        data(3, b"def"),
+        frames.window_update_frame(3, 5),
+        frames.ping_frame(b"12345678", False),
+        data(1, b"", ended=True),
+        frames.reset_frame(3, ErrorCode.CANCEL),
+    )
+    assert events == [StreamData(1, b"abc"), StreamEnd(1, [])]
+    assert [each.kind for each in peer.said()] == [PING]
+    peer.respond(1)
+    assert peer.core.resting
+    assert [type(event).__name__ for event in peer.core.release()] == ["StreamRequest", "StreamData", "StreamReset"]
+    assert not peer.core.holding
+
+
+def test_trailers_behind_a_held_head_wait() -> None:
+    """They may need what that does to the table."""
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    peer.core.hold()
+    assert peer.send(peer.headers(3, [*GET, (b"x-a", b"1")]), peer.headers(1, [(b"x-a", b"1")])) == []
+    assert peer.core.release()[-1] == StreamEnd(1, [(b"x-a", b"1")])
+
+
+def test_a_block_under_way_when_holding_begins() -> None:
+    peer = H2Peer()
+    whole = peer.block(GET)
+    peer.send(frame(1, 1, 1, whole[:3]), frame(9, 0, 1, whole[3:5]))
+    peer.core.hold()
+    assert peer.send(frame(9, 4, 1, whole[5:])) == []
+    assert of(StreamRequest, peer.core.release())
+
+
+def test_trailers_under_way_when_holding_begins() -> None:
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    block = peer.block([(b"x-a", b"1")])
+    peer.send(frame(1, 1, 1, block[:3]))
+    peer.core.hold()
+    assert peer.send(frame(9, 4, 1, block[3:])) == [StreamEnd(1, [(b"x-a", b"1")])]
+
+
+def test_too_much_to_hold_is_not_held() -> None:
+    peer = H2Peer()
+    peer.core.hold()
+    assert peer.send(peer.headers(1, POST, ended=False), *[data(1, bytes(16384))] * 3) == []
+    events = peer.send(data(1, bytes(16384)))
+    assert [type(event) for event in events] == [StreamRequest, *[StreamData] * 4]
+    assert not peer.core.holding
+    assert peer.core.release() == []
+
+
+def test_what_was_held_may_be_wrong() -> None:
+    peer = H2Peer()
+    peer.core.hold()
+    peer.send(data(7, b"a"))
+    assert peer.core.lost is None
+    assert peer.core.release()[-1] == peer.core.lost
+    assert peer.lost() is ErrorCode.PROTOCOL_ERROR
+
+
+# ---- to another process
+
+
+def move(peer: H2Peer, rest: bytes = b"") -> None:
+    """Go on with another core, as after a hand-over; the clock goes on too."""
+    value, unread = export_connection(peer.core)
+    core = ConnectionCore(MAX_HEAD, accept_all, clock=peer.clock)
+    import_connection(core, json.loads(json.dumps(value)))
+    peer.core = core
+    peer.events += core.receive(unread + rest)
+
+
+def test_a_connection_goes_on_elsewhere() -> None:
+    peer = H2Peer()
+    peer.send(frames.settings_frame({1: 2048, 4: 1000, 5: 20_000}), frames.window_update_frame(0, 77))
+    body = [*POST, (b"x-a", b"1")]
+    answer = [*OK, (b"x-served-by", b"web-1"), (b"x-secret", b"no")]
+    said = []
+    for number in range(12):
+        stream_id = 2 * number + 1
+        peer.request(stream_id, body, ended=False)
+        peer.send(data(stream_id, bytes(4096)), data(stream_id, b"", ended=True))
+        peer.core.consumed(stream_id, 4096)
+        peer.respond(stream_id, b"ok", answer)
+        said += peer.said()
+        if number % 3 == 2:
+            move(peer)
+    responses = [fields(peer, each) for each in said if each.kind == frames.HEADERS]
+    assert responses == [answer] * 12
+    heads = [event.head.headers for event in of(StreamRequest, peer.events)]
+    assert heads == [[(b"host", b"a"), (b"x-a", b"1")]] * 12
+    receiver = peer.core.receiver
+    assert receiver.requests == 12
+    assert receiver.settings.max_frame_size == 20_000
+    assert receiver.sender.window == 65535 + 77 - 24
+    assert receiver.streams.window.left == 512 * 1024 - 12 * 4096
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 3))
+def test_it_may_leave_at_any_byte(cut: int) -> None:
+    """Also within the preface, a frame's head, its payload, or a header block."""
+    peer = H2Peer(begun=False)
+    peer.core.begin(MAX_HEAD)
+    block = peer.block(GET)
+    sent = (
+        frames.PREFACE + frames.settings_frame({4: 5}) + frame(1, 1, 1, block[:2]) + frame(9, 0, 1, block[2:])
+        + frame(9, 4, 1, b"")
+    )  # fmt: skip
+    peer.send(sent[:cut])
+    if not peer.core.resting:
+        pytest.skip("a request is in progress")
+    peer.core.take_output()
+    move(peer, sent[cut:])
+    assert len(of(StreamRequest, peer.events)) == 1
+    assert peer.core.receiver.settings.initial_window == 5
+
+
+def test_what_was_held_travels() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    peer.core.hold()
+    peer.send(peer.headers(3, [*GET, (b"x-a", b"1")]), frames.window_update_frame(3, 5), peer.headers(5)[:11])
+    peer.respond(1)
+    peer.said()
+    move(peer)
+    assert of(StreamRequest, peer.events)[-1].stream_id == 3
+    assert of(StreamRequest, peer.events)[-1].head.headers[-1] == (b"x-a", b"1")
+
+
+def test_what_was_counted_travels() -> None:
+    """Nobody gets a fresh start from a reload."""
+    peer = H2Peer()
+    for _ in range(60):
+        peer.send(frames.ping_frame(b"12345678", False))
+    peer.said()
+    move(peer)
+    for _ in range(60):
+        peer.send(frames.ping_frame(b"12345678", False))
+    assert peer.lost() is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_early_priorities_and_ended_streams_travel() -> None:
+    peer = H2Peer()
+    peer.request(3, POST, ended=False)
+    peer.core.reset(3, ErrorCode.CANCEL)
+    peer.core.done(3)
+    peer.send(frame(frames.PRIORITY_UPDATE, 0, 0, b"\x00\x00\x00\x07u=1, i"))
+    peer.said()
+    move(peer)
+    assert peer.send(data(3, b"late")) == []
+    assert peer.core.receiver.early_priorities == {7: (1, True)}
+    peer.send(peer.headers(1))
+    assert peer.lost() is ErrorCode.PROTOCOL_ERROR
+
+
+def test_a_malformed_field_travels_as_such() -> None:
+    peer = H2Peer()
+    bad = [*GET, (b"x-a", b"1\r\n2")]
+    peer.request(1, bad)
+    peer.core.reset(1, ErrorCode.PROTOCOL_ERROR)
+    peer.core.done(1)
+    peer.said()
+    move(peer)
+    assert type(peer.request(3, bad)[0]).__name__ == "StreamRefusal"
+
+
+def test_it_leaves_only_when_it_rests() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    with pytest.raises(RuntimeError, match="when it rests"):
+        export_connection(peer.core)
+    peer.core.send_head(1, OK, True)
+    peer.said()
+    with pytest.raises(RuntimeError, match="when it rests"):
+        export_connection(peer.core)  # its application has not returned
+    peer.core.done(1)
+    value, rest = export_connection(peer.core)
+    assert rest == b""
+    with pytest.raises(ValueError, match="version 99"):
+        import_connection(ConnectionCore(MAX_HEAD, accept_all), {**value, "version": 99})
