@@ -135,8 +135,7 @@ class Head:
         self.te_trailers = False
         """Whether the client takes trailer fields (`TE: trailers`, RFC 9110 10.1.4)."""
         self.websocket = False
-        """Whether this asks to become a WebSocket: a GET by `Upgrade: websocket`, or a CONNECT by `:protocol` (RFC 8441).
-        """
+        """Whether this asks to become a WebSocket: a GET by `Upgrade`, or a CONNECT by `:protocol` (RFC 8441)."""
         self.forwarding = False
         """Whether there are fields of proxies that the server believes where the connection is trusted."""
         self.logged: tuple[str, ...] | None = None

@@ -59,7 +59,7 @@ class Exchange:
 class History:
     """Both ends of one connection, and the wire between them."""
 
-    def __init__(self, draw: Any, client_settings: dict[int, int]) -> None:
+    def __init__(self, draw: Any, client_settings: dict[Any, int]) -> None:
         self.draw = draw
         self.client = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding=None, validate_outbound_headers=False)
@@ -136,7 +136,9 @@ class History:
             elif isinstance(event, h2.events.ResponseReceived):
                 self.exchanges[event.stream_id].got_head = True
             elif isinstance(event, h2.events.TrailersReceived):
-                self.exchanges[event.stream_id].got_trailers = [tuple(field) for field in event.headers]
+                self.exchanges[event.stream_id].got_trailers = [
+                    (bytes(name), bytes(value)) for name, value in event.headers
+                ]
             elif isinstance(event, h2.events.StreamEnded):
                 self.exchanges[event.stream_id].got_end = True
             elif isinstance(event, h2.events.StreamReset):

@@ -196,6 +196,32 @@ def test_what_nobody_takes_is_granted_to_the_others(end: str) -> None:
     assert peer.core.resting
 
 
+@pytest.mark.parametrize("trailers", [False, True])
+def test_a_response_that_ends_later_gives_back_what_nobody_took(trailers: bool) -> None:
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    peer.send(data(1, bytes(10_000), ended=True))
+    peer.core.send_head(1, OK, False)
+    if trailers:
+        peer.core.send_trailers(1, [(b"x", b"1")])
+    else:
+        peer.core.send_data(1, bytes(100_000), True)
+        peer.said()
+        peer.send(frames.window_update_frame(0, 1 << 20), frames.window_update_frame(1, 1 << 20))
+        peer.said()
+    peer.core.done(1)
+    assert peer.core.resting
+    assert peer.core.receiver.streams.window.waiting == 0
+
+
+def test_there_is_nothing_to_discard_of_a_request_without_a_body() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    peer.core.discard(1)
+    peer.core.discard(1)
+    assert peer.said() == []
+
+
 def test_padding_counts_and_is_given_back() -> None:
     peer = H2Peer()
     peer.request(1, POST, ended=False)

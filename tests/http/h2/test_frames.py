@@ -160,6 +160,12 @@ def test_what_is_legal(piece: int) -> None:
     assert [(said.kind, said.flags) for said in peer.said()] == [(4, 1), (6, 1)]
 
 
+def test_padding_of_a_head() -> None:
+    peer = H2Peer()
+    padded = frame(1, 0xD, 1, b"\x03" + peer.block(GET) + bytes(3))
+    assert of(StreamRequest, peer.send(padded))[0].head.headers == [(b"host", b"a")]
+
+
 def test_the_reserved_bit_is_ignored() -> None:
     peer = H2Peer()
     sent = bytearray(peer.headers(1, GET))

@@ -331,7 +331,7 @@ def test_a_head_of_the_largest_size() -> None:
 
 
 def test_a_bomb() -> None:
-    """One entry of 4 KB, and a byte for each time that it is meant: 16 KB that unpack to 64 MB, of which none is made."""
+    """One entry of 4 KB, and a byte for each time that it is meant: 16 KB that would unpack to 64 MB."""
     peer = H2Peer()
     peer.send(peer.headers(1, [*GET, (b"x", b"v" * (MAX_TABLE_SIZE - 33))]))
     (newest,) = peer.block([(b"x", b"v" * (MAX_TABLE_SIZE - 33))])

@@ -76,6 +76,8 @@ def test_lower_urgency_numbers_go_first() -> None:
     assert scheduler
     scheduler.remove(1)
     assert not scheduler
+    with pytest.raises(AssertionError):
+        scheduler.next()
 
 
 def test_not_incremental_one_after_another() -> None:
@@ -159,7 +161,8 @@ def test_priority_update() -> None:
     respond(peer, 5, 2 * 16384)
     peer.send(update(3, b"u=2"))
     assert order(peer) == [5, 5, 3, 3, 1, 1]
-    peer.send(update(1, b"u=1"))
+    peer.core.done(1)
+    peer.send(update(1, b"u=1"))  # it has ended
     assert peer.core.lost is None
     assert not peer.core.receiver.early_priorities
 

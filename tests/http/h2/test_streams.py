@@ -209,6 +209,20 @@ def test_a_response_before_the_request_is_whole() -> None:
     assert peer.send(data(1, b"abc")) == []
 
 
+def test_a_reset_behind_a_whole_response() -> None:
+    """It wastes nobody's work, and is not counted as one that does."""
+    peer = H2Peer()
+    for stream_id in range(1, 2001, 2):
+        peer.request(stream_id, POST, ended=False)
+        peer.core.send_head(stream_id, OK, False)
+        peer.core.send_data(stream_id, b"", False)
+        peer.core.send_data(stream_id, b"ok", True)
+        peer.core.done(stream_id)
+        assert of(StreamReset, peer.send(frames.reset_frame(stream_id, ErrorCode.NO_ERROR)))
+    assert peer.core.lost is None
+    assert peer.core.receiver.floods.levels() == {}
+
+
 def test_no_more_at_once_than_allowed() -> None:
     """RFC 9113 5.1.2: one more is refused, and may be asked for again; also where the others were reset meanwhile."""
     peer = H2Peer(max_streams=2)

@@ -149,10 +149,11 @@ def read_request(fields: list[Field], ended: bool) -> tuple[Head, bytes]:
         return _connect(method, scheme, path, authority, protocol, headers, watched), priority
     if scheme is None or path is None:
         raise MalformedRequest("The pseudo-header field :scheme or :path is missing.")
-    known = METHODS.get(method)
-    if known is None:
-        raise _unknown_method(method)
-    head = _head(known, scheme, path, authority, headers, watched)
+    if method not in METHODS:
+        if not _TOKEN.fullmatch(method):
+            raise MalformedRequest("The pseudo-header field :method is not a method.")
+        raise_for_line(method, b"1", b"1")
+    head = _head(METHODS[method], scheme, path, authority, headers, watched)
     head.te_trailers = te_trailers
     announced = head.body
     if ended:
@@ -226,16 +227,6 @@ def _connect(
     return head
 
 
-def _unknown_method(method: bytes) -> BadRequest:
-    if not _TOKEN.fullmatch(method):
-        return MalformedRequest("The pseudo-header field :method is not a method.")
-    try:
-        raise_for_line(method, b"1", b"1")
-    except BadRequest as refused:
-        return refused
-    raise AssertionError(method)
-
-
 def check_trailers(fields: list[Field]) -> None:
     """RFC 9113 8.1, RFC 9110 6.5.1; the fields' bytes have been checked. Raises MalformedRequest."""
     for name, _ in fields:
@@ -243,11 +234,3 @@ def check_trailers(fields: list[Field]) -> None:
             raise MalformedRequest("There is a pseudo-header field among the trailers.")
         if _KINDS.get(name) == _FORBIDDEN or name in _NOT_IN_TRAILERS:
             raise MalformedRequest("A trailer frames or routes the message, which only the head may do.")
-
-
-def content_length(fields: list[Field]) -> int:
-    """The body's announced length of a head that was accepted, or -1."""
-    for name, value in fields:
-        if name == b"content-length":
-            return int(value)
-    return -1
