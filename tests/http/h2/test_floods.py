@@ -192,6 +192,19 @@ def test_downloads_meet_no_bound() -> None:
     assert peer.core.lost is None
 
 
+def test_an_upload_that_was_on_its_way_meets_no_bound() -> None:
+    """What comes on a stream that the server has reset; and behind the GOAWAY that names the last one."""
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    peer.core.reset(1, ErrorCode.CANCEL)
+    peer.send(*[data(1, bytes(1024))] * 2000)
+    peer.core.finish_shutdown()
+    for stream_id in range(3, 203, 2):
+        peer.send(peer.headers(stream_id, POST, ended=False), *[data(stream_id, bytes(1024))] * 20)
+    assert peer.core.lost is None
+    assert len(of(StreamRequest, peer.events)) == 1
+
+
 def test_uploads_byte_by_byte_meet_no_bound() -> None:
     peer = H2Peer()
     peer.request(1, POST, ended=False)

@@ -137,6 +137,19 @@ def test_frames_on_streams_that_have_ended(
     assert of(StreamRequest, peer.events)[-1].head.headers == [(b"host", b"a")]
 
 
+def test_a_websocket_has_no_length() -> None:
+    """RFC 8441 5: DATA goes both ways until one side ends."""
+    peer = H2Peer()
+    peer.request(1, [(b":method", b"CONNECT"), *GET[1:], (b":protocol", b"websocket")], ended=False)
+    peer.core.send_head(1, OK, False)
+    peer.core.send_data(1, b"\x81\x01a", False)
+    assert peer.send(data(1, b"frame")) == [StreamData(1, b"frame")]
+    assert peer.send(data(1, b"", ended=True)) == [StreamEnd(1, [])]
+    peer.core.send_data(1, b"", True)
+    peer.core.done(1)
+    assert peer.core.resting
+
+
 def test_trailers() -> None:
     peer = H2Peer()
     peer.request(1, POST, ended=False)

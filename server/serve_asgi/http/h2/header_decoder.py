@@ -31,9 +31,8 @@ FIRST_DYNAMIC: Final = len(STATIC_ENTRIES) + 1
 _INDEXED: Final = 0x80
 _FIRST_DYNAMIC_BYTE: Final = _INDEXED | FIRST_DYNAMIC
 _LONG_INDEX: Final = 0xFF
-_NEWEST: Final = _FIRST_DYNAMIC_BYTE - 1
-"""From it less the byte of a one-byte index, the place of the entry from the end of the list: -1, -2, …"""
-_STATIC_BY_BYTE: Final = {_INDEXED | index: field for index, field in enumerate(STATIC_ENTRIES, 1)}
+_BYTES: Final = _LONG_INDEX - _FIRST_DYNAMIC_BYTE
+"""Entries of the dynamic table that one byte can mean."""
 _STATIC_NAMES: Final = (b"", *(name for name, _ in STATIC_ENTRIES))
 _INCREMENTAL: Final = 0x40
 _TABLE_SIZE: Final = 0x20
@@ -44,11 +43,13 @@ _MAX_INTEGER_SHIFT: Final = 21
 class HeaderDecoder:
     """The client's table, and what reads with it."""
 
-    __slots__ = ("_entries", "_max_size", "_size", "changes", "largest")
+    __slots__ = ("_by_byte", "_entries", "_max_size", "_size", "changes", "largest")
 
     def __init__(self) -> None:
         self._entries: list[Field] = []
         """The newest is the last."""
+        self._by_byte: list[Field | None] = [None] * (_INDEXED + 1) + [*STATIC_ENTRIES] + [None] * (_BYTES + 1)
+        """What a field in one byte means, which most fields are."""
         self._size = 0
         self._max_size = MAX_TABLE_SIZE
         self.changes = 0
@@ -63,7 +64,7 @@ class HeaderDecoder:
         """
         fields: list[Field] = []
         literals: list[Field] = []
-        entries = self._entries
+        entries, by_byte = self._entries, self._by_byte
         append = fields.append
         position, end = 0, len(block)
         updates = 0
@@ -71,14 +72,15 @@ class HeaderDecoder:
             while position < end:
                 first = block[position]
                 position += 1
-                if first >= _INDEXED:  # RFC 7541 6.1
-                    if first < _FIRST_DYNAMIC_BYTE:
-                        append(_STATIC_BY_BYTE[first])
-                    elif first < _LONG_INDEX:
-                        append(entries[_NEWEST - first])
-                    else:
-                        index, position = read_integer(block, position, 0x7F)
-                        append(entries[FIRST_DYNAMIC - 1 - index])
+                known = by_byte[first]
+                if known is not None:  # RFC 7541 6.1
+                    append(known)
+                    continue
+                if first >= _INDEXED:
+                    if first < _LONG_INDEX:
+                        raise IndexError
+                    index, position = read_integer(block, position, 0x7F)
+                    append(entries[FIRST_DYNAMIC - 1 - index])
                     continue
                 if first >= _INCREMENTAL:  # 6.2.1
                     index = first & 0x3F
@@ -120,7 +122,7 @@ class HeaderDecoder:
                 literals.append(field)
                 if first >= _INCREMENTAL:
                     self._insert(field)
-        except (IndexError, KeyError):
+        except IndexError:
             raise _fault("it ends within a field, or names an entry that the table does not have") from None
         except huffman.BadHuffman:
             raise _fault("a string that is not in the Huffman code") from None
@@ -133,6 +135,9 @@ class HeaderDecoder:
             self.largest = length
         self.changes += 1
         self._entries.append(field)
+        by_byte = self._by_byte
+        by_byte.insert(_FIRST_DYNAMIC_BYTE, field)
+        del by_byte[-2]  # the last means an index of more bytes
         self._size += length + ENTRY_OVERHEAD
         if self._size > self._max_size:
             self._evict()
@@ -152,6 +157,10 @@ class HeaderDecoder:
             gone += 1
         del entries[:gone]
         self._size = size
+        left = len(entries)
+        if left < _BYTES:
+            oldest = _FIRST_DYNAMIC_BYTE + left
+            self._by_byte[oldest:_LONG_INDEX] = [None] * (_LONG_INDEX - oldest)
 
     # ---- what travels with the connection
 

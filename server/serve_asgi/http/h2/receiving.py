@@ -30,7 +30,7 @@ from serve_asgi.http.h2.frames import ACK, CONTINUATION, DATA, END_HEADERS, END_
 from serve_asgi.http.h2.header_blocks import HeaderBlockAssembly
 from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.held_frames import HeldFrames
-from serve_asgi.http.h2.limits import MAX_PRIORITY_UPDATES, FloodKind, Floods
+from serve_asgi.http.h2.limits import CRUMB, MAX_PRIORITY_UPDATES, FloodKind, Floods
 from serve_asgi.http.h2.open_streams import OpenStreams
 from serve_asgi.http.h2.priorities import DEFAULT_PRIORITY, StreamPriority, read_priority
 from serve_asgi.http.h2.request_fields import MalformedRequest
@@ -178,6 +178,7 @@ class FrameReceiver:
             return
         if self.leaving is Leaving.FINAL:
             self.reader.skip(block)
+            self.floods.count(FloodKind.IDLE)
             return
         streams.ended.begin(stream_id)
         self.floods.useful += 1
@@ -199,7 +200,7 @@ class FrameReceiver:
             priority = self.early_priorities.pop(stream_id, priority)
         if priority is not DEFAULT_PRIORITY:
             stream.urgency, stream.incremental = priority
-        if not ended and head.body >= 0:
+        if not ended and head.body >= 0 and not head.websocket:
             stream.expected = head.body
         events.append(StreamRequest(stream_id, head, ended))
 
@@ -241,7 +242,8 @@ class FrameReceiver:
             if not self._is_ignored(stream_id):
                 streams.check_begun(stream_id, "DATA")
                 streams.ended.judge(stream_id, False)
-            self.floods.count(FloodKind.IDLE)
+            if size < CRUMB:  # an upload that was on its way comes in large ones
+                self.floods.count(FloodKind.IDLE)
             return
         window = stream.receive_window
         if window is None or not window.receive(size):
