@@ -1,0 +1,224 @@
+"""What HTTP/2 costs without sockets: CPU time per request in this server's core and in the libraries h2 and hpack.
+
+Run it as `python -m loadtest.http2_core`; it prints Markdown tables, for docs/how-it-works/http2-header-compression.md.
+A request has ten fields, sixteen requests come in one read, and each is answered with five fields and a short body. The
+least of the rounds is shown, since whatever else the machine does only adds to it. jh2, whose decoder is compiled, is
+shown if it is installed (`pip install jh2`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import random
+import string
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import hpack
+
+from serve_asgi.http.h2 import frames, huffman
+from serve_asgi.http.h2.connection_core import ConnectionCore
+from serve_asgi.http.h2.events import StreamRequest
+from serve_asgi.http.h2.header_decoder import Field, HeaderDecoder
+from serve_asgi.http.h2.header_encoder import HeaderEncoder
+from serve_asgi.http.h2.request_fields import check_fields, read_request
+
+ROUNDS = 7
+REQUESTS = 1600
+PER_READ = 16
+MAX_HEAD = 65536
+ANSWER: list[Field] = [
+    (b":status", b"200"),
+    (b"content-type", b"text/plain; charset=utf-8"),
+    (b"content-length", b"13"),
+    (b"date", b"Sun, 29 Nov 2026 15:00:00 GMT"),
+    (b"server", b"serve"),
+]
+BODY = b"Hello, world!"
+
+
+def request(number: int, kept: bool) -> list[Field]:
+    """Ten fields, of which path and cookie are new each time; `kept`: the client keeps them in its table."""
+    chosen = random.Random(number)
+    path = f"/items/{number}/{''.join(chosen.choices(string.ascii_lowercase, k=10))}?page={number % 7}"
+    cookie = "session=" + "".join(chosen.choices(string.hexdigits, k=32))
+    field = hpack.HeaderTuple if kept else hpack.NeverIndexedHeaderTuple
+    return [
+        (b":method", b"GET"),
+        (b":scheme", b"https"),
+        (b":authority", b"www.example.com"),
+        field(b":path", path.encode()),
+        (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),
+        (b"accept", b"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
+        (b"accept-language", b"en-US,en;q=0.5"),
+        (b"accept-encoding", b"gzip, deflate, br, zstd"),
+        (b"referer", b"https://www.example.com/start"),
+        field(b"cookie", cookie.encode()),
+    ]
+
+
+def blocks(kind: str) -> list[bytes]:
+    """The header blocks of one client."""
+    encoder = hpack.Encoder()
+    numbers = [0] * REQUESTS if kind == "the same" else range(REQUESTS)
+    return [encoder.encode(request(number, kind != "new, not kept")) for number in numbers]
+
+
+def least(prepare: Callable[[], Any], run: Callable[[Any], None]) -> float:
+    """CPU time (µs) per request."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        prepared = prepare()
+        begun = time.process_time()
+        run(prepared)
+        best = min(best, time.process_time() - begun)
+    return best / REQUESTS * 1e6
+
+
+def reads(kind: str) -> list[bytes]:
+    """What the client sends after its preface."""
+    sent = [frames.frame(1, 5, 2 * number + 1, block) for number, block in enumerate(blocks(kind))]
+    return [b"".join(sent[start : start + PER_READ]) for start in range(0, REQUESTS, PER_READ)]
+
+
+GREETING = frames.PREFACE + frames.settings_frame({}) + frames.window_update_frame(0, 1 << 30)
+
+
+def serve_core() -> ConnectionCore:
+    core = ConnectionCore(MAX_HEAD, lambda head: None)
+    core.begin(MAX_HEAD)
+    core.receive(GREETING)
+    core.take_output()
+    return core
+
+
+def serve(received: list[bytes], core: ConnectionCore) -> None:
+    for data in received:
+        for event in core.receive(data):
+            assert type(event) is StreamRequest
+            stream_id = event.stream_id
+            core.send_head(stream_id, ANSWER, False)
+            core.send_data(stream_id, BODY, True)
+            core.done(stream_id)
+        core.take_output()
+
+
+def library_core() -> h2.connection.H2Connection:
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
+    connection.initiate_connection()
+    connection.receive_data(GREETING)
+    connection.data_to_send()
+    return connection
+
+
+def library(received: list[bytes], connection: h2.connection.H2Connection) -> None:
+    for data in received:
+        for event in connection.receive_data(data):
+            if isinstance(event, h2.events.RequestReceived):
+                assert event.stream_id is not None
+                connection.send_headers(event.stream_id, ANSWER)
+                connection.send_data(event.stream_id, BODY, end_stream=True)
+        connection.data_to_send()
+
+
+def decoders() -> list[tuple[str, Callable[[], Callable[[bytes], object]]]]:
+    """What reads a block, by its name."""
+
+    def of_hpack() -> Callable[[bytes], object]:
+        decoder = hpack.Decoder()
+        return lambda block: decoder.decode(block, raw=True)
+
+    found: list[tuple[str, Callable[[], Callable[[bytes], object]]]] = [
+        ("this server", lambda: HeaderDecoder().decode),
+        (f"hpack {version('hpack')}", of_hpack),
+    ]
+    try:
+        compiled: Any = importlib.import_module("jh2._hazmat").Decoder
+    except ImportError:
+        return found
+
+    def of_jh2() -> Callable[[bytes], object]:
+        decoder = compiled()
+        return lambda block: decoder.decode(block, True)
+
+    try:
+        return [*found, (f"jh2 {version('jh2')} (Rust)", of_jh2)]
+    except PackageNotFoundError:
+        return found
+
+
+def decode(given: list[bytes], read: Callable[[bytes], object]) -> None:
+    for block in given:
+        read(block)
+
+
+KINDS = ("the same", "new, kept", "new, not kept")
+
+
+def main() -> None:
+    """Print the tables."""
+    print(f"CPython {platform.python_version()}, {platform.machine()}, µs per request\n")
+    print(f"| path and cookie | this server | h2 {version('h2')} |\n| --- | ---: | ---: |")
+    for kind in KINDS:
+        received = reads(kind)
+        own = least(serve_core, partial(serve, received))
+        other = least(library_core, partial(library, received))
+        print(f"| {kind} | {own:.1f} | {other:.1f} |")
+    found = decoders()
+    print(f"\n| reading a header block | {' | '.join(name for name, _ in found)} |\n| --- |{' ---: |' * len(found)}")
+    for kind in KINDS:
+        given = blocks(kind)
+        took = [least(new, partial(decode, given)) for _, new in found]
+        print(f"| {kind} | {' | '.join(f'{each:.1f}' for each in took)} |")
+    print("\n| of a request whose path and cookie are new and not kept | µs |\n| --- | ---: |")
+    for name, each in parts(blocks("new, not kept")):
+        print(f"| {name} | {each:.1f} |")
+
+
+def parts(given: list[bytes]) -> list[tuple[str, float]]:
+    """Where the time goes."""
+    decoder = HeaderDecoder()
+    decoded = [decoder.decode(block) for block in given]
+    coder = hpack.huffman.HuffmanEncoder(
+        hpack.huffman_constants.REQUEST_CODES, hpack.huffman_constants.REQUEST_CODES_LENGTH
+    )
+    texts = [[coder.encode(value) for _, value in literals[-2:]] for _, literals in decoded]
+    received = reads("new, not kept")
+
+    def read_frames(reader: frames.FrameReader) -> None:
+        for data in received:
+            for _ in reader.frames(data):
+                pass
+
+    def read_texts(_: object) -> None:
+        for pair in texts:
+            for text in pair:
+                huffman.decode(text)
+
+    def read_heads(_: object) -> None:
+        for fields, literals in decoded:
+            check_fields(literals)
+            read_request(fields, True)
+
+    def write_heads(encoder: HeaderEncoder) -> None:
+        for _ in given:
+            encoder.encode(ANSWER)
+
+    return [
+        ("frames of the client", least(frames.FrameReader, read_frames)),
+        ("header block", least(lambda: HeaderDecoder().decode, partial(decode, given))),
+        ("— of it the Huffman code of path and cookie", least(object, read_texts)),
+        ("fields checked and made a head", least(object, read_heads)),
+        ("header block of the response", least(HeaderEncoder, write_heads)),
+    ]
+
+
+if __name__ == "__main__":
+    main()
