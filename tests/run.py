@@ -60,6 +60,7 @@ PURE = (
         *("tests/websocket/test_keep_alive_and_closing.py", "tests/websocket/test_moved_framing.py"),
         *("-k", "not uvloop and not asyncio and not damaged and not tiny"),  # no sockets; not what takes seconds
     ),
+    ("tests/http/h2", "-k", "not histories and not any_bytes and not library and not memory"),
 )
 """The tests of what is pure: without sockets, processes and clocks; not the long random ones, whose ways vary."""
 PURE_HTTP = (
@@ -73,6 +74,7 @@ COVERED = {
     "hub/*": 97,
     "config/*": 99,
     ",".join(f"http/{name}.py" for name in PURE_HTTP): 100,
+    "http/h2/*": 100,
     ",".join(f"websocket/{name}.py" for name in PURE_WEBSOCKET): 100,
 }
 """The least part (%) of their statements and branches that these tests take; what is reached, rounded down."""

@@ -139,6 +139,19 @@ def test_what_cannot_be_read_ends_the_connection() -> None:
     assert peer.lost() is COMPRESSION
 
 
+def test_a_table_of_many_entries() -> None:
+    """Those that one byte means, those that take more, and what goes when there is no room."""
+    decoder = HeaderDecoder()
+    for number in range(200):
+        decoder.decode(b"\x40\x02%02d\x01a" % (number % 100))
+        entries = decoder.entries[::-1]
+        assert len(entries) == min(number + 1, 4096 // 35)
+        whole = b"".join(integer(62 + place, 0x7F, 0x80) for place in range(len(entries)))
+        assert decoder.decode(whole) == (entries, [])
+        with pytest.raises(ConnectionFault):
+            decoder.decode(integer(62 + len(entries), 0x7F, 0x80))
+
+
 def test_changes_of_the_tables_size() -> None:
     decoder = HeaderDecoder()
     decoder.decode(b"\x40\x01a\x01b" + b"\x40\x01c\x01d")

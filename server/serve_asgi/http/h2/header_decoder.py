@@ -7,7 +7,7 @@ ends the connection (RFC 9113 4.3), as nobody could read the next one. A block's
 a block of n bytes makes at most n of them, and copies nothing but its own literals, so that what a small block unpacks
 to (an HPACK bomb) is counted before anybody multiplies it. It must not know what fields mean.
 
-Why it is not the library's decoder: docs/measured/http2.md.
+docs/how-it-works/http2-header-compression.md says why it is not the library's decoder.
 """
 
 from __future__ import annotations
