@@ -177,6 +177,16 @@ def test_a_small_response_does_not_wait_behind_a_large_one() -> None:
     assert order(peer)[0] == 3
 
 
+def test_priorities_of_streams_that_are_refused_or_left_out_are_forgotten() -> None:
+    peer = H2Peer(max_streams=1)
+    peer.request(1)
+    for stream_id in range(3, 8 * MAX_PRIORITY_UPDATES, 4):
+        peer.clock.now += 1
+        peer.send(update(stream_id, b"u=1"), update(stream_id + 2, b"u=2"), peer.headers(stream_id + 2))
+    assert peer.core.lost is None
+    assert len(peer.core.receiver.early_priorities) <= MAX_PRIORITY_UPDATES
+
+
 def test_priorities_of_streams_that_never_come_are_bounded() -> None:
     peer = H2Peer()
     for number in range(MAX_PRIORITY_UPDATES):

@@ -13,6 +13,8 @@ import re
 from bisect import insort
 from typing import Final, NamedTuple
 
+from serve_asgi.http.h2.error_codes import ConnectionFault, ErrorCode
+from serve_asgi.http.h2.limits import MAX_PRIORITY_UPDATES
 from serve_asgi.http.head_cache import CAPACITY
 
 URGENCIES: Final = 8
@@ -76,6 +78,19 @@ def _read(value: bytes) -> StreamPriority:
                 return DEFAULT_PRIORITY
             position += 1
     return StreamPriority(urgency, incremental)
+
+
+def remember_early(early: dict[int, StreamPriority], stream_id: int, priority: StreamPriority, last: int) -> None:
+    """Remember the priority of a stream that has not begun (RFC 9218 7.1); `last` is the highest that has.
+
+    Raises ConnectionFault if there are too many.
+    """
+    early[stream_id] = priority
+    if len(early) > MAX_PRIORITY_UPDATES:
+        for left_out in [each for each in early if each <= last]:
+            del early[left_out]
+        if len(early) > MAX_PRIORITY_UPDATES:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many priorities of streams that do not come")
 
 
 class _Level:

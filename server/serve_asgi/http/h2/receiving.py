@@ -30,9 +30,9 @@ from serve_asgi.http.h2.frames import ACK, CONTINUATION, DATA, END_HEADERS, END_
 from serve_asgi.http.h2.header_blocks import HeaderBlockAssembly
 from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.held_frames import HeldFrames
-from serve_asgi.http.h2.limits import CRUMB, MAX_PRIORITY_UPDATES, FloodKind, Floods
+from serve_asgi.http.h2.limits import CRUMB, FloodKind, Floods
 from serve_asgi.http.h2.open_streams import OpenStreams
-from serve_asgi.http.h2.priorities import DEFAULT_PRIORITY, StreamPriority, read_priority
+from serve_asgi.http.h2.priorities import DEFAULT_PRIORITY, StreamPriority, read_priority, remember_early
 from serve_asgi.http.h2.request_fields import MalformedRequest
 from serve_asgi.http.h2.request_reader import RequestReader
 from serve_asgi.http.h2.sending import FrameSender
@@ -183,6 +183,7 @@ class FrameReceiver:
         streams.ended.begin(stream_id)
         self.floods.useful += 1
         self.requests += 1
+        early = self.early_priorities.pop(stream_id, None) if self.early_priorities else None
         if not streams.have_room():
             self.reader.skip(block)
             raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "more requests at once than allowed")
@@ -196,10 +197,8 @@ class FrameReceiver:
                 self.floods.count(FloodKind.RESETS, self.requests)
             return
         stream = streams.begin(stream_id, self.settings.initial_window, ended)
-        if self.early_priorities:
-            priority = self.early_priorities.pop(stream_id, priority)
-        if priority is not DEFAULT_PRIORITY:
-            stream.urgency, stream.incremental = priority
+        if early is not None or priority is not DEFAULT_PRIORITY:
+            stream.urgency, stream.incremental = early or priority
         if not ended and head.body >= 0 and not head.websocket:
             stream.expected = head.body
         events.append(StreamRequest(stream_id, head, ended))
@@ -322,9 +321,7 @@ class FrameReceiver:
             stream.urgency, stream.incremental = priority
             self.sender.reschedule(stream)
         elif self.streams.ended.is_idle(stream_id):
-            self.early_priorities[stream_id] = priority
-            if len(self.early_priorities) > MAX_PRIORITY_UPDATES:
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many priorities of streams that do not come")
+            remember_early(self.early_priorities, stream_id, priority, self.streams.ended.last)
 
     # ---- frames of the connection
 

@@ -54,7 +54,7 @@ class FrameSender:
         self._settings = settings
         self._floods = floods
         self._scheduler = DataScheduler()
-        self._output: list[bytes] = []
+        self._output: list[bytes | memoryview] = []
         self._size = 0
         self.encoder = HeaderEncoder()
         self.window = DEFAULT_WINDOW
@@ -122,7 +122,7 @@ class FrameSender:
         else:
             self.write_headers(stream, fields, True)
 
-    def _put(self, stream: Stream, data: bytes, ended: bool) -> None:
+    def _put(self, stream: Stream, data: bytes | memoryview, ended: bool) -> None:
         """One DATA frame."""
         size = len(data)
         self._output += (HEAD.pack(size << 8 | DATA, END_STREAM if ended else 0, stream.id), data)
@@ -179,22 +179,22 @@ class FrameSender:
             if not stream.queued:
                 self.drained.append(stream.id)
 
-    def _cut(self, stream: Stream, size: int) -> bytes:
-        """The next bytes of the body that waits."""
+    def _cut(self, stream: Stream, size: int) -> bytes | memoryview:
+        """The next bytes of the body that waits; of a large piece nothing is copied."""
         pieces, offset = stream.pieces, stream.offset
         assert pieces is not None
         stream.queued -= size
-        cut = []
+        cut: list[bytes | memoryview] = []
         while size:
             piece = pieces[0]
             have = len(piece) - offset
             if have <= size:
-                cut.append(piece[offset:] if offset else piece)
+                cut.append(memoryview(piece)[offset:] if offset else piece)
                 pieces.popleft()
                 size -= have
                 offset = 0
             else:
-                cut.append(piece[offset : offset + size])
+                cut.append(memoryview(piece)[offset : offset + size])
                 offset += size
                 size = 0
         stream.offset = offset
