@@ -24,7 +24,7 @@ KEPT: Final = 16
 LARGEST_KEPT: Final = 512
 """Blocks of more bytes are not kept."""
 PATIENCE: Final = 4 * KEPT
-"""After so many blocks in a row that were not among them, nothing is kept for as many more times sixteen."""
+"""After so many blocks in a row that were not among them, nothing is kept for sixteen times as many."""
 
 
 class RequestReader:
@@ -77,6 +77,8 @@ class RequestReader:
         if misses < PATIENCE:
             if decoder.changes == before and len(block) <= LARGEST_KEPT:  # else it means something else next time
                 self._keep(kept, block, result)
+        elif misses == PATIENCE:
+            kept.clear()
         elif misses > 17 * PATIENCE:
             self._misses = 0
         return result

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from serve_asgi.http.h2.flow_control import widened
-from serve_asgi.http.h2.frames import DATA, END_STREAM, HEAD, header_frames
+from serve_asgi.http.h2.frames import DATA, END_HEADERS, END_STREAM, HEAD, HEAD_SIZE, HEADERS, header_frames
 from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.header_encoder import HeaderEncoder
 from serve_asgi.http.h2.limits import CRUMB, FloodKind, Floods
@@ -74,9 +74,14 @@ class FrameSender:
     def write_headers(self, stream: Stream, fields: Iterable[Field], ended: bool) -> None:
         """A block of fields: an interim response's, the final one's, or trailers'."""
         stream.step(_SEND_HEADERS)
-        frames = header_frames(stream.id, self.encoder.encode(fields), ended, self._settings.max_frame_size)
-        self._output += frames
-        self._size += len(frames[-1]) if len(frames) == 2 else sum(map(len, frames))
+        block = self.encoder.encode(fields)
+        size = len(block)
+        if size <= self._settings.max_frame_size:
+            flags = END_HEADERS | END_STREAM if ended else END_HEADERS
+            self._output += (HEAD.pack(size << 8 | HEADERS, flags, stream.id), block)
+        else:
+            self._output += header_frames(stream.id, block, ended, self._settings.max_frame_size)
+        self._size += size + HEAD_SIZE
         if ended:
             self._end(stream)
 
@@ -126,7 +131,7 @@ class FrameSender:
         """One DATA frame."""
         size = len(data)
         self._output += (HEAD.pack(size << 8 | DATA, END_STREAM if ended else 0, stream.id), data)
-        self._size += size + 9
+        self._size += size + HEAD_SIZE
         stream.send_window -= size
         stream.sent += size
         self.window -= size
