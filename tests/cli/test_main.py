@@ -64,10 +64,24 @@ def test_a_misspelt_command_is_told_from_an_application(capfd: pytest.CaptureFix
     assert "did you mean 'reload'?" in said(capfd, "relaod")
 
 
-def test_http2_is_refused_with_a_way_out(capfd: pytest.CaptureFixture[str]) -> None:
-    sentence = said(capfd, "app:asgi", "--http2", "x.pem")
-    assert sentence.startswith("--http2 is not there yet: HTTP/2 comes with a later version")
+def test_http3_is_refused_with_a_way_out(capfd: pytest.CaptureFixture[str]) -> None:
+    sentence = said(capfd, "app:asgi", "--quic-bind", "localhost:4433")
+    assert sentence.startswith("--quic-bind is not offered: there is no HTTP/3")
     assert "a proxy in front" in sentence
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("--http2-max-concurrent-streams", "is --h2-max-streams here"),
+        ("--http2-max-headers-size", "is --max-head-size here, for HTTP/1.1 and HTTP/2 alike"),
+        ("--http2-initial-window-size", "is not offered: windows, frames and buffers of HTTP/2 are fixed"),
+        ("--http2-cleartext", "is not needed: --http2 on takes prior knowledge in clear text too"),
+        ("--no-http1", "is not offered: HTTP/1.1 is always spoken, and --http2 on adds HTTP/2"),
+    ],
+)
+def test_options_of_http2_of_other_servers(capfd: pytest.CaptureFixture[str], option: str, instead: str) -> None:
+    assert said(capfd, "app:asgi", option, "1").startswith(f"{option} {instead}")
 
 
 @pytest.mark.parametrize(

@@ -358,7 +358,7 @@ def test_where_each_value_came_from(directory: Path) -> None:
         ('ssl-keyfile = "k"', "ssl-keyfile is tls-key here"),
         ('ssl_certfile = "k"', "ssl_certfile is tls-cert here"),
         ("ssl-cert-reqs = 2", "ssl-cert-reqs is tls-client-auth here: none, optional or required"),
-        ("http2 = true", "http2 is not there yet"),
+        ("http2-max-concurrent-streams = 9", "http2-max-concurrent-streams is h2-max-streams here"),
         ('uds = "/a"', 'uds is written bind = "unix:PATH" here'),
         ("timeout-keep-alive = 5", "timeout-keep-alive is keep-alive here"),
         ('log-config = "x"', "log-config is not offered: use log-level, log-file and access-log-format"),

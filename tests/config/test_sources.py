@@ -261,3 +261,11 @@ def test_a_configuration_survives_its_packet() -> None:
 def test_a_slash_at_the_end_of_the_root_path_is_not_part_of_it() -> None:
     assert configured({"root_path": "/api/"}).root_path == "/api"
     assert configured(SERVE_ROOT_PATH="/").root_path == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("on", "on"), ("off", "off"), ("true", "on"), ("False", "off"), ("1", "on"), ("no", "off")]
+)
+def test_http2_is_on_or_off_however_that_is_written(text: str, value: str) -> None:
+    assert configured({"http2": text}).http2 == value
+    assert configured(SERVE_HTTP2=text).http2 == value

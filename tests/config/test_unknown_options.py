@@ -57,12 +57,14 @@ def test_an_address_that_kubernetes_sets_is_none_of_ours(protocol: str) -> None:
 
 
 def test_options_of_other_servers_are_told_as_on_the_command_line() -> None:
-    told = told_of({"SERVE_HTTP2": "1", "SERVE_SSL_KEYFILE": "k", "SERVE_UDS": "/a", "SERVE_WORKERZ": "2", "HOME": "/"})
+    told = told_of(
+        {"SERVE_QUIC_BIND": "1", "SERVE_SSL_KEYFILE": "k", "SERVE_UDS": "/a", "SERVE_WORKERZ": "2", "HOME": "/"}
+    )
     assert [text.partition(":")[0] for text in told] == [
         f"the environment variable {name} does nothing"
-        for name in ("SERVE_HTTP2", "SERVE_SSL_KEYFILE", "SERVE_UDS", "SERVE_WORKERZ")
+        for name in ("SERVE_QUIC_BIND", "SERVE_SSL_KEYFILE", "SERVE_UDS", "SERVE_WORKERZ")
     ]
-    assert "HTTP/2 comes with a later version" in told[0]
+    assert "there is no HTTP/3" in told[0]
     assert told[1].endswith("--ssl-keyfile is --tls-key here")
     assert told[2].endswith("--uds is written --bind unix:PATH here")
     assert told[3].endswith("did you mean SERVE_WORKERS?")

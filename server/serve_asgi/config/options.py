@@ -38,7 +38,7 @@ class Option:
     former: str = ""  # an old spelling (of a boolean: of --no-<name>): accepted on the command line, not shown
     shown_default: str = ""  # what the help shows where the field's own default would not help
     secret: bool = False  # a password: shown nowhere, and kept from every other process
-    alone: str = ""  # one of `choices`: what it means without a value, and what true means; false is the default
+    alone: str = ""  # one of `choices`: what it means without a value, and what true means; false is the first of them
 
 
 APPLICATION: Final = "Application"
@@ -491,6 +491,24 @@ class Config:
     )
     early_hints: bool = option(
         False, "Offer http.response.early_hint (103), which some HTTP/1.1 clients take for the response.", HTTP
+    )
+    http2: str = option(
+        "on",
+        "Speak HTTP/2 as well: with TLS where the client offers it (ALPN), in clear text by prior knowledge.",
+        HTTP,
+        choices=("off", "on"),
+        alone="on",
+    )
+    h2_max_streams: int = option(
+        100, "Requests in progress at once on an HTTP/2 connection (more are refused).", HTTP, minimum=1, maximum=65535
+    )
+    h2_hold: float = option(
+        0.2,
+        "How long a retiring worker holds back new requests of an HTTP/2 connection while the open ones end, so that "
+        "it can move; after that the client is told to open another (GOAWAY).",
+        HTTP,
+        unit="SECONDS",
+        minimum=0,
     )
     server_header: bool = option(True, "Send a Server header.", HTTP)
     date_header: bool = option(True, "Send a Date header.", HTTP)

@@ -16,10 +16,7 @@ from typing import Final
 
 from serve_asgi.config.options import ENV_PREFIX, environment_names, options
 
-HTTP2: Final = (
-    "{option} is not there yet: HTTP/2 comes with a later version; until then, a proxy in front (nginx, HAProxy, "
-    "Caddy) can speak HTTP/2 to clients and HTTP/1.1 to this server"
-)
+HTTP2_FIXED: Final = "{option} is not offered: windows, frames and buffers of HTTP/2 are fixed (docs/guides/http2.md)"
 HINTS: Final = {
     **dict.fromkeys(("--ssl-certfile", "--ssl-certificate", "--certfile"), "{option} is --tls-cert here"),
     **dict.fromkeys(("--ssl-keyfile", "--keyfile"), "{option} is --tls-key here"),
@@ -32,7 +29,42 @@ HINTS: Final = {
     **dict.fromkeys(("--ssl-ciphers", "--ciphers"), "{option} is --tls-ciphers here"),
     **dict.fromkeys(("--ssl", "--tls"), "{option} is not needed: --tls-cert and --tls-key turn TLS on"),
     "--insecure-bind": "{option} is written --bind http://HOST:PORT here",
-    **dict.fromkeys(("--http2", "--quic-bind"), HTTP2),
+    "--quic-bind": "{option} is not offered: there is no HTTP/3; a proxy in front (nginx, HAProxy, Caddy) can speak it",
+    "--http-protocols": "{option} is --http2 on or off here; HTTP/1.1 is always spoken",
+    "--http2-cleartext": "{option} is not needed: --http2 on takes prior knowledge in clear text too",
+    "--http1": "{option} is not needed: HTTP/1.1 is always spoken",
+    "--no-http1": "{option} is not offered: HTTP/1.1 is always spoken, and --http2 on adds HTTP/2",
+    **dict.fromkeys(
+        ("--http2-max-concurrent-streams", "--max-concurrent-streams"), "{option} is --h2-max-streams here"
+    ),
+    **dict.fromkeys(
+        (
+            "--h2-max-header-block-size",
+            "--h2-max-header-list-size",
+            "--http2-max-header-list-size",
+            "--http2-max-headers-size",
+        ),
+        "{option} is --max-head-size here, for HTTP/1.1 and HTTP/2 alike",
+    ),
+    **dict.fromkeys(
+        ("--h2-timeout-response-stall", "--h2-timeout-write"), "{option} is --write-timeout here, of HTTP/1.1 as well"
+    ),
+    **dict.fromkeys(
+        (
+            "--h2-initial-connection-window-size",
+            "--h2-initial-stream-window-size",
+            "--h2-max-inbound-frame-size",
+            "--http2-adaptive-window",
+            "--http2-initial-connection-window-size",
+            "--http2-initial-stream-window-size",
+            "--http2-initial-window-size",
+            "--http2-keep-alive-interval",
+            "--http2-keep-alive-timeout",
+            "--http2-max-frame-size",
+            "--http2-max-send-buffer-size",
+        ),
+        HTTP2_FIXED,
+    ),
     "--uds": "{option} is written --bind unix:PATH here",
     "--timeout": "{option} is --graceful-timeout here (how long requests may take to finish when a worker retires)",
     "--timeout-keep-alive": "{option} is --keep-alive here",
