@@ -20,7 +20,7 @@ from serve_asgi.http import connection_states as lifecycle
 from serve_asgi.http import request_pipeline, response_states
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord
-from serve_asgi.http.response import Response
+from serve_asgi.http.http1_response import Http1Response
 from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send
 from tests.connection_server import TIMEOUT, ConnectionServer
@@ -31,7 +31,7 @@ CLOSED = b"connection: close\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-class CheckedResponse(Response):
+class CheckedResponse(Http1Response):
     """Refuses transitions that are not in the table."""
 
     __slots__ = ()
@@ -53,7 +53,7 @@ class CheckedConnection(Http1Connection):
         super().__setattr__(name, value)
 
 
-setattr(request_pipeline, "Response", CheckedResponse)  # noqa: B010
+setattr(request_pipeline, "Http1Response", CheckedResponse)  # noqa: B010
 
 
 class HttpServer(ConnectionServer):

@@ -39,9 +39,11 @@ from serve_asgi.http.connection_states import (
 )
 from serve_asgi.http.hand_over import HandOver
 from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import RequestPipeline
 from serve_asgi.http.response import Response
+from serve_asgi.http.response_head import CONTINUE
 from serve_asgi.http.survival import Survival
 from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.surviving_response import SurvivingResponse, begin_life
@@ -404,6 +406,15 @@ class Http1Connection(asyncio.Protocol):
     def asked_at(self) -> float:
         """When the request in progress began (time.perf_counter, s), or infinity."""
         return INFINITY if self.pipeline.response is None else self.pipeline.response.request.begun
+
+    def new_body(self, head: Head) -> RequestBody:
+        """What holds the body that this head announces."""
+        return RequestBody(head, self.worker.config.max_body_size, self.worker.max_head_size)
+
+    def ask_for_body(self) -> None:
+        """Tell the client to send its body (RFC 9110 10.1.1): its time begins."""
+        self.output.write(CONTINUE)
+        self.expect_body()
 
     def expect_body(self) -> None:
         """Begin the time in which the next of the request's body must arrive; none if it has all arrived."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import Final
 
 from serve_asgi.http.dropped_messages import ClientDisconnected
@@ -25,9 +26,26 @@ from serve_asgi.logs.server_log import about
 
 _log: Final = logging.getLogger("serve.error")
 
+_EAGER: Final = sys.version_info >= (3, 12)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _EXCUSED_5XX: Final = int(Cell.EXCUSED_5XX)
 _FAILED_WITHOUT_5XX: Final = int(Cell.FAILED_WITHOUT_5XX)
+
+
+def call_application(worker: WorkerContext, request: Request, response: Response) -> asyncio.Task[None]:
+    """Call the application with a request and its response. The task runs on, or has ended already."""
+    context = worker.context.copy()
+    worker.cells[_IN_FLIGHT] += 1  # until the end of run_cycle(); now, since a task that is not eager begins later
+    cycle = run_cycle(worker, request, response)
+    if _EAGER:
+        task = asyncio.Task(cycle, loop=worker.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
+    else:
+        task = worker.loop.create_task(cycle, context=context)
+    if not task.done():
+        request.task = task
+        worker.tasks.add(task)
+        task.add_done_callback(worker.tasks.discard)
+    return task
 
 
 async def run_cycle(worker: WorkerContext, request: Request, response: Response) -> None:
@@ -89,7 +107,7 @@ def _end(response: Response) -> None:
         response.end_badly()
     except BaseException as error:
         response.lose()
-        response.output.transport.abort()
+        response.output.abort()
         text = "a response could not be completed, and its connection was closed; please report this"
         logging.getLogger("serve").error(text, exc_info=exc_info(error), extra=about("internal_error"))
 

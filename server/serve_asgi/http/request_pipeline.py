@@ -12,19 +12,18 @@ It must not know transports, nor how a connection rests, closes or moves: what i
 
 from __future__ import annotations
 
-import asyncio
 import math
-import sys
 from typing import Final, Protocol
 
 from serve_asgi.http import health, refusals
 from serve_asgi.http.connection_states import DISCARDING, IDLE, PARTED, REQUEST, ConnectionState
+from serve_asgi.http.http1_response import Http1Response, Http1Sink
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_buffer import RequestBuffer
-from serve_asgi.http.request_cycle import run_cycle
+from serve_asgi.http.request_cycle import call_application
 from serve_asgi.http.request_head import BadRequest, Head, endless_target
 from serve_asgi.http.request_receive import Request, RequestSource
-from serve_asgi.http.response import Response, ResponseSink
+from serve_asgi.http.response import Response
 from serve_asgi.http.response_states import DONE, OVER, STARTED, WAITING
 from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.timeouts import Timeouts
@@ -43,7 +42,6 @@ BATCH: Final = 32
 """Pipelined requests that are answered in a row before others have their turn."""
 
 INFINITY: Final = math.inf
-_EAGER: Final = sys.version_info >= (3, 12)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _SERVING: Final = WorkerPhase.SERVING
 CLIENT_HELLO: Final = b"\x16\x03"
@@ -52,7 +50,7 @@ _CR: Final = 13
 _P: Final = ord("P")
 
 
-class PipelinedConnection(RequestSource, ResponseSink, Protocol):
+class PipelinedConnection(RequestSource, Http1Sink, Protocol):
     """The connection, as far as its requests need it."""
 
     state: ConnectionState
@@ -207,7 +205,7 @@ class RequestPipeline:
             self._respond_itself(connection, refusal, last, rest)
             return
         request = Request(connection, worker, head)
-        self.response = response = Response(connection, worker, request)
+        self.response = response = Http1Response(connection, worker, request)
         connection.state = REQUEST
         connection.deadline = INFINITY
         body = request.body
@@ -228,22 +226,7 @@ class RequestPipeline:
                 connection.deadline = self._timeouts.body(body)
             if self.buffer or body.unread > READ_LIMIT or connection.read_paused:
                 connection.adjust_reading()
-        self.call(response)
-
-    def call(self, response: Response) -> None:
-        """Call the application with its request and the response."""
-        worker, request = self._worker, response.request
-        context = worker.context.copy()
-        worker.cells[_IN_FLIGHT] += 1  # until the end of run_cycle(); now, since a task that is not eager begins later
-        cycle = run_cycle(worker, request, response)
-        if _EAGER:
-            task = asyncio.Task(cycle, loop=worker.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
-        else:
-            task = worker.loop.create_task(cycle, context=context)
-        if not task.done():
-            request.task = task
-            worker.tasks.add(task)
-            task.add_done_callback(worker.tasks.discard)
+        call_application(worker, request, response)
 
     def _feed_body(self, connection: PipelinedConnection, response: Response, body: RequestBody, data: bytes) -> None:
         """Bytes of the request's body have arrived, perhaps more than it."""
@@ -272,7 +255,7 @@ class RequestPipeline:
         values = record.response or {}
         request = Request(connection, worker, worker.read_again(record.head))
         request.resume(values["begun"], record.body)
-        response = Response(connection, worker, request)
+        response = Http1Response(connection, worker, request)
         response.resume(values)
         self.buffer += record.unread
         self.response = response

@@ -14,11 +14,9 @@ from typing import Any, Final, Protocol
 
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.response_head import CONTINUE
 from serve_asgi.http.survival import EXTENSION
 from serve_asgi.http.underlying_tls import UnderlyingTls, tls_extension
 from serve_asgi.http.worker_context import Message, WorkerContext
-from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.logs.request_ids import traceparent
 
@@ -49,13 +47,15 @@ class RequestSource(Protocol):
     read_paused: bool
     number: int
     """By which an application's call finds it (`serve_asgi.http.worker_context.WorkerContext.numbered`)."""
-    output: WriteBuffer
+
+    def new_body(self, head: Head) -> RequestBody:
+        """What holds the body that this head announces."""
 
     def adjust_reading(self) -> None:
         """Body has been taken: there may be room to read on."""
 
-    def expect_body(self) -> None:
-        """The client has been told to send its body: its time begins."""
+    def ask_for_body(self) -> None:
+        """Tell the client to send its body (100): its time begins."""
 
 
 class Request:
@@ -86,7 +86,7 @@ class Request:
         """When it began (time.perf_counter, s)."""
         self.task: asyncio.Task[None] | None = None
         """Runs the application, if that has not returned before its first wait."""
-        self.body = RequestBody(head, worker.config.max_body_size, worker.max_head_size) if head.body else None
+        self.body = connection.new_body(head) if head.body else None
         self.taken = False
         """The application has had the whole body."""
         self.ended = False
@@ -172,8 +172,7 @@ class Request:
                 # RFC 9110 10.1.1: while no byte of the final response is written. Not held back after a mere
                 # http.response.start, since client and application would wait for each other.
                 body.awaits_continue = False
-                self._connection.output.write(CONTINUE)
-                self._connection.expect_body()
+                self._connection.ask_for_body()
             await self._wait()
 
     def _taken_for_gone(self) -> bool:

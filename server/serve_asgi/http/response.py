@@ -1,10 +1,9 @@
 """The response to one HTTP request: the `send` that its application is called with.
 
-It owns the legality of what the application sends, and when which bytes are written; how the body is delimited is
-`serve_asgi.http.response_framing`'s. Rules: a response that is not whole is never made to look whole; a wrong message
-raises into the application and changes nothing. It writes through the connection's write buffer and tells the
-connection when it is complete; it must not know how connections persist, move or close: what it needs of the connection
-is `ResponseSink`.
+It owns the legality of what the application sends, and that a response is counted, logged and ended, in whichever
+protocol: how it is written is `serve_asgi.http.http1_response`'s and `serve_asgi.http2.response`'s. Rules: a response
+that is not whole is never made to look whole; a wrong message raises into the application and changes nothing. It must
+not know how connections persist, move or close: what it needs of the connection is `ResponseSink`.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from typing import Any, Final, Protocol
 
 from serve_asgi.http.dropped_messages import DroppedBody, drop_message
 from serve_asgi.http.request_receive import EARLY_HINT, Request
-from serve_asgi.http.response_framing import CHUNKED, NONE, BodyFraming, ResponseFraming, wrong_length
+from serve_asgi.http.response_framing import NONE, BodyFraming, ResponseFraming
 from serve_asgi.http.response_head import (
-    CLOSE,
     NO_CONTENT,
     RESET_CONTENT,
     STATUS_LINES,
@@ -27,7 +25,6 @@ from serve_asgi.http.response_head import (
     encode_hints,
     is_immutable,
     with_field,
-    without,
 )
 from serve_asgi.http.response_states import (
     DONE,
@@ -43,11 +40,10 @@ from serve_asgi.http.response_states import (
     WAITING,
     ResponseState,
 )
-from serve_asgi.http.sendfile import FileBody, FileSink, file_of, path_of
+from serve_asgi.http.sendfile import FileBody, file_of, path_of
 from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on
 from serve_asgi.http.underlying_tls import UnderlyingTls
 from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
-from serve_asgi.http.write_buffer import LARGE
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
 from serve_asgi.logs.access_log import LoggedTls
@@ -88,8 +84,31 @@ class ResponseLife(Protocol):
         """The response cannot go on: it is lost, and cut."""
 
 
-class ResponseSink(FileSink, Protocol):
-    """The connection, as far as a response needs it."""
+class ResponseOutput(Protocol):
+    """What bodies are written through, as far as whoever writes one has to wait for it."""
+
+    paused: bool
+    """It takes no more for now: whoever writes waits in `writable`."""
+
+    async def writable(self) -> None:
+        """Wait until it takes more, or is closed."""
+
+    def is_closing(self) -> bool:
+        """Whether nothing can be written any more."""
+
+    def abort(self) -> None:
+        """End at once, so that the client sees that the response is not whole."""
+
+    def release_writers(self) -> None:
+        """Let those who wait in `writable` go on although it takes no more: they will not write more."""
+
+
+class ResponseSink(Protocol):
+    """The connection, or the stream of one, as far as a response needs it."""
+
+    @property
+    def output(self) -> ResponseOutput:
+        """What is written through."""
 
     @property
     def life(self) -> ResponseLife | None:
@@ -107,12 +126,6 @@ class ResponseSink(FileSink, Protocol):
     def refuse_life(self, reason: str) -> None:
         """The application of a next life cannot go on."""
 
-    def is_stationary(self) -> bool:
-        """Whether it cannot move to another worker."""
-
-    def requests_wait(self) -> bool:
-        """Whether more has been read after the present request: it is answered before the connection is closed."""
-
     def response_complete(self, response: Response) -> None:
         """All of it is written; in state OVER, the application still sends."""
 
@@ -127,7 +140,7 @@ class ResponseSink(FileSink, Protocol):
 
 
 class Response:
-    """One response."""
+    """One response. What `raise NotImplementedError` is the protocol's."""
 
     __slots__ = (
         "_block",
@@ -159,7 +172,7 @@ class Response:
 
     def __init__(self, connection: ResponseSink, worker: WorkerContext, request: Request) -> None:
         self._connection = connection
-        self.output = connection.output
+        self.output: ResponseOutput = connection.output
         self.worker = worker
         self.request = request
         self.head = request.head
@@ -219,8 +232,8 @@ class Response:
     def _hint(self, message: Message) -> None:
         """An interim response (RFC 8297), if that was offered; passed over where the head is written already."""
         hints = encode_hints(message.get("links") or ())
-        if hints and self.head.version == "1.1" and self.state is not STREAMING:
-            self.output.hold(hints)
+        if hints and self.state is not STREAMING:
+            self._write_hints(hints)
 
     def _start(self, message: Message) -> None:
         try:
@@ -257,55 +270,6 @@ class Response:
         self.status = int(status)
         self.state = STARTED
 
-    def _first(self, body: bytes, more: bool) -> None:
-        """Write the head together with the first of the body."""
-        worker, head, length, size = self.worker, self.head, self._length, len(body)
-        request_body = self.request.body
-        if (
-            more
-            or self._flags
-            or not head.keep_alive
-            or worker.phase is not _SERVING
-            or not worker.persistent
-            or head.method == "HEAD"
-            or size > LARGE
-            or (request_body is not None and not request_body.whole)
-        ):
-            framing = self._frame(size, more)
-            start = self._head_bytes(framing, more)
-            if framing.kind is NONE:
-                self._end_without_body(start, more)
-                return
-            payload = framing.payload(body, more)
-            self.sent = size
-            output = self.output
-            if size > LARGE and payload:
-                output.write_large(start, payload)
-                start = b""
-            elif payload:
-                start += payload
-            if not more:
-                if start:
-                    output.write(start)
-                self._body_sent(framing)
-            else:
-                if start:
-                    output.hold(start)
-                self._go_on_streaming()
-        elif length == size:
-            self.sent = size
-            self.output.write(b"".join((STATUS_LINES[self.status], self._block, worker.persistent, b"\r\n", body)))
-            self._complete()
-        elif length < 0:
-            self.sent = size
-            self.output.write(
-                b"%b%b%bcontent-length: %d\r\n\r\n%b"
-                % (STATUS_LINES[self.status], self._block, worker.persistent, size, body)
-            )
-            self._complete()
-        else:
-            raise RuntimeError(wrong_length(size, length))
-
     def _frame(self, size: int, more: bool) -> ResponseFraming:
         framing = ResponseFraming(self.head, self.status, self._flags, self._length, size, more)
         if framing.kind is NONE and size:
@@ -313,81 +277,37 @@ class Response:
         self._framing = framing
         return framing
 
-    def _is_last(self) -> bool:
-        """Whether the connection ends with this response, because the worker retires."""
-        connection = self._connection
-        phase = self.worker.phase
-        ends = phase is _CLOSING or (phase is _HANDING_OVER and connection.is_stationary())
-        return ends and not connection.requests_wait()
-
-    def _head_bytes(self, framing: ResponseFraming, more: bool) -> bytes:
-        """The head; decides whether the connection persists. With `more`, body is still to come on the wire."""
-        worker, head, flags, request_body = self.worker, self.head, self._flags, self.request.body
-        self.close = close = (
-            not head.keep_alive
-            or (worker.phase is not _SERVING and self._is_last())
-            or (worker.announce_close and not self._connection.requests_wait())
-            or not worker.config.keep_alive
-            or flags & _CLOSE != 0
-            or framing.kind is BodyFraming.CLOSE
-            or (
-                not (more and framing.kind is not NONE)
-                and request_body is not None
-                and not request_body.whole
-                and not request_body.discardable()
-            )
-        )
-        if request_body is not None:
-            request_body.may_continue = False
-        default = worker.default_headers
-        return b"".join(
-            (
-                STATUS_LINES[self.status],
-                self._block,
-                b"\r\n",
-                without(default, flags) if flags & _OWN_LINES else default,
-                CLOSE if close else worker.keep_alive_lines,
-                framing.field,
-                b"\r\n",
-            )
-        )
-
-    def write_next(self, body: bytes, more: bool) -> None:
-        """Write further body."""
-        size = len(body)
-        framing = self._framing
-        assert framing is not None
-        if more and framing.kind is CHUNKED:
-            if size:
-                self.sent += size
-                self.output.hold(b"%x\r\n%b\r\n" % (size, body))
-            return
-        framing.advance(size, more)
-        payload = framing.payload(body, more)
-        self.sent += size
-        if not more:
-            if len(payload) > LARGE:
-                self.output.write_large(payload)
-            elif payload:
-                self.output.write(payload)
-            else:
-                self.output.flush()
-            self._body_sent(framing)
-        elif payload:
-            self.output.hold(payload)
-
     def _body_sent(self, framing: ResponseFraming) -> None:
         if framing.trailers_follow:
             self.state = TRAILERS
         else:
             self._complete()
 
+    # ---- what each protocol has of its own
+
+    def _write_hints(self, hints: bytes) -> None:
+        """Write an interim response, given as HTTP/1.1 has it."""
+        raise NotImplementedError
+
+    def _first(self, body: bytes, more: bool) -> None:
+        """In state STARTED: write the head together with the first of the body."""
+        raise NotImplementedError
+
+    def write_next(self, body: bytes, more: bool) -> None:
+        """Write further body."""
+        raise NotImplementedError
+
     def _take_trailers(self, message: Message) -> None:
-        assert self._framing is not None
-        end = self._framing.add_trailers(message)
-        if end:
-            self.output.write(end)
-            self._complete()
+        """Take trailer fields, and write them if they are the last."""
+        raise NotImplementedError
+
+    async def _write_file(self, file: FileBody, more: bool) -> None:
+        """Write a part of the body that is in a file, and the head before it where that is not written."""
+        raise NotImplementedError
+
+    async def _copy(self, file: FileBody) -> None:
+        """Send of a file what has been announced; some of it is left if that is not possible."""
+        raise NotImplementedError
 
     # ---- files
 
@@ -407,33 +327,6 @@ class Response:
         with file:
             await self._write_file(file, more)
 
-    async def _write_file(self, file: FileBody, more: bool) -> None:
-        output, size, start = self.output, file.left, b""
-        if self.state is STARTED:
-            framing = self._frame(size, more)
-            start = self._head_bytes(framing, more)
-            if framing.kind is NONE:
-                self._end_without_body(start, more)
-                return
-        else:
-            assert self._framing is not None
-            framing = self._framing
-            framing.advance(size, more)
-        self.state = FILE
-        before, behind = framing.around(size, more)
-        if start or before:
-            output.hold(start + before)
-        await self._send_announced(file)
-        if self.state is LOST:
-            return
-        if more:
-            if behind:
-                output.hold(behind)
-            self._go_on_streaming()
-        else:
-            output.write(behind)
-            self._body_sent(framing)
-
     async def _send_announced(self, file: FileBody) -> None:
         """Send a file that the head or a chunk's size has announced: whatever prevents that ends the response.
 
@@ -443,11 +336,11 @@ class Response:
         size = file.left
         try:
             try:
-                await file.send(self._connection)
+                await self._copy(file)
             finally:
                 self.sent += size - file.left
             if file.left:
-                if not self.output.transport.is_closing():
+                if not self.output.is_closing():
                     raise RuntimeError(
                         f"The file has become shorter: {size} bytes were announced, {size - file.left} sent."
                     )
@@ -458,14 +351,13 @@ class Response:
 
     # ---- responses without a body (HEAD; 204, 205, 304)
 
-    def _end_without_body(self, start: bytes, more: bool) -> None:
-        """Write the head, with which the response is complete, whatever the application sends after it.
+    def _end_without_body(self, more: bool) -> None:
+        """The head is written, and with it the response is complete, whatever the application sends after it.
 
         RFC 9110 9.3.2 and 6.4.1, RFC 9112 6.3. The connection goes on. With `more` the application does not know yet
         that nobody listens: it may end its body as for a GET if it does so soon; otherwise it is told as if the client
         had gone. To tell it at once would, in most frameworks, cancel whatever answers a HEAD.
         """
-        self.output.write(start)
         if not more:
             self._complete()
             return

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from serve_asgi.http.connection_states import CLOSING, REQUEST
 from serve_asgi.http.connection_states import PARTED as BETWEEN_LIVES
+from serve_asgi.http.request_cycle import call_application
 from serve_asgi.http.request_head import BadRequest
 from serve_asgi.http.request_pipeline import PipelinedConnection, RequestPipeline
 from serve_asgi.http.response import Response, as_bytes
@@ -287,7 +288,7 @@ def begin_life(connection: StreamingConnection, record: SurvivalRecord) -> None:
     def call() -> None:
         if pipeline.response is response and response.state is RESUMING:  # the client has not gone
             connection.adjust_reading()
-            pipeline.call(response)
+            call_application(worker, response.request, response)
 
     worker.loop.call_soon(call)  # not in `connection_made`: uvloop begins to read after it, whatever it has said
 

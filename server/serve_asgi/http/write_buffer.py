@@ -108,6 +108,14 @@ class WriteBuffer:
             self.worker.sent += len(data)
             self.transport.write(data)
 
+    def is_closing(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self.transport.is_closing()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self.transport.abort()
+
     def drop_held(self) -> None:
         """The connection has ended: nothing is written any more."""
         self._held = []
