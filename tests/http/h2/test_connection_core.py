@@ -10,8 +10,8 @@ from serve_asgi.http.h2 import frames, header_encoder
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.connection_value import export_connection, import_connection
 from serve_asgi.http.h2.error_codes import ErrorCode
-from serve_asgi.http.h2.events import PingAnswered, StreamData, StreamEnd, StreamRequest
-from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame
+from serve_asgi.http.h2.events import PingAnswered, StreamData, StreamEnd, StreamRequest, StreamReset
+from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame, reset_frame, window_update_frame
 from serve_asgi.http.h2.receiving import SHUTDOWN_PING, Leaving
 from tests.http.h2.peer import GET, MAX_HEAD, OK, POST, H2Peer, Said, accept_all, data, of
 
@@ -192,6 +192,17 @@ def test_trailers_behind_a_held_head_wait() -> None:
     peer.core.hold()
     assert peer.send(peer.headers(3, [*GET, (b"x-a", b"1")]), peer.headers(1, [(b"x-a", b"1")])) == []
     assert peer.core.release()[-1] == StreamEnd(1, [(b"x-a", b"1")])
+
+
+def test_a_reset_does_not_get_ahead_of_held_trailers() -> None:
+    """They would come on a stream that has ended, which costs the connection."""
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    peer.core.hold()
+    trailers = peer.headers(3), peer.headers(1, [(b"x-a", b"1")])
+    assert peer.send(*trailers, window_update_frame(1, 5), reset_frame(1, ErrorCode.CANCEL)) == []
+    assert [type(event) for event in peer.core.release()] == [StreamRequest, StreamEnd, StreamReset]
+    assert peer.core.lost is None
 
 
 def test_a_block_under_way_when_holding_begins() -> None:
