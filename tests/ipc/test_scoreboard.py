@@ -7,10 +7,13 @@ import mmap
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from serve_asgi.admin.scoreboard_totals import read
+from serve_asgi.ipc import scoreboard as scoreboard_module
 from serve_asgi.ipc.scoreboard import (
     COUNTERS,
     LARGEST,
@@ -23,7 +26,10 @@ from serve_asgi.ipc.scoreboard import (
     Row,
     RowOwner,
     Scoreboard,
+    fitted,
+    let_go,
     mapped,
+    mapped_row,
 )
 from tests.rows import Rows
 
@@ -175,3 +181,72 @@ def test_other_memory_is_refused() -> None:
     os.ftruncate(descriptor, 4096)
     with pytest.raises(ValueError, match="not a scoreboard"):
         Scoreboard(descriptor)
+
+
+EARLIER: int = Cell.HTTP2_CONNECTIONS
+"""Words in the rows of a version that knows nothing of HTTP/2."""
+
+
+@pytest.fixture
+def earlier(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From now on this program makes rows and boards as an earlier version does; `undo` of the monkeypatch ends it."""
+    return lambda: monkeypatch.setattr(scoreboard_module, "ROW_WORDS", EARLIER)
+
+
+def test_a_row_of_an_earlier_version_takes_and_keeps_what_that_version_has(
+    earlier: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier()
+    row, fd = Row.create()
+    monkeypatch.undo()
+    cells = mapped_row(fd)  # a worker of this version below a listener of that one
+    cells[Cell.REQUESTS], cells[Cell.SURVIVED], cells[Cell.HTTP2_GOAWAYS] = 3, 4, 5
+    assert (cells[Cell.REQUESTS], cells[Cell.HTTP2_GOAWAYS], len(cells)) == (3, 5, ROW_WORDS)
+    assert os.fstat(row.fd).st_size == EARLIER * WORD
+    words = row.words()
+    assert (words[Cell.REQUESTS], words[Cell.SURVIVED], words[Cell.HTTP2_GOAWAYS]) == (3, 4, 0)
+    assert len(words) == ROW_WORDS
+    let_go(cells)  # as in a forked child
+    cells[Cell.REQUESTS] += 1
+    assert (cells[Cell.REQUESTS], row.word(Cell.REQUESTS)) == (4, 3)
+    row.close()
+
+
+def test_totals_of_an_earlier_version_keep_what_that_version_has(
+    earlier: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier()
+    rows = Rows(rows=2, slots=2)
+    cells = rows.enter(0, slot=0, generation=1)
+    cells[Cell.REQUESTS], cells[Cell.SURVIVED] = 3, 4
+    monkeypatch.undo()  # the listener's program is replaced, and starts a worker of its own version
+    newer = rows.enter(1, slot=0, generation=2)
+    newer[Cell.REQUESTS], newer[Cell.HTTP2_STREAMS] = 10, 20
+    reading = read(rows.board, rows.read)
+    assert reading is not None
+    assert (reading.total[Cell.REQUESTS], reading.total[Cell.HTTP2_STREAMS]) == (13, 20)
+    rows.fold(0)
+    rows.fold(1)
+    totals = fitted(rows.board.totals(0).tolist())
+    assert (totals[Cell.REQUESTS], totals[Cell.SURVIVED], totals[Cell.HTTP2_STREAMS]) == (13, 4, 0)
+    reading = read(rows.board, {})
+    assert reading is not None
+    assert list(reading.slots) == [0]
+    assert (reading.total[Cell.REQUESTS], reading.total[Cell.HTTP2_STREAMS]) == (13, 0)
+    assert not any(rows.board.totals(1))
+    rows.close()
+
+
+def test_longer_rows_and_totals_of_a_later_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoreboard_module, "ROW_WORDS", ROW_WORDS + 32)
+    rows = Rows(rows=1, slots=2)
+    cells = rows.enter(0, slot=0, generation=1)
+    cells[Cell.REQUESTS], cells[ROW_WORDS] = 3, 9
+    monkeypatch.undo()
+    for folded in (False, True):
+        reading = read(rows.board, rows.read)
+        assert reading is not None
+        assert (reading.total[Cell.REQUESTS], len(reading.total)) == (3, ROW_WORDS)
+        if not folded:
+            rows.fold(0)
+    rows.close()

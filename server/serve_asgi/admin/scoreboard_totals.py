@@ -16,10 +16,12 @@ from serve_asgi.ipc.scoreboard import (
     DURATION_BOUNDS,
     HEADER_WORDS,
     ROW_OWNER_WORDS,
+    ROW_WORDS,
     Cell,
     Header,
     Row,
     Scoreboard,
+    fitted,
 )
 
 TRIES: Final = 40
@@ -68,17 +70,15 @@ def read(scoreboard: Scoreboard, rows: Mapping[int, tuple[int, Row]]) -> Scorebo
 
 def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: float) -> ScoreboardReading:
     width, last = scoreboard.row_words, scoreboard.slots - 1
-    counters = [cell for cell in COUNTERS if cell < width]
-
     totals = copy[HEADER_WORDS + scoreboard.rows * ROW_OWNER_WORDS :]
     slots: dict[int, Words] = {}
     signs = (Cell.CPU, Cell.ACCEPTED, Cell.TAKEN_OVER, Cell.REQUESTS)
     for slot, left in enumerate(zip(*(totals[cell::width].tolist() for cell in signs), strict=True)):
         if any(left):
-            slots[slot] = totals[slot * width : (slot + 1) * width].tolist()
+            slots[slot] = fitted(totals[slot * width : (slot + 1) * width].tolist())
     for words in rows.values():
-        own = slots.setdefault(min(words[Cell.SLOT], last), [0] * width)
-        for cell in counters:
+        own = slots.setdefault(min(words[Cell.SLOT], last), [0] * ROW_WORDS)
+        for cell in COUNTERS:
             own[cell] += words[cell]
-    total = [sum(words) for words in zip(*slots.values(), strict=True)] or [0] * width
+    total = [sum(words) for words in zip(*slots.values(), strict=True)] or [0] * ROW_WORDS
     return ScoreboardReading(at, time.time(), rows, dict(sorted(slots.items())), total, copy[Header.DRAINING_SINCE])

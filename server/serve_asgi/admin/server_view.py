@@ -14,7 +14,7 @@ from typing import Any, Final
 from serve_asgi.admin.scoreboard_totals import ScoreboardReading, Words, read
 from serve_asgi.ipc.channel import Packet
 from serve_asgi.ipc.lifecycle_states import OUTCOMES
-from serve_asgi.ipc.scoreboard import Row, Scoreboard
+from serve_asgi.ipc.scoreboard import ROW_WORDS, Row, Scoreboard
 from serve_asgi.ipc.sock_diag import Queue, accept_queues
 
 RECORDS: Final = 200
@@ -75,9 +75,7 @@ class ServerView:
         if taken is not None:
             self._last = taken
         elif self._last is None:
-            self._last = ScoreboardReading(
-                0.0, 0.0, {}, {}, [0] * self._scoreboard.row_words, self._scoreboard.draining_since
-            )
+            self._last = ScoreboardReading(0.0, 0.0, {}, {}, [0] * ROW_WORDS, self._scoreboard.draining_since)
         return self._last
 
     def queues(self) -> dict[str, Queue]:

@@ -39,7 +39,7 @@ class Header(enum.IntEnum):
     DRAINING_SINCE = 1  # 0, or the CLOCK_MONOTONIC time in ns at which the drain began
     ROWS = 2
     SLOTS = 3
-    ROW_WORDS = 4  # so that a later version may have longer rows
+    ROW_WORDS = 4  # of each slot's totals: another version may have longer or shorter rows
     FOLDS = 5  # how often the listener has begun or finished folding a row: odd meanwhile
     STATE = 6  # how many changes the shared state has had: a process that has applied fewer is behind
 
@@ -63,7 +63,8 @@ class Cell(enum.IntEnum):
     """Words of one row.
 
     Gauges end with their process; counters are folded into the totals. A word never changes its number: listener and
-    workers may be of different versions. Times are CLOCK_MONOTONIC.
+    workers may be of different versions. A later version may append words; where a row or the totals are an earlier
+    version's, those that it does not have read as 0 and are not kept. Times are CLOCK_MONOTONIC.
     """
 
     # 0 to 2 are those of RowOwner: readers find them here, and nobody writes them
@@ -116,6 +117,13 @@ class Cell(enum.IntEnum):
     FAILED_WITHOUT_5XX = 61  # requests and WebSockets whose application failed when 5xx could no longer be answered
     SURVIVED = 62  # lives that an application has begun on a connection that another worker had
     NOT_SURVIVED = 63  # connections that were to survive, and were ended as their worker retired
+    HTTP2_CONNECTIONS = 64  # HTTP/2 connections begun; one that is handed over counts once
+    HTTP2_STREAMS = 65  # requests begun on them
+    HTTP2_RESETS_RECEIVED = 66  # RST_STREAM
+    HTTP2_RESETS_SENT = 67
+    HTTP2_FAULTS = 68  # connections ended because the client broke the protocol or a limit
+    HTTP2_MOVED = 69  # of HANDED_OVER: HTTP/2 connections
+    HTTP2_GOAWAYS = 70  # connections whose client was told to open another, as their worker retired
 
 
 DURATION_BOUNDS: Final = (
@@ -126,7 +134,7 @@ DURATION_BOUNDS: Final = (
 
 NO_SLOT: Final = (1 << 32) - 1
 """The slot of a process that fills none, the agent. Its counts are folded into the last totals."""
-ROW_WORDS: Final = 64
+ROW_WORDS: Final = 96
 COUNTERS: Final = (*range(Cell.REQUESTS, Cell.BLOCKED + 1), *range(Cell.DURATION_0, ROW_WORDS))
 """Words that only grow, and outlive their process in its slot's totals; the last few are not used yet."""
 
@@ -164,7 +172,7 @@ class Row:
         """All words, invalid ones as 0. Reading never waits, and the memory cannot be truncated."""
         if self.fd < 0:
             return [0] * ROW_WORDS
-        words = memoryview(os.pread(self.fd, ROW_WORDS * WORD, 0)).cast("Q").tolist()
+        words = fitted(memoryview(os.pread(self.fd, ROW_WORDS * WORD, 0)).cast("Q").tolist())
         if max(words) >= NONSENSE:
             words = [word if word < NONSENSE else 0 for word in words]
         for cell in AT_ONCE:
@@ -200,15 +208,43 @@ def mapped(fd: int, *, writable: bool = False) -> memoryview:
     return memoryview(mapping).cast("Q")
 
 
+def mapped_row(fd: int) -> memoryview:
+    """The words of this process's own row, to write to; `fd` is closed.
+
+    If the listener is of an earlier version, the row is shorter: what is written behind its end, on the same page of
+    memory, nobody reads.
+    """
+    size = os.fstat(fd).st_size
+    if size >= ROW_WORDS * WORD:
+        return mapped(fd, writable=True)
+    words = memoryview(mmap.mmap(-1, ROW_WORDS * WORD)).cast("Q")
+    try:
+        _map_over(words, mmap.MAP_SHARED, fd)
+    finally:
+        os.close(fd)
+    return words
+
+
 def let_go(words: memoryview) -> None:
     """In a forked child: make the mapped `words` private, so that nobody else sees further writes."""
     content = bytes(words)
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
-    address = ctypes.addressof(ctypes.c_char.from_buffer(words))
-    library = ctypes.CDLL(None)
-    library.mmap.argtypes = [*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long]
-    library.mmap(address, len(content), mmap.PROT_READ | mmap.PROT_WRITE, private, -1, 0)  # over what was there
+    _map_over(words, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
     words.cast("B")[:] = content
+
+
+def _map_over(words: memoryview, flags: int, fd: int) -> None:
+    """Map something else at the address of the mapped `words` (mmap(2)). Raises OSError."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(words))
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.argtypes = [*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long]
+    library.mmap.restype = ctypes.c_size_t
+    if library.mmap(address, words.nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags | MAP_FIXED, fd, 0) != address:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def fitted(words: list[int]) -> list[int]:
+    """A row or totals of any version, with as many words as this one has: those that are missing are 0."""
+    return [*words[:ROW_WORDS], *[0] * (ROW_WORDS - len(words))]
 
 
 def read_only(fd: int) -> int:
@@ -288,7 +324,10 @@ class Scoreboard:
         place[RowOwner.SERIAL] = serial
 
     def totals(self, slot: int) -> memoryview:
-        """The folded counters of `slot` (written by the listener); slots beyond the table share the last one."""
+        """The folded counters of `slot` (written by the listener); slots beyond the table share the last one.
+
+        There are as many words as in the rows of the version that has created the board (`fitted`).
+        """
         start = HEADER_WORDS + self.rows * ROW_OWNER_WORDS + min(slot, self.slots - 1) * self.row_words
         return self.words[start : start + self.row_words]
 
@@ -297,7 +336,8 @@ class Scoreboard:
         place, totals = self.place(index), self.totals(slot)
         self.words[Header.FOLDS] += 1
         for cell in COUNTERS:
-            totals[cell] = min(totals[cell] + words[cell], LARGEST)
+            if cell < self.row_words:
+                totals[cell] = min(totals[cell] + words[cell], LARGEST)
         for cell in range(ROW_OWNER_WORDS):
             place[cell] = 0
         self.words[Header.FOLDS] += 1

@@ -17,7 +17,7 @@ from serve_asgi import __version__
 from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
 from serve_asgi.config.state_location import is_url
-from serve_asgi.ipc.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard, Words
+from serve_asgi.ipc.scoreboard import COUNTERS, DURATION_BOUNDS, ROW_WORDS, Cell, Scoreboard, Words, fitted
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.deploy_history import DeployHistory
 from serve_asgi.listener.event_history import History
@@ -99,9 +99,9 @@ def past(history: History) -> dict[str, Any]:
 def _totals(scoreboard: Scoreboard, children: Mapping[int, Child]) -> Sequence[int]:
     """The sum of all living rows and all slots' totals, word by word; only counters' are meaningful."""
     rows = [child.counts.words() for child in children.values()]
-    folded = (scoreboard.totals(slot).tolist() for slot in range(scoreboard.slots))
+    folded = (fitted(scoreboard.totals(slot).tolist()) for slot in range(scoreboard.slots))
     known = [*rows, *(row for row in folded if any(row))]
-    return [sum(words) for words in zip(*known, strict=True)] or [0] * scoreboard.row_words
+    return [sum(words) for words in zip(*known, strict=True)] or [0] * ROW_WORDS
 
 
 def _drain(drain: Drain | None, scoreboard: Scoreboard) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, close_descriptors, speaks
-from serve_asgi.ipc.scoreboard import Scoreboard, let_go, mapped
+from serve_asgi.ipc.scoreboard import Scoreboard, let_go, mapped_row
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.ipc.untrusted_input import sayable
 from serve_asgi.logs import nonblocking_sink, stdio_guard
@@ -103,7 +103,7 @@ class Bootstrap:
         forks.in_child(self.watchdog.let_go)
         tell(self.channel, {"type": "hello", "protocol": PROTOCOL, "window": self.watchdog.abilities})
         self.scoreboard = Scoreboard(scoreboard_fd)
-        self.cells = mapped(given["row"], writable=True)
+        self.cells = mapped_row(given["row"])
         forks.in_child(functools.partial(let_go, self.cells))
         self.sockets = [listening_socket(descriptor) for descriptor in sockets_fds]
         self.secure: list[bool] = self.packet.get("secure") or [False] * len(self.sockets)
