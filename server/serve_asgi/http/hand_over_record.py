@@ -18,8 +18,8 @@ NOT_IDLE: Final[dict[str, Any]] = {
     **dict.fromkeys(("read_secret", "write_secret", "partial", "message"), ""),
     "info": {"version": 0, "cipher_suite": 0, "cipher_name": ""},
 }
-"""In place of the TLS of a connection that survives: a version that knows nothing of those refuses it as TLS of a
-format that it does not know, where it would take it for an idle connection otherwise."""
+"""In place of the TLS of a connection that survives, or of one of HTTP/2: a version that knows nothing of those refuses
+it as TLS of a format that it does not know, where it would take it for an idle connection of HTTP/1.1 otherwise."""
 
 MOST_LEFTOVER: Final = 32 * 1024 * 1024
 """Bytes of leftover that travel at most."""
@@ -49,6 +49,8 @@ class HandOverRecord:
     """Of a TLS connection: what another process needs to go on with it (`serve_asgi.tls.moved_session`, JSON)."""
     survives: bool = False
     """The connection is in use, and the leftover is a `serve_asgi.http.survival_record.SurvivalRecord`."""
+    http2: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
+    """Of an HTTP/2 connection: what `serve_asgi.http.h2.connection_value` gives; the leftover is read behind it."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-compatible values, the leftover as base64."""
@@ -62,8 +64,18 @@ class HandOverRecord:
             "trusted": self.trusted,
             "awaits_proxy": self.awaits_proxy,
             "awaits_tls": self.awaits_tls,
-            **({"tls": NOT_IDLE, "survives": {"tls": self.tls}} if self.survives else {"tls": self.tls}),
+            **self._tls_by_kind(),
         }
+
+    def _tls_by_kind(self) -> dict[str, Any]:
+        """The TLS where only a version that knows this kind of connection looks for it."""
+        found: dict[str, Any] = {"tls": self.tls}
+        if self.survives:
+            found = {"tls": NOT_IDLE, "survives": found}
+        if self.http2 is not None:
+            hidden = {"tls": NOT_IDLE, **({"survives": {"tls": NOT_IDLE}} if self.survives else {})}
+            found = {**hidden, "http2": {"tls": self.tls, "state": self.http2}}
+        return found
 
     def with_leftover(self, leftover: bytes) -> HandOverRecord:
         """The same record with other leftover bytes, which travelled outside it."""
@@ -71,12 +83,12 @@ class HandOverRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> HandOverRecord:
-        """The reverse of `to_json`; a record of the last minor version may lack the last six."""
+        """The reverse of `to_json`; a record of the last minor version may lack the last seven."""
 
         def address(value: list[Any] | None) -> Address:
             return None if value is None else (value[0], value[1])
 
-        deadline, survives = values["deadline"], values.get("survives")
+        deadline, survives, http2 = values["deadline"], values.get("survives"), values.get("http2")
         return cls(
             leftover=base64.b64decode(values["leftover"]),
             client=address(values["client"]),
@@ -87,6 +99,7 @@ class HandOverRecord:
             trusted=values.get("trusted"),
             awaits_proxy=values.get("awaits_proxy", False),
             awaits_tls=values.get("awaits_tls", False),
-            tls=values.get("tls") if survives is None else survives["tls"],
+            tls=(http2 or survives or values).get("tls"),
             survives=survives is not None,
+            http2=None if http2 is None else http2["state"],
         )

@@ -257,6 +257,58 @@ class Surviving(msgspec.Struct, frozen=True):
     tls: MovedTls | None = None
 
 
+class MovedHttp2(msgspec.Struct, frozen=True):
+    """That the connection is one of HTTP/2, with its TLS, which stands here for the same reason."""
+
+    state: dict[Short, Any]
+    """As `Http2State`, which is checked later: another version's is refused, and the pair goes on."""
+    tls: MovedTls | None = None
+
+    def __repr__(self) -> str:
+        return "MovedHttp2(…)"
+
+
+StreamNumber = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+Window = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+"""One may fall below 0 when the client makes all of them smaller (RFC 9113 6.9.2)."""
+Entries = Annotated[list[tuple[Text, Text]], msgspec.Meta(max_length=1_000)]
+"""Of a header table: names and values, in base64."""
+
+
+class Http2Ended(msgspec.Struct, frozen=True):
+    """The streams that have ended (`serve_asgi.http.h2.streams`)."""
+
+    last: StreamNumber
+    gaps: Annotated[list[tuple[StreamNumber, StreamNumber]], msgspec.Meta(max_length=1_000)]
+    reset: Annotated[list[StreamNumber], msgspec.Meta(max_length=10_000)]
+    forgotten: StreamNumber
+
+
+class Http2State(msgspec.Struct, frozen=True):
+    """An HTTP/2 connection on which nothing is in progress (`serve_asgi.http.h2.connection_value`)."""
+
+    version: Count
+    begun: bool
+    settled: bool
+    settings: tuple[Size, StreamNumber, Annotated[int, msgspec.Meta(ge=2**14, le=2**24 - 1)], Size]
+    decoder: tuple[Size, Entries]
+    encoder: tuple[Size, Size, Entries]
+    send_window: Window
+    receive_window: tuple[Window, StreamNumber, StreamNumber]
+    ended: Http2Ended
+    floods: dict[Short, Seconds]
+    requests: Count
+    priorities: Annotated[
+        list[tuple[StreamNumber, Annotated[int, msgspec.Meta(ge=0, le=7)], bool]], msgspec.Meta(max_length=1_000)
+    ]
+
+
+def check_http2_state(state: dict[str, Any]) -> None:
+    """Raise ValueError for what is no `Http2State`."""
+    msgspec.convert(state, Http2State)
+
+
 class Record(msgspec.Struct, frozen=True):
     """What travels with a connection (`serve_asgi.http.hand_over_record`)."""
 
@@ -271,6 +323,7 @@ class Record(msgspec.Struct, frozen=True):
     awaits_tls: bool = False
     tls: MovedTls | None = None
     survives: Surviving | None = None
+    http2: MovedHttp2 | None = None
 
 
 class Offer(Packet, frozen=True, tag="offer"):

@@ -17,6 +17,7 @@ from serve_asgi.http.proxy_protocol_connection import Balancers, ProxyConnection
 from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.underlying_tls import TlsDetails
 from serve_asgi.http.worker_context import WorkerContext
+from serve_asgi.ipc import packets
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.logs.server_log import about
 from serve_asgi.websocket.connection import next_life
@@ -80,6 +81,8 @@ class ConnectionOpening:
         """Whether this worker can go on with a connection that another one offers."""
         if record.awaits_tls and self._handshakes is None:
             return False
+        if record.http2 is not None and not self._understands_http2(record.http2):
+            return False
         if record.tls is None:
             return True
         from serve_asgi.tls.moved_session import MovedSession
@@ -89,6 +92,20 @@ class ConnectionOpening:
             TlsSession(None, MovedSession.from_json(record.tls))
         except (LookupError, ValueError) as error:
             log.warning("refused a TLS connection of another worker: %s", error, extra=about("handover_refused"))
+            return False
+        return True
+
+    def _understands_http2(self, state: dict[str, Any]) -> bool:
+        if self._worker.config.http2 == "off":
+            return False
+        from serve_asgi.http.h2.connection_core import ConnectionCore
+        from serve_asgi.http.h2.connection_value import import_connection
+
+        try:
+            packets.check_http2_state(state)
+            import_connection(ConnectionCore(self._worker.config.max_head_size, lambda head: None), state)
+        except (LookupError, TypeError, ValueError) as error:
+            log.warning("refused an HTTP/2 connection of another worker: %s", error, extra=about("handover_refused"))
             return False
         return True
 

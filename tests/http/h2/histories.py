@@ -25,6 +25,7 @@ from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import StreamData, StreamEnd, StreamRequest, StreamReset
 from serve_asgi.http.h2.limits import CONNECTION_WINDOW
 from serve_asgi.http.h2.sending import MAX_FRAME
+from serve_asgi.ipc.packets import check_http2_state
 from tests.http.h2.peer import MAX_HEAD, Clock, accept_all
 
 T = TypeVar("T")
@@ -294,6 +295,7 @@ class History:
         self.flush()
         if self.core.resting and not self.core.waiting:
             value, unread = export_connection(self.core)
+            check_http2_state(value)
             self.core = ConnectionCore(MAX_HEAD, accept_all, clock=self.clock)
             import_connection(self.core, value)
             self.moves += 1

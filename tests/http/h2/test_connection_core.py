@@ -13,6 +13,7 @@ from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import PingAnswered, StreamData, StreamEnd, StreamRequest, StreamReset
 from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame, reset_frame, window_update_frame
 from serve_asgi.http.h2.receiving import SHUTDOWN_PING, Leaving
+from serve_asgi.ipc.packets import check_http2_state
 from tests.http.h2.peer import GET, MAX_HEAD, OK, POST, H2Peer, Said, accept_all, data, of
 
 
@@ -247,9 +248,11 @@ def test_what_was_held_may_be_wrong() -> None:
 
 def move(peer: H2Peer, rest: bytes = b"") -> None:
     """Go on with another core, as after a hand-over; the clock goes on too."""
-    value, unread = export_connection(peer.core)
+    exported, unread = export_connection(peer.core)
+    value = json.loads(json.dumps(exported))
+    check_http2_state(value)
     core = ConnectionCore(MAX_HEAD, accept_all, clock=peer.clock)
-    import_connection(core, json.loads(json.dumps(value)))
+    import_connection(core, value)
     peer.core = core
     peer.events += core.receive(unread + rest)
 
