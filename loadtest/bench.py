@@ -1,201 +1,54 @@
 """`python -m loadtest.bench`: what a request costs, on this server and on its peers, in one run.
 
-Every server is pinned to one core with one worker, the load generator to another: wrk for HTTP, a raw-frame client for
-WebSocket. All servers of a case are up at the same time and get their rounds in turn (A B C, B C A …), so that whatever
-else the machine does hits them alike; medians over the rounds are printed, with the floor (a bare uvloop protocol that
-writes a canned response) and the application called directly beside them. See docs/measured/bench.md.
+Every server is pinned to one core with one worker, the load generator to another: wrk for HTTP/1.1, h2load for HTTP/2,
+a raw-frame client for WebSocket. All servers of a case are up at the same time and get their rounds in turn (A B C, B C
+A …), so that whatever else the machine does hits them alike; medians over the rounds are printed, with the floor (a
+bare uvloop protocol that writes a canned response) and the application called directly beside them. See
+docs/measured/bench.md.
 
 Over TLS, kept connections are asked by wrk too, which takes what the server prefers; connections of one request by
-`loadtest.bench_tls`.
+`loadtest.bench_tls`; requests over HTTP/2 of which no two are alike, by `loadtest.bench_http2`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import http.client
-import os
-import secrets
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loadtest import bench_report, bench_usage
+from loadtest import bench_h2load, bench_report, bench_usage
 from loadtest.bench_cases import CASES, Case, Load, chosen, lua, read_wrk
-from loadtest.bench_report import AGAINST, CALLING, FLOOR, LOGGED, SERVE, Findings, Round
-from loadtest.processes import MARK
-from loadtest.servers import APP, COMMANDS, PROJECT, Server, Start, free_port, sources
-from loadtest.tls import make_certificate
+from loadtest.bench_report import AGAINST, CALLING, FLOOR, LOGGED, Findings, Round
+from loadtest.bench_servers import BENCHED, COMMON, LOGGERS, BenchServer, Settings, module, pinned, speaks
+from loadtest.servers import PROJECT
 
-START_TIMEOUT = 30.0
 WARM_UP = 1  # s, before the first round of each server
 LOAD_PATIENCE = 30.0  # s beyond a round's length, after which the load generator is a failure
 DIRECT_SECONDS = 0.3
+PROGRAMS = {"wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux"}
+"""What it needs, and where Debian has it."""
 FAILURES = (RuntimeError, ValueError, subprocess.TimeoutExpired)
-EXTRA = {"gunicorn": ["--http-parser", "fast"]}
-"""What a server needs beside its command line of the load test: gunicorn's parser in C."""
-ACCESS_LOG = {
-    "granian": ["--access-log"],
-    "gunicorn": ["--access-logfile", "-"],
-    "hypercorn": ["--access-logfile", "-"],
-}
-"""What turns the access log on, besides leaving `--no-access-log` out; this server has a format to choose."""
-COMMON = "common"
-"""The format of the access log that the others write."""
-
-
-def socketify(start: Start) -> list[str]:
-    """Its HTTP side is uWebSockets, in C++; it has no reload and no access log, so it is met in the bench alone.
-
-    Without TLS, since its command line (0.0.31) refuses its own options for that.
-    """
-    return f"-m socketify {APP} --host 127.0.0.1 --port {start.port} --workers 1 --asgi".split()
-
-
-BENCHED: dict[str, Callable[[Start], list[str]]] = {**COMMANDS, "socketify": socketify}
-"""The servers of the bench."""
-LOGGERS = [name for name in BENCHED if name != "socketify"]
-"""Those that can write an access log."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """One run."""
-
-    cases: list[Case]
-    servers: list[str]
-    """Names of BENCHED, "floor", "floor+app", "against"; with "+log" behind them: with an access log."""
-    rounds: int = 5
-    seconds: int = 2
-    """Of each round."""
-    python: str = sys.executable
-    http: str = "httptools"
-    loop: str = "uvloop"
-    server_core: int = 0
-    load_core: int = 1
-    against: Path | None = None
-    """Another checkout of this server, measured beside this one as "against"."""
-    access_log_format: str = COMMON
-    """Of this server's access log; the others write the common format, or one like it."""
-
-
-class BenchServer(Server):
-    """A server with one worker, pinned, that runs an application of the bench."""
-
-    def __init__(self, name: str, directory: Path, case: Case, settings: Settings) -> None:
-        """Start it; `directory` must exist and be empty."""
-        self.name = name
-        self.directory = directory
-        self.python = settings.python
-        self.port = free_port()
-        self.mark = secrets.token_hex(8)
-        self.output = directory / "output.log"
-        self.executions = directory / "executions.log"
-        shutil.copyfile(PROJECT / "loadtest" / f"{module(case)}.py", directory / "loadtest_app.py")
-        self.tree = settings.against if name.startswith(AGAINST) and settings.against else PROJECT
-        self.certificate = make_certificate(directory) if case.tls else None
-        start = Start(
-            port=self.port,
-            workers=1,
-            http=settings.http,
-            loop=settings.loop,
-            directory=directory,
-            certificate=self.certificate,
-        )
-        self._log_format = settings.access_log_format
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*pinned(settings.server_core), self.python, *self.command(start, case)],
-                cwd=self.tree if self.is_own else directory,
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def is_own(self) -> bool:
-        """Whether it is code of this project."""
-        return self.name.removesuffix(LOGGED) in (SERVE, AGAINST, FLOOR, CALLING)
-
-    def command(self, start: Start, case: Case) -> list[str]:
-        """What follows the interpreter."""
-        if self.name in (FLOOR, CALLING):
-            app = f"loadtest.{module(case)}" if self.name == CALLING else ""
-            pair = [] if start.certificate is None else [str(start.certificate.path), str(start.certificate.key)]
-            return ["-m", "loadtest.bench_floor", str(start.port), case.name, app, *pair]
-        name = self.name.removesuffix(LOGGED).replace(AGAINST, SERVE)
-        words = BENCHED[name](start) + EXTRA.get(name, [])
-        if self.name.endswith(LOGGED):
-            words = [word for word in words if word != "--no-access-log"] + ACCESS_LOG.get(name, [])
-            words += ["--access-log-format", self._log_format] if name == SERVE else []
-        return words
-
-    def environment(self) -> dict[str, str]:
-        """What the server's processes inherit."""
-        return os.environ | {MARK: self.mark, "PYTHONPATH": sources(self.tree) if self.is_own else str(self.directory)}
-
-    def wait_until_right(self, case: Case) -> None:
-        """Wait until it gives the right answer to the case's request. Raises RuntimeError if it does not in time."""
-        deadline = time.monotonic() + START_TIMEOUT
-        said = "nothing"
-        while time.monotonic() < deadline and self.alive:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if case.websocket:
-                    http.client.HTTPConnection("127.0.0.1", self.port, timeout=5.0).connect()
-                    return  # the client looks at the answers itself
-                said = self.ask(case)
-                if said == "":
-                    return
-            time.sleep(0.05)
-        raise RuntimeError(
-            f"{self.name} does not answer the case {case.name} as it should ({said}). It said:\n{self.last_words()}"
-        )
-
-    def ask(self, case: Case) -> str:
-        """What is wrong with its response; nothing if it is right."""
-        trusted = self.trusting()
-        connection = (
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=5.0)
-            if trusted is None
-            else http.client.HTTPSConnection("127.0.0.1", self.port, timeout=5.0, context=trusted)
-        )
-        try:
-            connection.request("POST" if case.body else "GET", case.path, b"x" * case.body or None)
-            response = connection.getresponse()
-            body = response.read()
-        finally:
-            connection.close()
-        if response.status == 200 and body == case.answer:
-            return ""
-        return f"status {response.status}, {len(body)} bytes where {len(case.answer)} were expected"
-
-
-def module(case: Case) -> str:
-    """Where the case's application is, in this directory."""
-    return "bench_app" if case.app == "plain" else f"bench_app_{case.app}"
-
-
-def pinned(core: int) -> list[str]:
-    """The prefix of a command that makes it stay on one core."""
-    return ["taskset", "--cpu-list", str(core)]
 
 
 def load(server: BenchServer, case: Case, settings: Settings, seconds: int) -> Load:
     """Run the load generator once. Raises RuntimeError or ValueError if it does not measure."""
+    if case.http2 and not case.varied:
+        return load_http2(server, case, settings, seconds)
     if case.websocket:
         arguments = [str(server.port), str(case.connections), str(seconds)]
         command = [sys.executable, "-m", "loadtest.bench_websocket", *arguments]
+    elif case.http2:
+        arguments = [str(server.port), str(seconds), case.name, str(server.http2_lifetime)]
+        command = [sys.executable, "-m", "loadtest.bench_http2", *arguments]
     elif case.handshake:
         arguments = [str(server.port), str(case.connections), str(seconds), case.handshake]
         command = [sys.executable, "-m", "loadtest.bench_tls", *arguments]
@@ -205,6 +58,22 @@ def load(server: BenchServer, case: Case, settings: Settings, seconds: int) -> L
         command = ["wrk", "--threads", "1", "--connections", str(case.connections), "--duration", f"{seconds}s"]
         command += ["--timeout", "10s", "--script", str(script)]
         command.append(f"{'https' if case.tls else 'http'}://127.0.0.1:{server.port}{case.path}")
+    return read_wrk(said(command, settings, seconds))
+
+
+def load_http2(server: BenchServer, case: Case, settings: Settings, seconds: int) -> Load:
+    """The same by h2load; as often as it takes, where connections have an end."""
+    requests = server.http2_lifetime * min(case.connections, 8)
+    loads: list[Load] = []
+    while not loads or (requests and sum(load.seconds for load in loads) < seconds):
+        command = bench_h2load.command(case, server.port, seconds, server.directory, requests)
+        output = said(command, settings, seconds)
+        loads.append(bench_h2load.read(output, bench_h2load.log_file(server.directory).read_text()))
+    return bench_h2load.together(loads)
+
+
+def said(command: Sequence[str], settings: Settings, seconds: int) -> str:
+    """The output of a load generator. Raises subprocess.TimeoutExpired."""
     done = subprocess.run(
         [*pinned(settings.load_core), *command],
         cwd=PROJECT,
@@ -213,7 +82,7 @@ def load(server: BenchServer, case: Case, settings: Settings, seconds: int) -> L
         stderr=subprocess.STDOUT,
         timeout=seconds + LOAD_PATIENCE,
     )
-    return read_wrk(done.stdout.decode(errors="replace"))
+    return done.stdout.decode(errors="replace")
 
 
 def one_round(server: BenchServer, case: Case, settings: Settings) -> Round:
@@ -254,7 +123,7 @@ def started(case: Case, settings: Settings, root: Path) -> Iterator[list[BenchSe
     servers: list[BenchServer] = []
     try:
         for name in settings.servers:
-            if (name == CALLING and not case.framework) or (name == "socketify" and case.tls):
+            if not speaks(name, case):
                 continue
             directory = root / f"{case.name}-{name}"
             directory.mkdir()
@@ -356,8 +225,9 @@ def main(cases: str, servers: str, access_log: bool, plot: Path | None, document
     unknown = [name for name in names if name not in known]
     if unknown:
         raise click.UsageError(f"There is no server {unknown[0]!r}; there are {', '.join(known)}.")
-    if shutil.which("wrk") is None or shutil.which("taskset") is None:
-        raise click.ClickException("The bench needs the programs wrk and taskset; install wrk and util-linux.")
+    for program, package in PROGRAMS.items():
+        if shutil.which(program) is None:
+            raise click.ClickException(f"The bench needs the program {program}; install {package}.")
     if options["against"] is not None:
         names.append(AGAINST)
     if access_log:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 from loadtest import bench_app
 
@@ -47,6 +48,10 @@ class Case:
     answer: bytes = bench_app.HELLO
     """The content of the right response."""
     connections: int = 32
+    http2: bool = False
+    """Over HTTP/2: with prior knowledge, or by ALPN over TLS."""
+    streams: int = 1
+    """Requests in progress at once on each connection of HTTP/2."""
     browser: bool = False
     """The header fields of a browser, in place of Host alone."""
     varied: str = ""
@@ -61,6 +66,19 @@ class Case:
     """Each request on a new TLS 1.3 connection, which the server closes: "new", or "resumed" by a ticket."""
     framework: bool = False
     """The application itself costs much, so the server is judged by what it adds."""
+
+
+def http2(tls: bool) -> list[Case]:
+    """The cases over HTTP/2, in clear text or over TLS."""
+    many: dict[str, Any] = {"http2": True, "tls": tls, "connections": 8, "streams": 16}
+    cases = [
+        Case(name="h2", **many),
+        Case(name="h2-single", http2=True, tls=tls),
+        Case(name="h2-new-paths", browser=True, varied="cookie", **many),
+        Case(name="h2-post", path="/echo", body=ECHO, answer=b"x" * ECHO, **many),
+        Case(name="h2-64k", path="/large", answer=bench_app.LARGE, **many),
+    ]
+    return [dataclasses.replace(case, name=f"{case.name}-tls") for case in cases] if tls else cases
 
 
 ALL = [
@@ -81,6 +99,7 @@ ALL = [
     Case(name="tls-new", tls=True, close=True, handshake="new"),
     Case(name="tls-resumed", tls=True, close=True, handshake="resumed"),
     Case(name="tls-64k", path="/large", answer=bench_app.LARGE, tls=True),
+    *(case for tls in (False, True) for case in http2(tls)),
 ]
 CASES = {case.name: case for case in ALL}
 

@@ -6,7 +6,8 @@ size of a request is learned from the first one of each connection, since a clie
 With APP (a module) each response has that module's application called before it, in a task, with `receive` and `send`
 that do nothing: what an application costs where a server would call it, between the kernel's work for two requests.
 
-With CERTIFICATE and KEY it speaks TLS, by OpenSSL on memory BIOs, with nothing around it.
+With CERTIFICATE and KEY it speaks TLS, by OpenSSL on memory BIOs, with nothing around it. The cases over HTTP/2 have a
+floor of their own (`loadtest.bench_floor_http2`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import uvloop
 
 from loadtest import bench_app, bench_direct
 from loadtest.bench_cases import CASES, Case
+from loadtest.bench_floor_http2 import Http2Floor
 
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *([0-9]+)")
 _KEY = re.compile(rb"(?i)\r\nsec-websocket-key: *([^\r]+)")
@@ -129,7 +131,7 @@ class TlsFloor(asyncio.Protocol):
 
     tcp: asyncio.Transport
 
-    def __init__(self, floor: Floor, context: ssl.SSLContext) -> None:
+    def __init__(self, floor: Floor | Http2Floor, context: ssl.SSLContext) -> None:
         self.floor = floor
         floor.transport = cast(asyncio.Transport, self)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -150,7 +152,7 @@ class TlsFloor(asyncio.Protocol):
                 self.flush()
                 if not self.incoming.pending:
                     return
-            if data := self.tls.read(65536):
+            while data := self.tls.read(65536):  # a record
                 self.floor.data_received(data)
         except ssl.SSLWantReadError:
             self.flush()
@@ -180,9 +182,13 @@ async def main(port: int, case: Case, app: Any, pair: Sequence[str]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if pair:
         context.load_cert_chain(*pair)
+        context.set_alpn_protocols(["h2" if case.http2 else "http/1.1"])
 
     def made() -> asyncio.Protocol:
-        floor = Floor(case) if app is None else CallingFloor(case, app)
+        if case.http2:
+            floor: Floor | Http2Floor = Http2Floor(case)
+        else:
+            floor = Floor(case) if app is None else CallingFloor(case, app)
         return TlsFloor(floor, context) if pair else floor
 
     server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", port, backlog=1024)

@@ -23,8 +23,8 @@ from typing import Any
 import click
 
 from loadtest import bench_usage
-from loadtest.bench import BenchServer, Settings
 from loadtest.bench_cases import CASES
+from loadtest.bench_servers import BenchServer, Settings
 from loadtest.processes import Process
 from loadtest.report import columns
 from loadtest.servers import COMMANDS, PROJECT
