@@ -22,7 +22,7 @@ FLOORS = (
     {"worker", "store"},
     {"app"},
     {"hub"},
-    {"http", "websocket", "tls"},
+    {"http", "http2", "websocket", "tls"},
     {"logs", "ipc", "config"},
     {"errors"},
 )

@@ -322,12 +322,7 @@ class Http1Connection(asyncio.Protocol):
     def upgrade(self, head: Head, leftover: bytes) -> None:
         """Give the transport to a WebSocket connection, together with what has been read after the request."""
         worker, transport = self.worker, self.transport
-        self.output.flush()
-        if self.read_paused:
-            self.read_paused = False
-            transport.resume_reading()
-        self.become(UPGRADED)
-        self.deadline = INFINITY
+        self._give_up_transport()
         forwarded = worker.forwarding.understand(head.headers, self.client) if self.trusted else None
         tls = None if self.tls is None else self.tls.info
         websocket = WebSocketConnection(
@@ -341,6 +336,27 @@ class Http1Connection(asyncio.Protocol):
         websocket.connection_made(transport)
         if leftover:
             websocket.go_on(leftover)
+
+    def upgrade_to_http2(self, data: bytes) -> None:
+        """Give the transport to an HTTP/2 connection, which begins with `data`."""
+        from serve_asgi.http2.connection import Http2Connection  # who does not speak it does not pay for it
+
+        worker, transport = self.worker, self.transport
+        self._give_up_transport()
+        worker.numbered.pop(self.number, None)
+        worker.connections.discard(self)
+        http2 = Http2Connection(worker)
+        transport.set_protocol(http2)
+        http2.continue_from(self.client, self.server, self.scheme, self.trusted, transport, data)
+
+    def _give_up_transport(self) -> None:
+        """Another protocol has it from now on."""
+        self.output.flush()
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.become(UPGRADED)
+        self.deadline = INFINITY
 
     # ---- the response in progress
 

@@ -163,9 +163,9 @@ class Http1Response(Response):
 
     def _take_trailers(self, message: Message) -> None:
         assert self._framing is not None
-        end = self._framing.add_trailers(message)
-        if end:
-            self.output.write(end)
+        lines = self._framing.take_trailers(message)
+        if lines is not None:
+            self.output.write(b"0\r\n%b\r\n" % lines)
             self._complete()
 
     async def _write_file(self, file: FileBody, more: bool) -> None:

@@ -29,9 +29,12 @@ _EXCUSED_5XX: Final = int(Cell.EXCUSED_5XX)
 class RefusedClient(Protocol):
     """The connection of a client, as far as a line of the access log needs it."""
 
-    client: Address
-    scheme: str
-    tls: UnderlyingTls | None
+    @property
+    def client(self) -> Address: ...
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def tls(self) -> UnderlyingTls | None: ...
 
 
 def bad_request(worker: WorkerContext, client: RefusedClient, refused: BadRequest, with_body: bool = True) -> bytes:

@@ -46,6 +46,8 @@ _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _SERVING: Final = WorkerPhase.SERVING
 CLIENT_HELLO: Final = b"\x16\x03"
 """What TLS begins with (RFC 8446, 5.1)."""
+PRIOR_KNOWLEDGE: Final = b"PRI * HTTP/2.0\r\n\r\n"
+"""What the preface of HTTP/2 looks like to HTTP/1.1 (RFC 9113, 3.4)."""
 _CR: Final = 13
 _P: Final = ord("P")
 
@@ -67,6 +69,9 @@ class PipelinedConnection(RequestSource, Http1Sink, Protocol):
 
     def upgrade(self, head: Head, leftover: bytes) -> None:
         """The request asks for a WebSocket: from now on the transport is not ours."""
+
+    def upgrade_to_http2(self, data: bytes) -> None:
+        """The client speaks HTTP/2, from its beginning, `data`: from now on the transport is not ours."""
 
     def finish(self) -> None:
         """The last response is written: end politely."""
@@ -185,6 +190,10 @@ class RequestPipeline:
         try:
             head = worker.heads.read(data, cells)
         except BadRequest as refused:
+            if data == PRIOR_KNOWLEDGE and self._begins_http2(connection):
+                connection.upgrade_to_http2(data + rest + self.buffer)
+                self.buffer.clear()
+                return
             refused = endless_target(data, worker.config.max_target_size) or refused
             self.refuse(connection, refused, data)
             return
@@ -227,6 +236,10 @@ class RequestPipeline:
             if self.buffer or body.unread > READ_LIMIT or connection.read_paused:
                 connection.adjust_reading()
         call_application(worker, request, response)
+
+    def _begins_http2(self, connection: PipelinedConnection) -> bool:
+        """Whether the beginning of HTTP/2 is in its place (RFC 9113 3.3): TLS negotiates that before (ALPN)."""
+        return not self.requests and connection.tls is None and self._worker.config.http2 == "on"
 
     def _feed_body(self, connection: PipelinedConnection, response: Response, body: RequestBody, data: bytes) -> None:
         """Bytes of the request's body have arrived, perhaps more than it."""

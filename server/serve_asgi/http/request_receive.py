@@ -35,18 +35,37 @@ HALF_CLOSED_TIME: Final = 1.0
 class RequestSource(Protocol):
     """The connection, as far as a request needs it."""
 
-    client: Address
-    server: Address
-    scheme: str
-    trusted: bool
-    """Whether the forwarding fields of its requests are believed."""
-    tls: UnderlyingTls | None
-    """What stands between the socket and it."""
-    eof: bool
-    """The client has shut down its side."""
-    read_paused: bool
-    number: int
-    """By which an application's call finds it (`serve_asgi.http.worker_context.WorkerContext.numbered`)."""
+    @property
+    def client(self) -> Address:
+        """Who is connected."""
+
+    @property
+    def server(self) -> Address:
+        """Our end."""
+
+    @property
+    def scheme(self) -> str:
+        """Of the client's side, as far as the connection itself shows."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the forwarding fields of its requests are believed."""
+
+    @property
+    def tls(self) -> UnderlyingTls | None:
+        """What stands between the socket and it."""
+
+    @property
+    def number(self) -> int:
+        """By which an application's call finds it (`serve_asgi.http.worker_context.WorkerContext.numbered`)."""
+
+    @property
+    def eof(self) -> bool:
+        """The client has shut down its side."""
+
+    @property
+    def read_paused(self) -> bool:
+        """Nothing is read from it."""
 
     def new_body(self, head: Head) -> RequestBody:
         """What holds the body that this head announces."""

@@ -40,7 +40,7 @@ from serve_asgi.http.response_states import (
     WAITING,
     ResponseState,
 )
-from serve_asgi.http.sendfile import FileBody, file_of, path_of
+from serve_asgi.http.sendfile import FileBody, PieceOutput, file_of, path_of
 from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on
 from serve_asgi.http.underlying_tls import UnderlyingTls
 from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
@@ -84,41 +84,24 @@ class ResponseLife(Protocol):
         """The response cannot go on: it is lost, and cut."""
 
 
-class ResponseOutput(Protocol):
-    """What bodies are written through, as far as whoever writes one has to wait for it."""
-
-    paused: bool
-    """It takes no more for now: whoever writes waits in `writable`."""
-
-    async def writable(self) -> None:
-        """Wait until it takes more, or is closed."""
-
-    def is_closing(self) -> bool:
-        """Whether nothing can be written any more."""
-
-    def abort(self) -> None:
-        """End at once, so that the client sees that the response is not whole."""
-
-    def release_writers(self) -> None:
-        """Let those who wait in `writable` go on although it takes no more: they will not write more."""
-
-
 class ResponseSink(Protocol):
     """The connection, or the stream of one, as far as a response needs it."""
 
     @property
-    def output(self) -> ResponseOutput:
+    def output(self) -> PieceOutput:
         """What is written through."""
 
     @property
     def life(self) -> ResponseLife | None:
         """Of the response in progress, if that is to survive."""
 
-    client: Address
-    """Who is connected."""
+    @property
+    def client(self) -> Address:
+        """Who is connected."""
 
-    tls: UnderlyingTls | None
-    """What stands between the socket and it."""
+    @property
+    def tls(self) -> UnderlyingTls | None:
+        """What stands between the socket and it."""
 
     def life_of_response(self) -> ResponseLife | None:
         """Of the response in progress, whether it is to survive or not; None if it cannot."""
@@ -172,7 +155,7 @@ class Response:
 
     def __init__(self, connection: ResponseSink, worker: WorkerContext, request: Request) -> None:
         self._connection = connection
-        self.output: ResponseOutput = connection.output
+        self.output: PieceOutput = connection.output
         self.worker = worker
         self.request = request
         self.head = request.head

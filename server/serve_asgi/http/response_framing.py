@@ -1,10 +1,10 @@
-"""How the body of one response is delimited on the wire (RFC 9112 6.3). Pure.
+"""How the body of one response is delimited on the wire (RFC 9112 6.3, RFC 9113 8.1). Pure.
 
 It owns the choice between a length, chunks and the end of the connection, the count of what was announced, and the
 bytes of chunks and trailer fields. Rule: a body that is longer or shorter than was announced raises, and changes
 nothing. It must not know the connection, nor when anything is written.
 
-A response that is whole in its first message needs none of this (`serve_asgi.http.response` writes it in one piece).
+A response that is whole in its first message needs none of this (`serve_asgi.http.http1_response`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ class BodyFraming(enum.Enum):
     LENGTH = "length"
     CHUNKED = "chunked"
     CLOSE = "close"  # the end of the connection: HTTP/1.0
+    STREAM = "stream"  # the end of the stream: HTTP/2
 
 
 NONE: Final = BodyFraming.NONE
 LENGTH: Final = BodyFraming.LENGTH
 CHUNKED: Final = BodyFraming.CHUNKED
 CLOSE: Final = BodyFraming.CLOSE
+STREAM: Final = BodyFraming.STREAM
 
 
 class ResponseFraming:
@@ -65,9 +67,13 @@ class ResponseFraming:
                 raise RuntimeError(wrong_length(size, length))
             self.kind = LENGTH
             self._remaining = length - size
+            self.trailers_follow = flags & _TRAILERS != 0 and head.te_trailers and head.version == "2"
         elif head.version == "1.1" and (more or flags & (_TRAILERS | _CHUNKED_FLAG)):
             self.kind = CHUNKED
             self.field = b"transfer-encoding: chunked\r\n"
+            self.trailers_follow = flags & _TRAILERS != 0 and head.te_trailers
+        elif head.version == "2" and (more or flags & _TRAILERS):
+            self.kind = STREAM
             self.trailers_follow = flags & _TRAILERS != 0 and head.te_trailers
         elif more:
             self.kind = CLOSE
@@ -122,13 +128,13 @@ class ResponseFraming:
         last = not more and not self.trailers_follow
         return b"%x\r\n" % size if size else b"", (b"\r\n" if size else b"") + (b"0\r\n\r\n" if last else b"")
 
-    def add_trailers(self, message: Message) -> bytes:
-        """The end of the response, if this message http.response.trailers is the last; else empty.
+    def take_trailers(self, message: Message) -> bytes | None:
+        """All trailer fields, each followed by CRLF, if this message http.response.trailers is the last; else None.
 
         Raises TypeError or ValueError.
         """
         self._trailer_lines += encode_trailers(message.get("headers") or ())
-        return b"" if message.get("more_trailers", False) else b"0\r\n%b\r\n" % self._trailer_lines
+        return None if message.get("more_trailers", False) else self._trailer_lines
 
 
 def wrong_length(size: int, length: int) -> str:

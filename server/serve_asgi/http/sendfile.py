@@ -23,6 +23,29 @@ SMALL: Final = 65536
 """Up to this size (bytes) a file is read and written like any body: that costs less than a duplicate."""
 
 
+class PieceOutput(Protocol):
+    """What a file is written through, piece by piece."""
+
+    @property
+    def paused(self) -> bool:
+        """It takes no more for now: whoever writes waits in `writable`."""
+
+    def write_large(self, data: bytes, /) -> None:
+        """Write a piece."""
+
+    async def writable(self) -> None:
+        """Wait until it takes more, or is closed."""
+
+    def is_closing(self) -> bool:
+        """Whether nothing can be written any more."""
+
+    def abort(self) -> None:
+        """End at once, so that the client sees that what was announced is not whole."""
+
+    def release_writers(self) -> None:
+        """Let those who wait in `writable` go on although it takes no more: they will not write more."""
+
+
 class FileSink(Protocol):
     """The connection, as far as a file that is sent needs it."""
 
@@ -59,7 +82,7 @@ class FileBody:
         What waits ends with the client's reading or `write_timeout`. Raises OSError if the file cannot be read.
         """
         if self.left <= SMALL or connection.output.transport.get_extra_info("tls") is not None:
-            await self._send_pieces(connection.output)  # what the kernel sent past TLS would not be encrypted
+            await self.send_pieces(connection.output)  # what the kernel sent past TLS would not be encrypted
             return
         output = connection.output
         await output.written()
@@ -68,7 +91,7 @@ class FileBody:
         try:
             socket = duplicate(output.transport)
         except OSError:  # no descriptor is left: like this it costs more, and works
-            await self._send_pieces(connection.output)
+            await self.send_pieces(connection.output)
             return
         lent = output.worker.lent
         lent.add(socket)
@@ -78,8 +101,9 @@ class FileBody:
             lent.discard(socket)
             os.close(socket)
 
-    async def _send_pieces(self, output: WriteBuffer) -> None:
-        while self.left and not output.transport.is_closing():
+    async def send_pieces(self, output: PieceOutput) -> None:
+        """The same for whatever is no socket of the kernel's to send to."""
+        while self.left and not output.is_closing():
             data = os.pread(self.fd, min(self.left, SMALL), self.offset)
             if not data:
                 return  # the file has become shorter

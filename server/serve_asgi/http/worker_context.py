@@ -250,7 +250,7 @@ class WorkerContext:
         """Clients that speak TLS to an address that does not."""
         self.not_survived = RareLine(NOT_SURVIVED_EVERY)
         """Connections that were to survive and did not."""
-        self.heads = CachedHeadReader(self.new_parser, self._check)
+        self.heads = CachedHeadReader(self.new_parser, self.check_head)
         self.encoded_headers: BoundedCache[Any, tuple[bytes, int, int]] = BoundedCache()
         """What `serve_asgi.http.response_head.encode_headers` made of the headers that applications sent recently."""
 
@@ -291,7 +291,7 @@ class WorkerContext:
         self.numbered[self.numbers] = connection
         return self.numbers
 
-    def _check(self, head: Head) -> None:
+    def check_head(self, head: Head) -> None:
         """Raises BadRequest for a head that the configured limits refuse."""
         head.forwarding = self.forwarding.mentioned(head.headers)
         config = self.config

@@ -153,8 +153,31 @@ class ConnectionCore:
         return self._sender.size
 
     def blocked(self) -> list[Stream]:
-        """Streams with a body that waits: where `sent` stays the same, the client gives no window or does not read."""
+        """Streams with a body that waits."""
         return [stream for stream in self._streams.values() if stream.queued]
+
+    # ---- what is asked of a stream
+
+    def is_open(self, stream_id: int) -> bool:
+        """Whether either side may still send on it."""
+        return stream_id in self._streams
+
+    def waits(self, stream_id: int) -> bool:
+        """Whether some of its response's body waits for a window or its turn."""
+        stream = self._streams.get(stream_id)
+        return stream is not None and stream.queued > 0
+
+    def sent(self, stream_id: int) -> int:
+        """Bytes of its response's body that have gone out; where that stays the same while more `waits`, the client
+        gives no window or does not read."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.sent
+
+    def may_receive(self, stream_id: int) -> bool:
+        """Whether the windows allow the client to send more of its request's body."""
+        stream = self._streams.get(stream_id)
+        window = None if stream is None else stream.receive_window
+        return window is not None and window.left > 0 and self._open.window.left > 0
 
     # ---- the connection's end
 
@@ -162,6 +185,21 @@ class ConnectionCore:
     def lost(self) -> ConnectionLost | None:
         """Set when the client has broken the protocol or a limit: write what there is, and close."""
         return self.receiver.lost
+
+    @property
+    def settled(self) -> bool:
+        """Whether the client has begun as it must: with the preface and SETTINGS."""
+        return self.receiver.settled
+
+    @property
+    def in_the_middle(self) -> bool:
+        """Whether a frame, or a header block, has begun to come and is not whole."""
+        return bool(self.receiver.frames.rest) or self.receiver.blocks.stream_id != 0
+
+    @property
+    def requests(self) -> int:
+        """Requests that the client has begun, also with other processes before."""
+        return self.receiver.requests
 
     @property
     def resting(self) -> bool:

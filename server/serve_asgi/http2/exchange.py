@@ -1,0 +1,411 @@
+"""One request and its response on a stream of an HTTP/2 connection.
+
+It owns the call of the application, what its body and its response do to the stream, and the stream's deadline. Rules:
+the application has its back-pressure from the stream's window alone; a response that is not whole ends with RST_STREAM,
+so that no client takes it for whole; a client that has its response and still sends a body is told to stop (RFC 9113
+8.1). It must not know other streams, nor how the connection lives: what it needs of it is `StreamConnection`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Final, Protocol
+
+from serve_asgi.http import refusals
+from serve_asgi.http.h2.connection_core import ConnectionCore
+from serve_asgi.http.h2.error_codes import ErrorCode
+from serve_asgi.http.h2.events import Fields, StreamRequest
+from serve_asgi.http.h2.header_decoder import Field
+from serve_asgi.http.h2.response_fields import STATUS_FIELDS
+from serve_asgi.http.request_cycle import call_application
+from serve_asgi.http.request_head import BadRequest, Head
+from serve_asgi.http.request_pipeline import DISCARD_TIME
+from serve_asgi.http.request_receive import Request
+from serve_asgi.http.response import Response
+from serve_asgi.http.response_states import DONE, LOST, OVER, STARTED, WAITING
+from serve_asgi.http.survival import EXTENSION
+from serve_asgi.http.timeouts import BODY_WINDOW
+from serve_asgi.http.underlying_tls import UnderlyingTls
+from serve_asgi.http.worker_context import WorkerContext
+from serve_asgi.http2.own_responses import write_response
+from serve_asgi.http2.response import Http2Response
+from serve_asgi.http2.stream_body import StreamBody
+from serve_asgi.ipc.peer_address import Address
+
+MOST_WAITING: Final = 64 * 1024
+"""Bytes of a response that may wait for the client's window before the application waits."""
+
+INFINITY: Final = math.inf
+
+
+class StreamConnection(Protocol):
+    """The connection, as far as what happens on one of its streams needs it."""
+
+    worker: WorkerContext
+    core: ConnectionCore
+    client: Address
+    server: Address
+    scheme: str
+    trusted: bool
+    tls: UnderlyingTls | None
+    eof: bool
+
+    @property
+    def blocked(self) -> bool:
+        """The transport takes no more, which is judged elsewhere."""
+
+    def flush_soon(self) -> None:
+        """Write what the core has to say, once, at the end of this turn of the loop."""
+
+    def expect(self, deadline: float) -> None:
+        """A handler has a deadline (loop time, s)."""
+
+    def forget_stream(self, stream_id: int) -> None:
+        """Nobody works for the stream any more."""
+
+    def is_last(self) -> None:
+        """A response is complete: perhaps it was to be the connection's last."""
+
+
+class Exchange:
+    """One of them: source of the request, sink of the response, and what that is written through.
+
+    It is `serve_asgi.http.request_receive.RequestSource` and `serve_asgi.http2.response.ResponseStream`.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_code",
+        "_returned",
+        "_sent",
+        "_waiters",
+        "client",
+        "connection",
+        "core",
+        "deadline",
+        "number",
+        "paused",
+        "request",
+        "response",
+        "scheme",
+        "server",
+        "stream_id",
+        "tls",
+        "trusted",
+    )
+
+    request: Request
+    response: Http2Response
+
+    def __init__(self, connection: StreamConnection, stream_id: int) -> None:
+        self.connection = connection
+        self.core = connection.core
+        self.stream_id = stream_id
+        self.client = connection.client
+        self.server = connection.server
+        self.scheme = connection.scheme
+        self.trusted = connection.trusted
+        self.tls = connection.tls
+        self.number = 0
+        self.paused = False
+        """Enough of the response waits for the client's window."""
+        self.deadline = INFINITY
+        self._waiters: list[asyncio.Future[bool]] = []
+        self._sent = -1
+        """Bytes of the response that had gone out when the deadline was set; -1: none of it waited."""
+        self._returned = False
+        self._code: ErrorCode | None = None
+        """With which the stream is reset once everything has gone out."""
+
+    def begin(self, event: StreamRequest) -> bool:
+        """Call the application. Whether anything is left to do afterwards."""
+        worker = self.connection.worker
+        self.request = request = Request(self, worker, event.head)
+        del request.scope["extensions"][EXTENSION]
+        self.response = response = Http2Response(self, worker, request)
+        body = request.body
+        if body is not None and not event.ended:
+            self.expect_body()
+        task = call_application(worker, request, response)
+        if not task.done():
+            task.add_done_callback(self._has_returned)
+            return True
+        self._returned = True
+        self.core.done(self.stream_id)
+        return self.core.is_open(self.stream_id)
+
+    def _has_returned(self, task: asyncio.Task[None]) -> None:
+        self._returned = True
+        self.core.done(self.stream_id)
+        self._rest()
+
+    def _rest(self) -> None:
+        """The stream is closed, or the application has returned: once both have happened, nothing is left."""
+        if self._returned and not self.core.is_open(self.stream_id):
+            self.connection.forget_stream(self.stream_id)
+
+    # ---- RequestSource
+
+    @property
+    def eof(self) -> bool:
+        """The client has shut down its side of the connection."""
+        return self.connection.eof
+
+    @property
+    def read_paused(self) -> bool:
+        """A stream is never paused: its window closes."""
+        return False
+
+    @property
+    def begun(self) -> float:
+        """When the request began (time.perf_counter, s)."""
+        return self.request.begun
+
+    def new_body(self, head: Head) -> StreamBody:
+        """What holds the body that this head announces."""
+        return StreamBody(head, self.connection.worker.config.max_body_size, self._consumed)
+
+    def _consumed(self, size: int) -> None:
+        self.core.consumed(self.stream_id, size)
+        self.connection.flush_soon()
+
+    def adjust_reading(self) -> None:
+        """That the application has taken some of the body, the body has said (`_consumed`)."""
+
+    def ask_for_body(self) -> None:
+        """Tell the client to send its body (RFC 9110 10.1.1): its time begins."""
+        self.send_interim([STATUS_FIELDS[100]])
+        self.expect_body()
+
+    # ---- what the connection says of the stream
+
+    def receive_data(self, data: bytes) -> None:
+        """Some of the request's body."""
+        body = self.request.body
+        if body is None or self._code is not None:
+            self.core.consumed(self.stream_id, len(data))
+            return
+        try:
+            body.feed(data)
+        except BadRequest as refused:
+            self._refuse_body(refused)
+            return
+        self.request.wake()
+
+    def receive_end(self, trailers: Fields) -> None:
+        """The request is whole; its trailers are nothing that ASGI has a place for."""
+        body = self.request.body
+        if isinstance(body, StreamBody):
+            body.end()
+            self.request.wake()
+        if self.response.state is DONE:
+            self._rest()
+
+    def receive_reset(self) -> None:
+        """The stream is over before its time."""
+        self.lose()
+        self._rest()
+
+    def receive_eof(self) -> None:
+        """A request that is not whole never will be."""
+        if self.request.body_is_coming():
+            self.response.lose()
+            self.core.reset(self.stream_id, ErrorCode.CANCEL)
+            self._rest()
+        else:
+            self.request.wake()
+
+    def drained(self) -> None:
+        """Nothing of the response waits any more."""
+        self._sent = -1
+        self._wake()
+        if self._code is not None:
+            self.core.reset(self.stream_id, self._code)
+        self._rest()
+
+    def lose(self) -> None:
+        """The client has gone, or wants no more of it."""
+        self.response.lose()
+        self._wake()
+
+    def retire(self) -> None:
+        """A request in progress is finished here."""
+
+    def cut(self) -> bool:
+        """At the graceful timeout: the client sees that the response is not whole."""
+        if self.response.state is DONE or self.response.state is LOST:
+            return False
+        task = self.request.task
+        self.response.lose()
+        self.core.reset(self.stream_id, ErrorCode.INTERNAL_ERROR)
+        if task is not None:
+            task.cancel()
+        return True
+
+    # ---- ResponseStream
+
+    life: Final = None
+
+    @property
+    def output(self) -> Exchange:
+        """The stream is written through this."""
+        return self
+
+    def life_of_response(self) -> None:
+        """It cannot survive."""
+
+    def refuse_life(self, reason: str) -> None:
+        """There is none."""
+
+    def response_complete(self, response: Response) -> None:
+        """All of it has been given to the core; in state OVER, the application still sends."""
+        body = self.request.body
+        if body is not None and not body.whole:
+            if response.state is not OVER:
+                body.drop()
+            self.core.discard(self.stream_id)
+            if body.discardable():
+                self._look_again(DISCARD_TIME)
+            else:
+                self.reset_behind(ErrorCode.NO_ERROR)
+        self.connection.is_last()
+
+    def response_left(self, response: Response) -> None:
+        """One that was in state OVER no longer is."""
+        if self.request.body is not None:
+            self.request.body.drop()
+
+    def response_cut(self, reset: bool) -> None:
+        """The response ends here, and is not whole."""
+        self.abort()
+        self._rest()
+
+    def _refuse_body(self, refused: BadRequest) -> None:
+        """The body cannot be taken: say so, if nothing else has been said."""
+        response, worker = self.response, self.connection.worker
+        if response.state is WAITING or response.state is STARTED:
+            response.status = refused.status
+            write_response(self.core, self.stream_id, refusals.bad_body(worker, response.head, refused))
+            response.refuse()
+            self.core.discard(self.stream_id)
+            self.reset_behind(ErrorCode.NO_ERROR)
+        elif response.state is not DONE:
+            response.refuse()
+            self.core.reset(self.stream_id, ErrorCode.CANCEL)
+        self.connection.flush_soon()
+
+    def reset_behind(self, code: ErrorCode) -> None:
+        """Reset the stream once everything that was sent has gone out."""
+        if self.core.waits(self.stream_id):
+            self._code = code
+        else:
+            self.core.reset(self.stream_id, code)
+            self._rest()
+
+    # ---- PieceOutput
+
+    def send_interim(self, fields: list[Field]) -> None:
+        """An interim response."""
+        self.core.send_interim(self.stream_id, fields)
+        self.connection.flush_soon()
+
+    def send_head(self, fields: list[Field], ended: bool) -> None:
+        """The head; `ended`: nothing follows it."""
+        self.core.send_head(self.stream_id, fields, ended)
+        if ended:
+            self.connection.flush_soon()
+
+    def send_data(self, data: bytes, ended: bool) -> None:
+        """Some of the body; `ended`: the last of it, and no trailers follow."""
+        waiting = self.core.send_data(self.stream_id, data, ended)
+        if waiting:
+            self.paused = waiting > MOST_WAITING
+            if self._sent < 0:
+                self._watch()
+        self.connection.flush_soon()
+
+    def send_trailers(self, fields: list[Field]) -> None:
+        """The end, behind the body."""
+        self.core.send_trailers(self.stream_id, fields)
+        self.connection.flush_soon()
+
+    def write_large(self, data: bytes, /) -> None:
+        """A piece of a file."""
+        self.send_data(data, False)
+
+    async def writable(self) -> None:
+        """Wait until the client's window has taken what waits, or the stream is over; ends at `write_timeout`."""
+        while self.paused:
+            waiter: asyncio.Future[bool] = self.connection.worker.loop.create_future()
+            self._waiters.append(waiter)
+            if await waiter:
+                return
+
+    def release_writers(self) -> None:
+        """Let those who wait in `writable` go on."""
+        self._wake()
+
+    def _wake(self) -> None:
+        self.paused = False
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(True)
+
+    def is_closing(self) -> bool:
+        """Whether nothing can be written any more."""
+        return not self.core.is_open(self.stream_id)
+
+    def abort(self) -> None:
+        """Reset the stream: its response is not whole."""
+        self.core.reset(self.stream_id, ErrorCode.INTERNAL_ERROR)
+        self._wake()
+        self.connection.flush_soon()
+
+    # ---- the deadline
+
+    def _look_again(self, seconds: float) -> None:
+        self.deadline = min(self.deadline, self.connection.worker.loop.time() + seconds)
+        self.connection.expect(self.deadline)
+
+    def expect_body(self) -> None:
+        """Begin the time in which the next of the request's body must arrive."""
+        body = self.request.body
+        if body is not None and not body.whole and self.connection.worker.config.min_body_rate:
+            body.arrived = 0
+            self._look_again(BODY_WINDOW)
+
+    def _watch(self) -> None:
+        """Some of the response waits for the client's window: it must take something in time."""
+        self._sent = self.core.sent(self.stream_id)
+        self._look_again(self.connection.worker.config.write_timeout)
+
+    def expire(self) -> None:
+        """The deadline has passed: the client takes nothing, or sends nothing, or is not at fault."""
+        self.deadline = INFINITY
+        if self.core.waits(self.stream_id):
+            if self.core.sent(self.stream_id) == self._sent and not self.connection.blocked:
+                self.core.reset(self.stream_id, ErrorCode.CANCEL)
+                self.lose()
+                self._rest()
+                self.connection.flush_soon()
+            else:
+                self._watch()
+            return
+        body = self.request.body
+        if body is None or body.whole:
+            return
+        if self.response.state is DONE or self.response.state is LOST:
+            self.reset_behind(ErrorCode.NO_ERROR)
+            self.connection.flush_soon()
+        elif self._is_slow(body.arrived):
+            self._refuse_body(BadRequest(408, "The request body arrives too slowly."))
+        else:
+            self.expect_body()
+
+    def _is_slow(self, arrived: int) -> bool:
+        """Whether the client could have sent more, and is the one who is waited for."""
+        body, config = self.request.body, self.connection.worker.config
+        waited_for = body is not None and not body.awaits_continue and self.core.may_receive(self.stream_id)
+        return waited_for and arrived < config.min_body_rate * BODY_WINDOW
