@@ -228,7 +228,6 @@ REFUSED = [
     (b"SETUP / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
     (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
     (b"GET / HTTP/0.9\r\nHost: a\r\n\r\n", 505),
-    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     (b"GET / HTTP/1.1\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
     (b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400),
@@ -281,6 +280,12 @@ def test_refused(serve: Serve, data: bytes, status: int | None) -> None:
     assert called == []
     assert server.cell(Cell.REQUESTS) == 1
     assert server.cell(Cell.STATUS_4XX) + server.cell(Cell.STATUS_5XX) == 1
+
+
+@pytest.mark.parametrize("before, http2", [(b"", "off"), (GET, "on")])
+def test_the_preface_of_http2_is_refused_where_it_has_no_place(serve: Serve, before: bytes, http2: str) -> None:
+    answers = serve(echo, http2=http2).ask(before + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert answers[len(response(b"GET / ")) if before else 0 :].startswith(b"HTTP/1.1 505 ")
 
 
 def test_refused_behind_a_good_request(serve: Serve) -> None:

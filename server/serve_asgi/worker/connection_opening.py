@@ -8,6 +8,7 @@ of these protocols do.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ class ConnectionOpening:
         """`contexts` are for the addresses that speak TLS; None if there are none."""
         self._worker = worker
         self._balancers = Balancers(worker) if worker.config.proxy_protocol else None
+        if worker.config.http2 == "on":  # now, and not while the first client of it waits
+            importlib.import_module("serve_asgi.http2.connection")
         self._handshakes: TlsHandshakes | None = None
         if contexts is not None:
             from serve_asgi.worker.tls_handshakes import TlsHandshakes
@@ -70,6 +73,10 @@ class ConnectionOpening:
 
     def _above(self, record: HandOverRecord, tls: TlsDetails | None) -> asyncio.Protocol:
         """HTTP, or what the connection has become."""
+        if record.http2 is not None:
+            from serve_asgi.http2.connection import Http2Connection
+
+            return Http2Connection(self._worker, record)
         if not record.survives:
             return Http1Connection(self._worker, record)
         survival = SurvivalRecord.from_bytes(record.leftover)
