@@ -35,6 +35,7 @@ EXECUTIONS = "LOADTEST_EXECUTIONS"
 """The environment variable that names the file."""
 
 LARGE = b"l" * (1 << 20)
+TRAILER = b"x-checksum"
 PID = os.getpid()
 CANNOT = 4501
 """The code by which a WebSocket is closed that cannot survive; a stream is answered with 501."""
@@ -49,6 +50,12 @@ def echo_answer(number: int, body: bytes | bytearray) -> bytes:
 def stream_chunk(number: int, index: int) -> bytes:
     """Chunk `index` of the stream `number`."""
     return b"%d.%d;" % (number, index) * (1 + (number * 7 + index * 13) % 60)
+
+
+def pattern(number: int, size: int) -> bytes:
+    """The body of this size of the response `number`."""
+    unit = b"%d:" % number
+    return (unit * (size // len(unit) + 1))[:size]
 
 
 def filler(seed: int, size: int) -> str:
@@ -99,6 +106,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await echo(scope, receive, send)
     elif scope["path"] == "/stream":
         await stream(scope, send)
+    elif scope["path"] == "/body":
+        await large(scope, send)
     elif scope["path"] == "/surviving":
         await surviving_stream(scope, receive, send)
     elif scope["path"] == "/large":
@@ -149,6 +158,22 @@ async def stream(scope: Scope, send: Send) -> None:
         await asyncio.sleep(pause)
         await send({"type": "http.response.body", "body": stream_chunk(number, index), "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+    note(b"E", number)
+
+
+async def large(scope: Scope, send: Send) -> None:
+    """Answer `size` bytes, followed by their checksum as a trailer field, if that is asked for and can be sent."""
+    number, query = question(scope)
+    note(b"S", number)
+    body = pattern(number, int(query["size"]))
+    fields = [*headers(scope, number), (b"content-length", b"%d" % len(body))]
+    trailers = "trailers" in query and "http.response.trailers" in (scope.get("extensions") or {})
+    if trailers:
+        fields.append((b"trailer", TRAILER))
+    await send({"type": "http.response.start", "status": 200, "headers": fields, "trailers": trailers})
+    await send({"type": "http.response.body", "body": body})
+    if trailers:
+        await send({"type": "http.response.trailers", "headers": [(TRAILER, b"%08x" % zlib.crc32(body))]})
     note(b"E", number)
 
 
@@ -369,10 +394,10 @@ async def watch(receive: Receive, over: asyncio.Event) -> None:
 
 
 async def answer(scope: Scope, send: Send, number: int, body: bytes, status: int = 200) -> None:
-    """One answer with a content-length."""
+    """One answer with a content-length, and with a body if that was not asked for by HEAD."""
     head = [*headers(scope, number), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
 def headers(scope: Scope, number: int) -> list[tuple[bytes, bytes]]:

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
-from loadtest import surviving_stream, surviving_websocket
+from loadtest import http2_kinds, surviving_stream, surviving_websocket
 from loadtest.app import echo_answer, stream_chunk
 from loadtest.client import Client, Load, Request
 from loadtest.websocket import chat
@@ -198,7 +198,20 @@ KINDS = (
     Kind("WebSocket", websocket, users=8),
     Kind(surviving_websocket.KIND, surviving_websocket.surviving_websocket, users=24, named=True),
     Kind(surviving_stream.KIND, surviving_stream.surviving_stream, users=18, named=True),
+    Kind("HTTP/2, 1 at once", http2_kinds.at_once(1), users=6, rate=60, prompt=True, named=True),
+    Kind("HTTP/2, 4 at once", http2_kinds.at_once(4), users=4, rate=100, prompt=True, named=True),
+    Kind("HTTP/2, 32 at once", http2_kinds.at_once(32), users=2, rate=100, prompt=True, named=True),
+    Kind("HTTP/2, idle", http2_kinds.idle, users=20, prompt=True, named=True),
+    Kind("HTTP/2, one-shot", http2_kinds.one_shot, users=4, rate=30, keep=False, prompt=True, named=True),
+    Kind("HTTP/2, split frames", http2_kinds.split, users=10, named=True),
+    Kind("HTTP/2, resets", http2_kinds.resets, users=3, rate=60, named=True),
+    Kind("HTTP/2, slow upload", http2_kinds.slow_upload, users=4, keep=False, named=True),
+    Kind("HTTP/2, slow response", http2_kinds.slow_response, users=4, keep=False, named=True),
+    Kind("HTTP/2, event stream", http2_kinds.events, users=6, keep=False, named=True),
+    Kind("HTTP/2, slow reader", http2_kinds.slow_reader, users=4, keep=False, named=True),
 )
+HTTP2 = tuple(kind.name for kind in KINDS if kind.name.startswith("HTTP/2"))
+"""What is sent with `--http2`. Those of them that keep their connections have short requests alone."""
 SURVIVING = (surviving_websocket.KIND, surviving_stream.KIND, "one-shot", "keep-alive")
 """Connections that survive reloads, and requests beside them."""
 

@@ -28,8 +28,15 @@ class Cause(enum.Enum):
     STATUS = "error status"
     WRONG = "wrong bytes"
     CLOSED = "WebSocket closed"  # by the server, with a message unanswered or with an abnormal code
+    GOAWAY = "refused by GOAWAY"  # the stream is above its last one, or it came before the request could be sent
+    STREAM_RESET = "stream reset by the server"
+    CANCELLED = "reset by the client"  # on purpose, before the whole response: not lost
     FAILED = "failed by a bad version"  # on purpose, with the right id and body: not lost
     UNSETTLED = "unsettled at the end"
+
+
+EXCUSED = (Cause.FAILED, Cause.CANCELLED)
+"""What is neither answered nor lost."""
 
 
 class Left(enum.Enum):
@@ -40,6 +47,7 @@ class Left(enum.Enum):
     ANNOUNCED = "Connection: close"
     TRUNCATION = "EOF without close_notify"
     ALERT = "TLS alert or wrong record"
+    GOAWAY = "GOAWAY"
 
 
 @dataclasses.dataclass(slots=True)
@@ -91,6 +99,8 @@ class Ledger:
         self.reconnects: list[Reconnect] = []
         self.told_to_come_back: list[float] = []
         """When the server closed a WebSocket with 1001 or 1012 and nothing unanswered."""
+        self.moved_on: list[float] = []
+        """When a connection of HTTP/2 with long streams, which may be ended by a reload, was told GOAWAY."""
         self.survivors: list[Survivor] = []
         """Connections that are to survive."""
         self.connections = 0
@@ -112,6 +122,10 @@ class Ledger:
         """A bad version has answered with the error that it is made for."""
         entry.cause, entry.done, entry.pid, entry.generation = Cause.FAILED, now, pid, generation
 
+    def cancelled(self, entry: Entry, now: float) -> None:
+        """The client has reset the stream, before its response was whole."""
+        entry.cause, entry.done = Cause.CANCELLED, now
+
     def failed(self, entry: Entry, now: float, cause: Cause, detail: str = "") -> None:
         """There will be no response."""
         entry.cause, entry.done, entry.detail = cause, now, detail
@@ -123,13 +137,15 @@ class Ledger:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accounts:
-    """What `settle` found. Every number but the first four must be 0."""
+    """What `settle` found. Every number but the first five must be 0."""
 
     sent: int
     executed: int
     answered: int
     failed: int
     """Answered by a bad version with its error."""
+    cancelled: int
+    """Reset by the client before the response was whole."""
     lost: list[Entry]
     lost_executed: int
     """Of the lost ones: executed, but the response did not arrive."""
@@ -164,7 +180,7 @@ def settle(entries: Sequence[Entry], executions: Iterable[Execution]) -> Account
             starts.setdefault(execution.number, []).append(execution.pid)
         else:
             ended.add(execution.number)
-    lost = [entry for entry in entries if entry.cause is not None and entry.cause is not Cause.FAILED]
+    lost = [entry for entry in entries if entry.cause is not None and entry.cause not in EXCUSED]
     answered = [entry for entry in entries if entry.cause is None or entry.cause is Cause.FAILED]
     failed = sum(entry.cause is Cause.FAILED for entry in entries)
     numbers = {entry.number for entry in entries}
@@ -173,6 +189,7 @@ def settle(entries: Sequence[Entry], executions: Iterable[Execution]) -> Account
         executed=len(starts),
         answered=len(answered) - failed,
         failed=failed,
+        cancelled=sum(entry.cause is Cause.CANCELLED for entry in entries),
         lost=lost,
         lost_executed=sum(entry.number in starts for entry in lost),
         duplicated=[number for number, pids in starts.items() if len(pids) > 1],

@@ -39,6 +39,7 @@ def with_bad_code(settings: Settings) -> str:
             loop=settings.loop,
             python=settings.python,
             tls=bool(settings.tls),
+            http2=settings.http2,
         )
         try:
             on_uvloop(wait_until_up(server, settings.workers))
@@ -118,6 +119,7 @@ def comparison(results: Sequence[Result], fates: Sequence[str]) -> str:
     flag_value="1.3",
     help="Speak TLS of this version (1.3 if none is named).",
 )
+@click.option("--http2", is_flag=True, help="Speak HTTP/2: with prior knowledge, or with --tls by ALPN.")
 @click.option("--python", default=sys.executable, help="The interpreter that runs the servers.", show_default=False)
 @click.option("--into", type=click.Path(path_type=Path), help="Write a PNG and a JSON of each run into this directory.")
 def main(servers: str, into: Path | None, **options: Any) -> None:

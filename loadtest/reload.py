@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ import uvloop
 
 from loadtest import processes, surviving
 from loadtest.client import Load
-from loadtest.kinds import HTTP_1_0, KINDS, SURVIVING, users
+from loadtest.kinds import HTTP2, HTTP_1_0, KINDS, SURVIVING, users
 from loadtest.ledger import Accounts, Ledger, parse_executions, settle
 from loadtest.proxies import PROXIES, behind
 from loadtest.report import as_json, table
@@ -92,6 +92,7 @@ def run(settings: Settings) -> Result:
             loop=settings.loop,
             python=settings.python,
             tls=bool(settings.tls),
+            http2=settings.http2,
             keep_previous=KEEP_PREVIOUS if settings.rollbacks else 0,
             options=options(settings, Path(name)),
         )
@@ -121,7 +122,7 @@ def _run(server: Server, settings: Settings, port: int) -> Result:
     ledger, measures, problems = Ledger(), Measures(), list[str]()
     tls = None
     if settings.tls is not None and server.certificate is not None:
-        tls = ClientTls(server.certificate, settings.tls, settings.seed)
+        tls = ClientTls(server.certificate, settings.tls, settings.seed, "h2" if settings.http2 else "http/1.1")
     workers_before = len(server.workers())
     measures.descriptors_before = processes.descriptors(server.pid)
     measures.memory.append(processes.resident(server.pid))
@@ -230,10 +231,7 @@ async def under_load(
     watch = Watch(settings.workers)
     load.first_answer = watch.first_answer
     reloads: list[Reload] = []
-    names = settings.kinds or [
-        kind.name for kind in KINDS if not kind.named and (kind.name != HTTP_1_0 or settings.server not in NO_HTTP_1_0)
-    ]
-    tasks = {asyncio.ensure_future(user) for user in users(load, names)}
+    tasks = {asyncio.ensure_future(user) for user in users(load, kinds_of(settings))}
     await load.pause(settings.warmup)
     if load.impossible:
         raise RuntimeError(load.impossible)
@@ -267,6 +265,14 @@ async def under_load(
     if tls is not None and tls.shown_old:
         problems.append(f"{tls.shown_old} handshakes showed a certificate that had been replaced before they began")
     return reloads
+
+
+def kinds_of(settings: Settings) -> Sequence[str]:
+    """The names of the kinds of load."""
+    if settings.kinds or settings.http2:
+        return settings.kinds or HTTP2
+    unable = HTTP_1_0 if settings.server in NO_HTTP_1_0 else ""
+    return [kind.name for kind in KINDS if not kind.named and kind.name != unable]
 
 
 async def renew_certificate(server: Server, number: int, tls: ClientTls, problems: list[str]) -> None:
@@ -331,6 +337,7 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
     flag_value="1.3",
     help="Speak TLS of this version (1.3 if none is named).",
 )
+@click.option("--http2", is_flag=True, help="Speak HTTP/2: with prior knowledge, or with --tls by ALPN.")
 @click.option("--renew", is_flag=True, help="Replace the certificate before each reload, without one, as certbot does.")
 @click.option("--kinds", type=click.Choice([kind.name for kind in KINDS]), multiple=True, help="Only these loads.")
 @click.option("--surviving", is_flag=True, help="Only WebSockets and streams that survive, and requests beside them.")

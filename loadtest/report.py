@@ -24,7 +24,8 @@ def table(result: Result) -> str:
     title = (
         f"{settings.server} · {settings.workers} workers · "
         f"{parser(settings.server, settings.http)} · {settings.loop} · "
-        f"{f'TLS {settings.tls} · ' if settings.tls else ''}{'unix socket · ' if settings.unix else ''}"
+        f"{f'TLS {settings.tls} · ' if settings.tls else ''}{'HTTP/2 · ' if settings.http2 else ''}"
+        f"{'unix socket · ' if settings.unix else ''}"
         f"{f'behind {settings.behind} · ' if settings.behind else ''}"
         f"{'' if settings.deflate is None else 'deflate · ' if settings.deflate else 'no deflate · '}"
         f"{len(result.reloads)} reloads in {seconds:.0f} s · {result.accounts.sent / seconds:.0f} requests/s"
@@ -39,6 +40,10 @@ def table(result: Result) -> str:
         lines.append(f"  of the lost ones, {result.accounts.lost_executed} had been executed")
     left = Counter(reconnect.left for reconnect in result.ledger.reconnects)
     lines += [f"  connections ended by the server: {count} by {how.value}" for how, count in left.most_common()]
+    if result.accounts.cancelled:
+        lines.append(f"  streams reset by the client: {number(result.accounts.cancelled)}")
+    if result.ledger.moved_on:
+        lines.append(f"  connections with long streams told GOAWAY: {number(len(result.ledger.moved_on))}")
     if result.ledger.told_to_come_back:
         lines.append(f"  WebSockets told to come back (1001, 1012): {len(result.ledger.told_to_come_back)}")
     if result.tls is not None:
@@ -65,7 +70,7 @@ def kinds(result: Result) -> list[list[str]]:
     for name in names:
         mine = [entry for entry in result.ledger.entries if entry.kind == name]
         latencies = sorted(entry.latency * 1000 for entry in mine if entry.cause is None)
-        lost = len(mine) - len(latencies)
+        lost = result.accounts.lost_by_kind[name]
         rows.append([name, *map(number, (len(mine), len(latencies), lost, reconnects[name])), *tail(latencies)])
     prompt = sorted(e.latency * 1000 for e in result.ledger.entries if e.cause is None and e.kind in PROMPT)
     accounts = result.accounts
@@ -136,6 +141,8 @@ def as_json(result: Result) -> str:
             ],
             "duplicated": accounts.duplicated,
             "reconnects": result.reconnects,
+            "reset_by_client": accounts.cancelled,
+            "told_goaway_with_long_streams": len(result.ledger.moved_on),
             "tls": result.tls
             and {
                 "version": result.tls.version,

@@ -35,6 +35,8 @@ class Settings:
     """Replace the listener's own program as well, before each reload."""
     tls: str | None = None
     """The version of TLS that all connections speak: 1.2 or 1.3."""
+    http2: bool = False
+    """Speak HTTP/2: in clear text with prior knowledge, over TLS by ALPN."""
     renew: bool = False
     """Replace the certificate before each reload, and have it taken up without one; of this project's server."""
     behind: str | None = None

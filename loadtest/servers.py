@@ -47,6 +47,8 @@ class Start:
     directory: Path
     certificate: Certificate | None = None
     """Speak TLS with it."""
+    http2: bool = False
+    """Speak HTTP/2 as well, where that has to be asked for."""
     keep_previous: int = 0
     """Seconds for which the generation before stands by; this project's server only."""
 
@@ -73,9 +75,10 @@ def serve(start: Start) -> list[str]:
 
 
 def uvicorn(start: Start) -> list[str]:
-    """With one worker uvicorn has no process that could reload it: HUP ends it."""
+    """With one worker uvicorn has no process that could reload it: HUP ends it. One of its parsers speaks HTTP/2."""
+    parser = "zttp --http2" if start.http2 else start.http
     return (
-        f"-m uvicorn {APP} --host 127.0.0.1 --port {start.port} --workers {start.workers} --http {start.http}"
+        f"-m uvicorn {APP} --host 127.0.0.1 --port {start.port} --workers {start.workers} --http {parser}"
         f" --loop {start.loop} --app-dir {start.directory} --no-access-log --timeout-keep-alive {KEEP_ALIVE}"
         f" --timeout-graceful-shutdown {GRACEFUL}" + start.tls("--ssl-certfile", "--ssl-keyfile")
     ).split()
@@ -83,9 +86,11 @@ def uvicorn(start: Start) -> list[str]:
 
 def gunicorn(start: Start) -> list[str]:
     """The native ASGI worker; its parser is its own."""
+    http2 = " --http-protocols h2,h1 --http2-cleartext both" if start.http2 else ""
     return (
         f"-m gunicorn {APP} -k asgi -b {start.address} -w {start.workers} --asgi-loop {start.loop}"
         f" --chdir {start.directory} --keep-alive {KEEP_ALIVE} --graceful-timeout {GRACEFUL} --no-control-socket"
+        + http2
         + start.tls("--certfile", "--keyfile")
     ).split()
 
@@ -151,6 +156,7 @@ class Server:
         loop: str,
         python: str = sys.executable,
         tls: bool = False,
+        http2: bool = False,
         keep_previous: int = 0,
         options: Sequence[str] = (),
     ) -> None:
@@ -172,6 +178,7 @@ class Server:
             loop=loop,
             directory=directory,
             certificate=self.certificate,
+            http2=http2,
             keep_previous=keep_previous,
         )
         with self.output.open("wb") as output:

@@ -103,12 +103,12 @@ class Receiver(Protocol):
 class ClientTls:
     """What the clients of one run share: the context, the tickets, the counts."""
 
-    def __init__(self, certificate: Certificate, version: str, seed: int = 1) -> None:
-        """`version` is one of VERSIONS, and the only one that is offered."""
+    def __init__(self, certificate: Certificate, version: str, seed: int = 1, protocol: str = "http/1.1") -> None:
+        """`version` is one of VERSIONS, and the only one that is offered, as is `protocol` by ALPN (RFC 7301)."""
         self.version = version
         self.context = trusting(certificate)
         self.context.minimum_version = self.context.maximum_version = VERSIONS[version]
-        self.context.set_alpn_protocols(["http/1.1"])
+        self.context.set_alpn_protocols([protocol])
         self.handshakes = 0
         self.offered = 0
         """Handshakes that offered a ticket."""
@@ -195,8 +195,8 @@ class TlsClient(asyncio.Protocol, asyncio.Transport):
         self._tcp.abort()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Of TCP."""
-        return self._tcp.get_extra_info(name, default)
+        """`ssl_object`, as asyncio's own TLS names it; else of TCP."""
+        return self._tls if name == "ssl_object" else self._tcp.get_extra_info(name, default)
 
     def pause_reading(self) -> None:
         """Let TCP fill up."""
