@@ -282,7 +282,7 @@ def test_refused(serve: Serve, data: bytes, status: int | None) -> None:
     assert server.cell(Cell.STATUS_4XX) + server.cell(Cell.STATUS_5XX) == 1
 
 
-@pytest.mark.parametrize("before, http2", [(b"", "off"), (GET, "on")])
+@pytest.mark.parametrize(("before", "http2"), [(b"", "off"), (GET, "on")])
 def test_the_preface_of_http2_is_refused_where_it_has_no_place(serve: Serve, before: bytes, http2: str) -> None:
     answers = serve(echo, http2=http2).ask(before + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     assert answers[len(response(b"GET / ")) if before else 0 :].startswith(b"HTTP/1.1 505 ")
