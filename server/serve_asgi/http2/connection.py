@@ -61,12 +61,21 @@ from serve_asgi.ipc.scoreboard import Cell
 
 FAREWELL_TIME: Final = 5.0
 """How long (s) a client may take to answer the PING behind the first GOAWAY; then the last stream is said anyway."""
+FRESH_TIME: Final = 2.0
+"""A connection that cannot move, or that nobody takes, waits this long (s) for the client to begin."""
 READ_LIMIT: Final = 256 * 1024
 """Bytes of frames that may wait for the transport before reading pauses."""
 
 INFINITY: Final = math.inf
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _TLS_NOT_MOVED: Final = int(Cell.TLS_NOT_MOVED)
+_BEGUN: Final = int(Cell.HTTP2_CONNECTIONS)
+_STREAMS: Final = int(Cell.HTTP2_STREAMS)
+_RESETS_RECEIVED: Final = int(Cell.HTTP2_RESETS_RECEIVED)
+_RESETS_SENT: Final = int(Cell.HTTP2_RESETS_SENT)
+_FAULTS: Final = int(Cell.HTTP2_FAULTS)
+_MOVED: Final = int(Cell.HTTP2_MOVED)
+_GOAWAYS: Final = int(Cell.HTTP2_GOAWAYS)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _SERVING: Final = WorkerPhase.SERVING
 _RETIRING: Final = frozenset({WorkerPhase.HANDING_OVER, WorkerPhase.CLOSING})
@@ -83,10 +92,13 @@ class Http2Connection(asyncio.Protocol):
         "_batching",
         "_closing",
         "_counted",
+        "_farewell_due",
         "_flush_due",
         "_hand_over",
         "_handlers",
         "_hold_ends",
+        "_idle_until",
+        "_rest_due",
         "client",
         "core",
         "deadline",
@@ -118,6 +130,12 @@ class Http2Connection(asyncio.Protocol):
         """What has come is being looked at: what is written waits for the end of that."""
         self._flush_due = False
         self._hold_ends: asyncio.TimerHandle | None = None
+        self._idle_until = INFINITY
+        """The deadline of a connection on which nothing is in progress."""
+        self._rest_due = INFINITY
+        """When a frame that has begun to come must be whole, while nothing is in progress."""
+        self._farewell_due = INFINITY
+        """When the last stream is said, though the client has not answered the first GOAWAY."""
         self._counted = False
         """The worker has it among its connections already."""
         self.client: Address = None
@@ -165,7 +183,7 @@ class Http2Connection(asyncio.Protocol):
             self.trusted = worker.forwarding.trusts(record.client) if record.trusted is None else record.trusted
             import_connection(self.core, record.http2)
             self._arrived = record.leftover
-            self.deadline = record.deadline
+            self.deadline = self._idle_until = record.deadline
         if self._arrived or worker.phase is not _SERVING or self.core.waiting:
             worker.loop.call_soon(self._go_on)  # uvloop begins to read after this, whatever it has said of reading
 
@@ -183,15 +201,23 @@ class Http2Connection(asyncio.Protocol):
             self.server = self.server or own_end_of(transport)
             self.trusted = worker.forwarding.trusts(self.client)
             self.deadline = now + worker.config.first_byte_timeout
+        self._idle_until = self.deadline
+        worker.cells[_BEGUN] += 1
         self.core.begin(worker.max_head_size, worker.config.h2_max_streams)
 
     def _go_on(self) -> None:
         """Process what another worker, or HTTP/1.1, had read."""
         if self.state is not IDLE:
             return
+        self._receive_what_came()
+        if self.state is IDLE or self.state is REQUEST:
+            self.settle()
+
+    def _receive_what_came(self) -> None:
         data, self._arrived = self._arrived, b""
         self._receive(data)
-        self.settle()
+        if self.eof:
+            self._client_has_ended()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -216,25 +242,33 @@ class Http2Connection(asyncio.Protocol):
         finally:
             self._batching = False
             self.flush()
-        if self.state is IDLE and self.core.in_the_middle and not self._handlers:
-            self._expect_rest()
+        if self.state is IDLE:
+            if not self.core.in_the_middle:
+                self._rest_due = INFINITY
+            elif self._rest_due == INFINITY:
+                self._expect_rest()
+        if self.core.shutting_down is not Leaving.NO:
+            self._end_if_over()
         if self.core.unwritten > READ_LIMIT:
             self.adjust_reading()
 
     def eof_received(self) -> bool:
         """The client has shut down its write side; True keeps the transport for what is still to be written."""
         self.eof = True
-        if self.state is IDLE or self.state is REQUEST:
-            for handler in list(self._handlers.values()):
-                handler.receive_eof()
-            self.core.finish_shutdown()
-            self.flush()
-            self._end_if_over()
-        return (
-            self.state is LEAVING
-            or self.state is REQUEST
-            or (self._closing is not None and not self._closing.lingering)
-        )
+        if (self.state is IDLE or self.state is REQUEST) and not self._arrived:
+            self._client_has_ended()
+        if self.state is CLOSING:
+            return self._closing is not None and not self._closing.lingering
+        return self.state is not IDLE or bool(self._arrived) or self.core.waiting
+
+    def _client_has_ended(self) -> None:
+        """Answer what has come whole, also of what was held back; nothing else will."""
+        self._serve()
+        for handler in list(self._handlers.values()):
+            handler.receive_eof()
+        self.core.finish_shutdown()
+        self.flush()
+        self._end_if_over()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by either side."""
@@ -284,6 +318,8 @@ class Http2Connection(asyncio.Protocol):
                 self._closing.flushed()
                 self.deadline = self._closing.deadline
         elif self.state is IDLE or self.state is REQUEST:
+            if self.state is IDLE:  # the time begins when the last response has been read
+                self.deadline = self._idle_until = self.worker.loop.time() + self.worker.keep_alive
             self.flush()
             self.settle()
 
@@ -324,7 +360,10 @@ class Http2Connection(asyncio.Protocol):
                 if handler is not None:
                     handler.receive_end(trailers)
             elif kind is StreamReset:
-                handler = handlers.get(cast(StreamReset, event).stream_id)
+                stream_id, _, reason = cast(StreamReset, event)
+                if not reason:
+                    self.worker.cells[_RESETS_RECEIVED] += 1
+                handler = handlers.get(stream_id)
                 if handler is not None:
                     handler.receive_reset()
             else:
@@ -338,11 +377,14 @@ class Http2Connection(asyncio.Protocol):
             self._respond_itself(stream_id, response, code)
         elif isinstance(event, ClientLeaves):
             self.core.finish_shutdown()
+            self.worker.loop.call_soon(self._end_if_over)
         elif isinstance(event, ConnectionLost):
+            self.worker.cells[_FAULTS] += 1
             self._end_handlers()
 
     def _begin_request(self, event: StreamRequest) -> None:
         worker, stream_id, head = self.worker, event.stream_id, event.head
+        worker.cells[_STREAMS] += 1
         if head.path == worker.health_path and head.method in health.METHODS:
             self._respond_itself(stream_id, health.response(worker, head, False))
             return
@@ -355,13 +397,19 @@ class Http2Connection(asyncio.Protocol):
             self._respond_itself(stream_id, refusals.overloaded(worker, self, head, False))
             return
         if self.state is IDLE:
-            self.state = REQUEST
-            self.deadline = INFINITY
+            self._begin_work()
         exchange = Exchange(self, stream_id)
         if exchange.begin(event):
             self._handlers[stream_id] = exchange
         elif not self._handlers:
             self._rest()
+
+    def _begin_work(self) -> None:
+        """A request is in progress."""
+        self.state = REQUEST
+        self.deadline = self._farewell_due
+        if self.worker.phase is not _SERVING:
+            self.worker.loop.call_soon(self.settle)  # others may follow before it has ended, and the connection leaves
 
     def _begin_websocket(self, stream_id: int, head: Head) -> None:
         """RFC 8441."""
@@ -372,8 +420,7 @@ class Http2Connection(asyncio.Protocol):
         """Answer without the application, by a response that is given as HTTP/1.1 has it."""
         own = OwnResponse(self, stream_id, code)
         if self.state is IDLE:
-            self.state = REQUEST
-            self.deadline = INFINITY
+            self._begin_work()
         if own.begin(response):
             self._handlers[stream_id] = own
         elif not self._handlers:
@@ -396,7 +443,9 @@ class Http2Connection(asyncio.Protocol):
             return
         worker = self.worker
         self.state = IDLE
-        self.deadline = worker.loop.time() + worker.keep_alive
+        self._idle_until = worker.loop.time() + worker.keep_alive
+        self.deadline = min(self._idle_until, self._farewell_due)
+        self._rest_due = INFINITY
         if worker.phase is not _SERVING or self.eof or self.core.shutting_down is not Leaving.NO or self.core.holding:
             worker.loop.call_soon(self.settle)
 
@@ -417,6 +466,8 @@ class Http2Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Write what the core has to say, unless the transport takes nothing."""
         core, output = self.core, self.output
+        if resets := core.take_resets():
+            self.worker.cells[_RESETS_SENT] += resets
         if core.waiting and not output.paused and self.state is not CLOSED:
             output.write(core.take_output())
             for stream_id in core.take_drained():
@@ -446,7 +497,11 @@ class Http2Connection(asyncio.Protocol):
             self._lend()
         elif worker.phase is WorkerPhase.HANDING_OVER and not self.is_stationary():
             self._leave_soon()
+        elif not core.settled and not worker.last_call:  # its first request is on its way
+            self._idle_until = min(self._idle_until, worker.loop.time() + FRESH_TIME)
+            self.expect(self._idle_until)
         elif worker.phase is WorkerPhase.CLOSING or worker.last_call or core.requests:
+            worker.cells[_GOAWAYS] += 1
             self._announce_end()
 
     def _end_if_over(self) -> bool:
@@ -500,6 +555,7 @@ class Http2Connection(asyncio.Protocol):
         waits_for_its_turn = self.core.resting
         self._serve()
         if not waits_for_its_turn and self.worker.phase is not _SERVING:
+            self.worker.cells[_GOAWAYS] += 1
             self._announce_end()
 
     def _stop_holding(self) -> None:
@@ -516,11 +572,12 @@ class Http2Connection(asyncio.Protocol):
 
     def _expect_rest(self) -> None:
         """A frame has begun to come: it is to be whole in the time of a head."""
-        self.expect(self.worker.loop.time() + self.worker.config.head_timeout)
+        self._rest_due = self.worker.loop.time() + self.worker.config.head_timeout
+        self.expect(self._rest_due)
 
     def record_arriving(self, half: bool) -> None:
         """The beginning of a TLS record has come (`half`), or one that is whole and says nothing to the application."""
-        if half and self.state is IDLE:
+        if half and self.state is IDLE and self._rest_due == INFINITY:
             self._expect_rest()
 
     def asked_at(self) -> float:
@@ -549,30 +606,38 @@ class Http2Connection(asyncio.Protocol):
             if handler.deadline <= now:
                 handler.expire()
             self.expect(handler.deadline)
-        if self.core.shutting_down is Leaving.ANNOUNCED:
-            self._bid_farewell()
+        self._bid_farewell(now)
+        self.expect(self._farewell_due)
 
     def _expire_idle(self) -> None:
         """The client asks for nothing, or has not begun as it must, or has not answered our farewell."""
         worker, output = self.worker, self.output
         now = worker.loop.time()
-        if self.core.shutting_down is Leaving.ANNOUNCED:
-            self._bid_farewell()
+        if self._bid_farewell(now):
+            return
+        due = min(self._idle_until, self._farewell_due, self._rest_due)
+        if now < due:  # the deadline was that of something else, which has ended
+            self.deadline = due
         elif output.unwritten():
             output.watch_client()
             self.deadline = now + worker.config.write_timeout
-        elif not self.core.settled or self.core.in_the_middle:
+        elif not self.core.settled:
             self.finish()
         elif is_readable(self.transport):
             self.deadline = now + PEEK_TIME
-        else:
+        elif self.core.shutting_down is Leaving.NO:
+            self._rest_due = INFINITY
             self._announce_end()
 
-    def _bid_farewell(self) -> None:
-        """The second step, though the client has not answered the first one."""
+    def _bid_farewell(self, now: float) -> bool:
+        """Take the second step, if it is time for it, though the client has not answered the first one."""
+        if now < self._farewell_due:
+            return False
+        self._farewell_due = INFINITY
         self.core.finish_shutdown()
         self.flush()
         self._end_if_over()
+        return True
 
     # ---- ends
 
@@ -582,7 +647,8 @@ class Http2Connection(asyncio.Protocol):
             self.core.finish_shutdown()
         else:
             self.core.announce_shutdown()
-            self.expect(self.worker.loop.time() + FAREWELL_TIME)
+            self._farewell_due = self.worker.loop.time() + FAREWELL_TIME
+            self.expect(self._farewell_due)
         self.flush_soon()
         self.worker.loop.call_soon(self._end_if_over)
 
@@ -703,13 +769,12 @@ class Http2Connection(asyncio.Protocol):
         if self.state is not IDLE and self.state is not REQUEST:
             return
         self._serve()
-        data, self._arrived = self._arrived, b""
-        if data:
-            self._receive(data)
+        self._receive_what_came()
         if self.worker.phase is WorkerPhase.CLOSING:
             self.settle()
 
     def gone(self) -> None:
         """The hand-over is committed: drop this end. The client sees nothing: a duplicate lives elsewhere."""
         if self._hand_over.commit(self):
+            self.worker.cells[_MOVED] += 1
             self._end_handlers()

@@ -199,8 +199,7 @@ class Exchange:
         if isinstance(body, StreamBody):
             body.end()
             self.request.wake()
-        if self.response.state is DONE:
-            self._rest()
+        self._rest()
 
     def receive_reset(self) -> None:
         """The stream is over before its time."""

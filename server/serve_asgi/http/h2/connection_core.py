@@ -104,6 +104,11 @@ class ConnectionCore:
         if stream_id in self._streams:
             self._open.reset(stream_id, code)
 
+    def take_resets(self) -> int:
+        """RST_STREAM frames that were sent since the last call."""
+        resets, self._open.resets = self._open.resets, 0
+        return resets
+
     def done(self, stream_id: int) -> None:
         """Nobody works for the stream any more: it stops counting, once it is closed."""
         self._open.busy.discard(stream_id)

@@ -25,7 +25,7 @@ _RECEIVE_END: Final = StreamStep.RECEIVE_END
 class OpenStreams:
     """Of one connection."""
 
-    __slots__ = ("_max_streams", "_sender", "busy", "by_id", "ended", "window")
+    __slots__ = ("_max_streams", "_sender", "busy", "by_id", "ended", "resets", "window")
 
     def __init__(self, sender: FrameSender, by_id: dict[int, Stream], max_streams: int) -> None:
         """`by_id`: the streams, which the sender knows as well. `max_streams`: that may be open at once."""
@@ -36,6 +36,8 @@ class OpenStreams:
         """Streams that somebody works for, also where they are closed."""
         self.ended = EndedStreams()
         self.window = ReceiveWindow(CONNECTION_WINDOW)
+        self.resets = 0
+        """RST_STREAM frames sent, since somebody last set it to 0."""
 
     def have_room(self) -> bool:
         """Whether one more request may begin."""
@@ -80,6 +82,7 @@ class OpenStreams:
     def reset(self, stream_id: int, code: ErrorCode) -> bool:
         """Send RST_STREAM (RFC 9113 5.4.2); returns whether the stream was open."""
         self._sender.write(reset_frame(stream_id, code))
+        self.resets += 1
         self.ended.has_been_reset(stream_id)
         stream = self.by_id.get(stream_id)
         if stream is None:
