@@ -1,13 +1,17 @@
 """What HTTP/2 costs without sockets: CPU time per request in this server's core and in the libraries h2 and hpack.
 
 Run it as `python -m loadtest.http2_core`; it prints Markdown tables, for docs/how-it-works/http2-header-compression.md.
-A request has ten fields, sixteen requests come in one read, and each is answered with five fields and a short body. The
-least of the rounds is shown, since whatever else the machine does only adds to it. jh2, whose decoder is compiled, is
-shown if it is installed (`pip install jh2`).
+A request has ten fields, sixteen requests come in one read, on eight connections in turn, and each is answered with
+five fields and a short body. The least of the rounds is shown, since whatever else the machine does only adds to it.
+jh2, whose decoder is compiled, is shown if it is installed (`pip install jh2`).
+
+On a busy machine instructions can be counted instead: those of `--case get --rounds 3`, less those of `--rounds 1`,
+under `valgrind --tool=cachegrind`, are those of twice REQUESTS requests.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import platform
 import random
@@ -25,7 +29,7 @@ import hpack
 
 from serve_asgi.http.h2 import frames, huffman
 from serve_asgi.http.h2.connection_core import ConnectionCore
-from serve_asgi.http.h2.events import StreamRequest
+from serve_asgi.http.h2.events import StreamData, StreamEnd, StreamRequest
 from serve_asgi.http.h2.header_decoder import Field, HeaderDecoder
 from serve_asgi.http.h2.header_encoder import HeaderEncoder
 from serve_asgi.http.h2.request_fields import check_fields, read_request
@@ -33,6 +37,7 @@ from serve_asgi.http.h2.request_fields import check_fields, read_request
 ROUNDS = 7
 REQUESTS = 1600
 PER_READ = 16
+CONNECTIONS = 8
 MAX_HEAD = 65536
 ANSWER: list[Field] = [
     (b":status", b"200"),
@@ -44,14 +49,14 @@ ANSWER: list[Field] = [
 BODY = b"Hello, world!"
 
 
-def request(number: int, kept: bool) -> list[Field]:
+def request(number: int, kept: bool, method: bytes = b"GET") -> list[Field]:
     """Ten fields, of which path and cookie are new each time; `kept`: the client keeps them in its table."""
     chosen = random.Random(number)
     path = f"/items/{number}/{''.join(chosen.choices(string.ascii_lowercase, k=10))}?page={number % 7}"
     cookie = "session=" + "".join(chosen.choices(string.hexdigits, k=32))
     field = hpack.HeaderTuple if kept else hpack.NeverIndexedHeaderTuple
     return [
-        (b":method", b"GET"),
+        (b":method", method),
         (b":scheme", b"https"),
         (b":authority", b"www.example.com"),
         field(b":path", path.encode()),
@@ -64,11 +69,11 @@ def request(number: int, kept: bool) -> list[Field]:
     ]
 
 
-def blocks(kind: str) -> list[bytes]:
+def blocks(kind: str, count: int = REQUESTS, method: bytes = b"GET") -> list[bytes]:
     """The header blocks of one client."""
     encoder = hpack.Encoder()
-    numbers = [0] * REQUESTS if kind == "the same" else range(REQUESTS)
-    return [encoder.encode(request(number, kind != "new, not kept")) for number in numbers]
+    numbers = [0] * count if kind == "the same" else range(count)
+    return [encoder.encode(request(number, kind != "new, not kept", method)) for number in numbers]
 
 
 def least(prepare: Callable[[], Any], run: Callable[[Any], None]) -> float:
@@ -82,50 +87,86 @@ def least(prepare: Callable[[], Any], run: Callable[[Any], None]) -> float:
     return best / REQUESTS * 1e6
 
 
-def reads(kind: str) -> list[bytes]:
-    """What the client sends after its preface."""
-    sent = [frames.frame(1, 5, 2 * number + 1, block) for number, block in enumerate(blocks(kind))]
-    return [b"".join(sent[start : start + PER_READ]) for start in range(0, REQUESTS, PER_READ)]
+def reads(kind: str, upload: int = 0) -> list[bytes]:
+    """What each client sends after its preface; `upload`: bytes of the body of each request."""
+    count = REQUESTS // CONNECTIONS
+    sent = []
+    for number, block in enumerate(blocks(kind, count, b"POST" if upload else b"GET")):
+        stream_id = 2 * number + 1
+        whole = frames.frame(1, 4 if upload else 5, stream_id, block)
+        sent.append(whole + frames.frame(0, 1, stream_id, bytes(upload)) if upload else whole)
+    return [b"".join(sent[start : start + PER_READ]) for start in range(0, count, PER_READ)]
 
 
-GREETING = frames.PREFACE + frames.settings_frame({}) + frames.window_update_frame(0, 1 << 30)
+GREETING = frames.PREFACE + frames.settings_frame({4: 1 << 20}) + frames.window_update_frame(0, 1 << 30)
 
 
-def serve_core() -> ConnectionCore:
-    core = ConnectionCore(MAX_HEAD, lambda head: None)
-    core.begin(MAX_HEAD)
-    core.receive(GREETING)
-    core.take_output()
-    return core
-
-
-def serve(received: list[bytes], core: ConnectionCore) -> None:
-    for data in received:
-        for event in core.receive(data):
-            assert type(event) is StreamRequest
-            stream_id = event.stream_id
-            core.send_head(stream_id, ANSWER, False)
-            core.send_data(stream_id, BODY, True)
-            core.done(stream_id)
+def serve_cores() -> list[ConnectionCore]:
+    cores = [ConnectionCore(MAX_HEAD, lambda head: None) for _ in range(CONNECTIONS)]
+    for core in cores:
+        core.begin(MAX_HEAD)
+        core.receive(GREETING)
         core.take_output()
+    return cores
 
 
-def library_core() -> h2.connection.H2Connection:
-    connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
-    connection.initiate_connection()
-    connection.receive_data(GREETING)
-    connection.data_to_send()
-    return connection
-
-
-def library(received: list[bytes], connection: h2.connection.H2Connection) -> None:
+def serve(received: list[bytes], body: bytes, cores: list[ConnectionCore]) -> None:
     for data in received:
-        for event in connection.receive_data(data):
-            if isinstance(event, h2.events.RequestReceived):
-                assert event.stream_id is not None
-                connection.send_headers(event.stream_id, ANSWER)
-                connection.send_data(event.stream_id, BODY, end_stream=True)
+        for core in cores:
+            for event in core.receive(data):
+                if type(event) is StreamRequest:
+                    if event.ended:
+                        answer(core, event.stream_id, body)
+                elif type(event) is StreamData:
+                    core.consumed(event.stream_id, len(event.data))
+                else:
+                    assert type(event) is StreamEnd
+                    answer(core, event.stream_id, body)
+            while core.waiting:
+                core.take_output()
+
+
+def answer(core: ConnectionCore, stream_id: int, body: bytes) -> None:
+    core.send_head(stream_id, [*ANSWER], False)
+    core.send_data(stream_id, body, True)
+    core.done(stream_id)
+
+
+CASES: dict[str, tuple[str, int, bytes]] = {
+    "get": ("the same", 0, BODY),
+    "new": ("new, not kept", 0, BODY),
+    "kept": ("new, kept", 0, BODY),
+    "post": ("the same", 1024, BODY),
+    "large": ("the same", 0, bytes(65536)),
+}
+"""By name: what repeats, the bytes of the request's body, and the response's."""
+
+
+def library_connections() -> list[h2.connection.H2Connection]:
+    config = h2.config.H2Configuration(client_side=False, header_encoding=None)
+    connections = [h2.connection.H2Connection(config) for _ in range(CONNECTIONS)]
+    for connection in connections:
+        connection.initiate_connection()
+        connection.receive_data(GREETING)
         connection.data_to_send()
+    return connections
+
+
+def library(received: list[bytes], body: bytes, connections: list[h2.connection.H2Connection]) -> None:
+    for data in received:
+        for connection in connections:
+            for event in connection.receive_data(data):
+                if isinstance(event, h2.events.DataReceived):
+                    assert event.stream_id is not None
+                    assert event.flow_controlled_length is not None
+                    connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                elif isinstance(event, h2.events.StreamEnded):
+                    assert event.stream_id is not None
+                    connection.send_headers(event.stream_id, ANSWER)
+                    for start in range(0, len(body), 16384):
+                        rest = body[start:]
+                        connection.send_data(event.stream_id, rest[:16384], end_stream=len(rest) <= 16384)
+            connection.data_to_send()
 
 
 def decoders() -> list[tuple[str, Callable[[], Callable[[bytes], object]]]]:
@@ -162,15 +203,39 @@ def decode(given: list[bytes], read: Callable[[bytes], object]) -> None:
 KINDS = ("the same", "new, kept", "new, not kept")
 
 
+LABELS = {
+    "get": "GET, the same again",
+    "new": "GET, path and cookie new, not kept",
+    "kept": "GET, path and cookie new, kept in the table",
+    "post": "POST of 1 KiB, the same again",
+    "large": "GET, answered with 64 KiB",
+}
+
+
 def main() -> None:
-    """Print the tables."""
+    """Print the tables, or run one case."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--case", choices=CASES, help="run this case alone, and print nothing")
+    parser.add_argument("--rounds", type=int, default=1, help="of that case")
+    options = parser.parse_args()
+    if options.case:
+        kind, upload, body = CASES[options.case]
+        received = reads(kind, upload)
+        for _ in range(options.rounds):
+            serve(received, body, serve_cores())
+        return
     print(f"CPython {platform.python_version()}, {platform.machine()}, µs per request\n")
-    print(f"| path and cookie | this server | h2 {version('h2')} |\n| --- | ---: | ---: |")
-    for kind in KINDS:
-        received = reads(kind)
-        own = least(serve_core, partial(serve, received))
-        other = least(library_core, partial(library, received))
-        print(f"| {kind} | {own:.1f} | {other:.1f} |")
+    print(f"| | this server | h2 {version('h2')} |\n| --- | ---: | ---: |")
+    for name, (kind, upload, body) in CASES.items():
+        received = reads(kind, upload)
+        own = least(serve_cores, partial(serve, received, body))
+        other = least(library_connections, partial(library, received, body))
+        print(f"| {LABELS[name]} | {own:.1f} | {other:.1f} |")
+    tables()
+
+
+def tables() -> None:
+    """Where the time goes."""
     found = decoders()
     print(f"\n| reading a header block | {' | '.join(name for name, _ in found)} |\n| --- |{' ---: |' * len(found)}")
     for kind in KINDS:
@@ -193,7 +258,7 @@ def parts(given: list[bytes]) -> list[tuple[str, float]]:
     received = reads("new, not kept")
 
     def read_frames(reader: frames.FrameReader) -> None:
-        for data in received:
+        for data in received * CONNECTIONS:
             for _ in reader.frames(data):
                 pass
 

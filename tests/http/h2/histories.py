@@ -248,7 +248,14 @@ class History:
         core, stream_id = self.core, exchange.stream_id
         if not exchange.response:
             extra = [self.choose(EXTRA) for _ in range(self.choose((0, 1, 2, 3)))]
-            core.send_head(stream_id, [(b":status", b"200"), *extra], False)
+            head = [(b":status", b"200"), *extra]
+            if self.choose((True, False)):
+                exchange.answered = b"w" * self.choose(BODY_SIZES)
+                core.send_response(stream_id, head, exchange.answered)
+                exchange.response = 2
+                core.done(stream_id)
+                return
+            core.send_head(stream_id, head, False)
             exchange.response = 1
         body = bytes((len(exchange.answered) & 0xFF,)) * self.choose(BODY_SIZES)
         end = self.choose(["no", "with data", "with trailers"])

@@ -97,9 +97,7 @@ class H2Peer:
 
     def respond(self, stream_id: int, body: bytes = b"", fields: list[Field] = OK) -> None:
         """A whole response, and its application's end."""
-        self.core.send_head(stream_id, fields, not body)
-        if body:
-            self.core.send_data(stream_id, body, True)
+        self.core.send_response(stream_id, fields, body)
         self.core.done(stream_id)
 
     def lost(self) -> ErrorCode | None:

@@ -267,6 +267,23 @@ def test_what_comes_again_is_soon_small() -> None:
     assert third.encode(fields) == spelled_out
 
 
+def test_a_repeated_block_is_written_anew_when_the_table_has_changed() -> None:
+    header_encoder._known.clear()
+    fields = [(b":status", b"200"), (b"x-served-by", b"web-1")]
+    other = [(b":status", b"200"), (b"x-a", b"v" * 900)]
+    encoder, decoder = HeaderEncoder(), hpack.Decoder()
+    for given_fields in (fields, fields, fields, fields, other, other, fields, fields):
+        assert decoder.decode(encoder.encode(given_fields), raw=True) == given_fields
+    assert encoder.encode(fields) == b"\x88\xbf"
+    fields.append((b"content-length", b"0"))  # the caller's list is its own
+    assert decoder.decode(encoder.encode(fields), raw=True) == fields
+    assert decoder.decode(encoder.encode(fields), raw=True) == fields
+    encoder.limit_table(100)
+    decoder.max_allowed_table_size = 100
+    for _ in range(3):
+        assert decoder.decode(encoder.encode(fields), raw=True) == fields
+
+
 def test_what_is_new_each_time_disturbs_no_table() -> None:
     encoder = HeaderEncoder()
     for number in range(2000):

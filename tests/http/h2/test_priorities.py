@@ -73,9 +73,9 @@ def test_lower_urgency_numbers_go_first() -> None:
     scheduler.remove(3)
     scheduler.remove(3)
     assert turns(scheduler, 1) == [1]
-    assert scheduler
+    assert scheduler.places
     scheduler.remove(1)
-    assert not scheduler
+    assert not scheduler.places
     with pytest.raises(AssertionError):
         scheduler.next()
 
@@ -114,8 +114,8 @@ def test_a_new_priority() -> None:
     scheduler.add(3, StreamPriority(3))
     scheduler.add(3, StreamPriority(1))
     assert turns(scheduler, 2) == [3, 3]
-    assert 3 in scheduler
-    assert 5 not in scheduler
+    assert 3 in scheduler.places
+    assert 5 not in scheduler.places
 
 
 # ---- on a connection

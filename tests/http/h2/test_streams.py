@@ -46,7 +46,7 @@ def test_the_table_is_that_of_the_rfc() -> None:
 
 
 def test_a_step_that_may_not_be() -> None:
-    stream = Stream(1, 0)
+    stream = Stream(1, 0, StreamState.IDLE)
     with pytest.raises(RuntimeError, match="stream 1 is IDLE: SEND_DATA"):
         stream.step(StreamStep.SEND_DATA)
     with pytest.raises(StreamFault):

@@ -14,7 +14,7 @@ may be gone whenever the shell speaks of it: then nothing happens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from serve_asgi.http.h2 import frames
@@ -62,13 +62,13 @@ class ConnectionCore:
 
     # ---- responses
 
-    def send_interim(self, stream_id: int, fields: Iterable[Field]) -> None:
+    def send_interim(self, stream_id: int, fields: list[Field]) -> None:
         """The head of an interim response: 100, 103."""
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.responded:
             self._sender.write_headers(stream, fields, False)
 
-    def send_head(self, stream_id: int, fields: Iterable[Field], ended: bool) -> None:
+    def send_head(self, stream_id: int, fields: list[Field], ended: bool) -> None:
         """The head of the response, `:status` first; `ended`: it has no body and no trailers."""
         stream = self._streams.get(stream_id)
         if stream is not None:
@@ -84,6 +84,17 @@ class ConnectionCore:
         if stream is None:
             return 0
         self._sender.write_data(stream, data, ended)
+        if self._sender.closed:
+            self._open.close_sent()
+        return stream.queued
+
+    def send_response(self, stream_id: int, fields: list[Field], body: bytes) -> int:
+        """A whole response: `send_head` and the only `send_data`, in half the time. Returns as the latter."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return 0
+        stream.responded = True
+        self._sender.write_response(stream, fields, body)
         if self._sender.closed:
             self._open.close_sent()
         return stream.queued

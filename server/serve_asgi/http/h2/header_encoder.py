@@ -9,7 +9,6 @@ disturb no table, and what an application always sends is soon small. Fields tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from serve_asgi.http.h2 import huffman
@@ -50,7 +49,7 @@ _INDEXED: Final = tuple(integer(FIRST_DYNAMIC + age, 0x7F, 0x80) for age in rang
 class HeaderEncoder:
     """Our table, and what writes with it."""
 
-    __slots__ = ("_max_size", "_newest", "_order", "_size", "_smallest")
+    __slots__ = ("_block", "_fields", "_max_size", "_newest", "_order", "_size", "_smallest")
 
     def __init__(self) -> None:
         self._order: dict[Field, int] = {}
@@ -60,12 +59,20 @@ class HeaderEncoder:
         self._max_size = MAX_TABLE_SIZE
         self._smallest = MAX_TABLE_SIZE + 1
         """The smallest size that it has had since the last block; more than the largest: it has not changed."""
+        self._fields: list[Field] | None = None
+        """Those of the last block, if the same block says them again,"""
+        self._block = b""
+        """and that."""
 
-    def encode(self, fields: Iterable[Field]) -> bytes:
+    def encode(self, fields: list[Field]) -> bytes:
         """The block of these fields; names are in lower case, pseudo-header fields first."""
+        if fields == self._fields:
+            return self._block
+        self._fields = None
         pieces = []
         if self._smallest <= MAX_TABLE_SIZE:
             pieces.append(self._size_changes())
+        again = not pieces
         static, order, known = _STATIC.get, self._order.get, _known.get
         for field in fields:
             piece = static(field)
@@ -77,10 +84,17 @@ class HeaderEncoder:
                     piece = known(field)
                     if piece is None:
                         piece = _spelled_out(field)
+                        again = False
                     elif field[0] not in _CHANGING:
-                        piece = self._insert(field) or piece
+                        inserted = self._insert(field)
+                        if inserted:
+                            piece = inserted
+                            again = False
             pieces.append(piece)
-        return b"".join(pieces)
+        block = b"".join(pieces)
+        if again:
+            self._fields, self._block = fields.copy(), block
+        return block
 
     def _insert(self, field: Field) -> bytes:
         """Take a field into the table (RFC 7541 6.2.1); empty if it is too large to be worth it, or secret."""
@@ -109,6 +123,7 @@ class HeaderEncoder:
         if size != self._max_size:
             self._max_size = size
             self._smallest = min(self._smallest, size)
+            self._fields = None
             self._evict()
 
     def _size_changes(self) -> bytes:

@@ -9,17 +9,12 @@ must not know what requests and responses are.
 
 from __future__ import annotations
 
-from typing import Final
-
 from serve_asgi.http.h2.error_codes import ConnectionFault, ErrorCode
 from serve_asgi.http.h2.flow_control import ReceiveWindow
 from serve_asgi.http.h2.frames import reset_frame, window_update_frame
 from serve_asgi.http.h2.limits import CONNECTION_WINDOW, STREAM_WINDOW
 from serve_asgi.http.h2.sending import FrameSender
-from serve_asgi.http.h2.streams import HALF_CLOSED_LOCAL, OPEN, EndedStreams, Stream, StreamStep
-
-_RECEIVE_HEADERS: Final = StreamStep.RECEIVE_HEADERS
-_RECEIVE_END: Final = StreamStep.RECEIVE_END
+from serve_asgi.http.h2.streams import HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, OPEN, EndedStreams, Stream, StreamStep
 
 
 class OpenStreams:
@@ -39,19 +34,14 @@ class OpenStreams:
         self.resets = 0
         """RST_STREAM frames sent, since somebody last set it to 0."""
 
-    def have_room(self) -> bool:
-        """Whether one more request may begin."""
+    def begin(self, stream_id: int, send_window: int, ended: bool) -> Stream | None:
+        """A request has begun; `ended`: it has no body. None if there are as many as there may be."""
         busy, by_id, most = self.busy, self.by_id, self._max_streams
-        return len(busy) + len(by_id) < most or len(busy | by_id.keys()) < most
-
-    def begin(self, stream_id: int, send_window: int, ended: bool) -> Stream:
-        """A request has begun; `ended`: it has no body."""
-        stream = self.by_id[stream_id] = Stream(stream_id, send_window)
-        self.busy.add(stream_id)
-        stream.step(_RECEIVE_HEADERS)
-        if ended:
-            stream.step(_RECEIVE_END)
-        else:
+        if len(busy) + len(by_id) >= most and len(busy | by_id.keys()) >= most:
+            return None
+        busy.add(stream_id)
+        stream = by_id[stream_id] = Stream(stream_id, send_window, HALF_CLOSED_REMOTE if ended else OPEN)
+        if not ended:
             stream.receive_window = ReceiveWindow(STREAM_WINDOW)
         return stream
 

@@ -110,26 +110,21 @@ class _Level:
 class DataScheduler:
     """The streams of one connection that have DATA to send and a window to send it in."""
 
-    __slots__ = ("_levels", "_places")
+    __slots__ = ("_levels", "places")
 
     def __init__(self) -> None:
         self._levels: list[_Level | None] = [None] * URGENCIES
-        self._places: dict[int, StreamPriority] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._places)
-
-    def __contains__(self, stream_id: int) -> bool:
-        return stream_id in self._places
+        self.places: dict[int, StreamPriority] = {}
+        """Those streams, and where each stands."""
 
     def add(self, stream_id: int, priority: StreamPriority) -> None:
         """It has something to send; to be called again with a new priority, which is no new turn."""
-        before = self._places.get(stream_id)
+        before = self.places.get(stream_id)
         if before == priority:
             return
         if before is not None:
             self.remove(stream_id)
-        self._places[stream_id] = priority
+        self.places[stream_id] = priority
         level = self._levels[priority.urgency]
         if level is None:
             level = self._levels[priority.urgency] = _Level()
@@ -140,7 +135,7 @@ class DataScheduler:
 
     def remove(self, stream_id: int) -> None:
         """It has nothing to send any more, or no window; it need not be there."""
-        priority = self._places.pop(stream_id, None)
+        priority = self.places.pop(stream_id, None)
         if priority is not None:
             level = self._levels[priority.urgency]
             assert level is not None

@@ -10,7 +10,6 @@ that what is not urgent never lies before what is. It must not know what a clien
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Final
 
 from serve_asgi.http.h2.flow_control import widened
@@ -38,6 +37,7 @@ class FrameSender:
     __slots__ = (
         "_floods",
         "_output",
+        "_scheduled",
         "_scheduler",
         "_settings",
         "_size",
@@ -54,6 +54,7 @@ class FrameSender:
         self._settings = settings
         self._floods = floods
         self._scheduler = DataScheduler()
+        self._scheduled = self._scheduler.places
         self._output: list[bytes | memoryview] = []
         self._size = 0
         self.encoder = HeaderEncoder()
@@ -71,9 +72,9 @@ class FrameSender:
         self._output.append(frame)
         self._size += len(frame)
 
-    def write_headers(self, stream: Stream, fields: Iterable[Field], ended: bool) -> None:
+    def write_headers(self, stream: Stream, fields: list[Field], ended: bool) -> None:
         """A block of fields: an interim response's, the final one's, or trailers'."""
-        stream.step(_SEND_HEADERS)
+        stream.step(_SEND_END if ended else _SEND_HEADERS)
         block = self.encoder.encode(fields)
         size = len(block)
         if size <= self._settings.max_frame_size:
@@ -82,15 +83,14 @@ class FrameSender:
         else:
             self._output += header_frames(stream.id, block, ended, self._settings.max_frame_size)
         self._size += size + HEAD_SIZE
-        if ended:
-            self._end(stream)
+        if ended and stream.state is CLOSED:
+            self._close(stream)
 
-    def _end(self, stream: Stream) -> None:
-        stream.step(_SEND_END)
-        if stream.state is CLOSED:
-            del self._streams[stream.id]
-            if stream.receive_window is not None:
-                self.closed.append(stream)
+    def _close(self, stream: Stream) -> None:
+        """It has ended in both directions."""
+        del self._streams[stream.id]
+        if stream.receive_window is not None:
+            self.closed.append(stream)
 
     # ---- DATA
 
@@ -104,11 +104,10 @@ class FrameSender:
                 and size <= stream.send_window
                 and size <= self.window
                 and self._size < AT_ONCE
-                and not self._scheduler
+                and not self._scheduled
             )
         ):
             if size or ended:
-                stream.step(_SEND_DATA)
                 self._put(stream, data, ended)
             return
         if stream.pieces is None:
@@ -118,6 +117,43 @@ class FrameSender:
             stream.queued += size
         stream.end_queued = ended
         self._schedule(stream)
+
+    def write_response(self, stream: Stream, fields: list[Field], body: bytes) -> None:
+        """A whole response: what `write_headers` and `write_data` do one after the other."""
+        size = len(body)
+        if (
+            not size
+            or size > MAX_FRAME
+            or size > stream.send_window
+            or size > self.window
+            or self._size >= AT_ONCE
+            or self._scheduled
+        ):
+            self.write_headers(stream, fields, not size)
+            if size:
+                self.write_data(stream, body, True)
+            return
+        stream.step(_SEND_END)
+        block = self.encoder.encode(fields)
+        block_size = len(block)
+        stream_id = stream.id
+        if block_size <= self._settings.max_frame_size:
+            self._output += (
+                HEAD.pack(block_size << 8 | HEADERS, END_HEADERS, stream_id),
+                block,
+                HEAD.pack(size << 8 | DATA, END_STREAM, stream_id),
+                body,
+            )
+        else:
+            self._output += header_frames(stream_id, block, False, self._settings.max_frame_size)
+            self._output += (HEAD.pack(size << 8 | DATA, END_STREAM, stream_id), body)
+        self._size += block_size + size + 2 * HEAD_SIZE
+        stream.send_window -= size
+        stream.sent = size
+        self.window -= size
+        self._floods.useful += 1
+        if stream.state is CLOSED:
+            self._close(stream)
 
     def write_trailers(self, stream: Stream, fields: list[Field]) -> None:
         """The end of a response, behind all of its body."""
@@ -129,6 +165,7 @@ class FrameSender:
 
     def _put(self, stream: Stream, data: bytes | memoryview, ended: bool) -> None:
         """One DATA frame."""
+        stream.step(_SEND_END if ended else _SEND_DATA)
         size = len(data)
         self._output += (HEAD.pack(size << 8 | DATA, END_STREAM if ended else 0, stream.id), data)
         self._size += size + HEAD_SIZE
@@ -136,8 +173,8 @@ class FrameSender:
         stream.sent += size
         self.window -= size
         self._floods.useful += 1
-        if ended:
-            self._end(stream)
+        if ended and stream.state is CLOSED:
+            self._close(stream)
 
     def _schedule(self, stream: Stream) -> None:
         if stream.queued and stream.send_window > 0:
@@ -155,15 +192,15 @@ class FrameSender:
 
         Raises ConnectionFault if the client makes DATA frames tiny.
         """
-        if self._scheduler:
+        if self._scheduled:
             self._take_data(room)
         output, self._output = self._output, []
         self._size = 0
         return b"".join(output)
 
     def _take_data(self, room: int) -> None:
-        scheduler, streams = self._scheduler, self._streams
-        while scheduler and self._size < room:
+        scheduler, scheduled, streams = self._scheduler, self._scheduled, self._streams
+        while scheduled and self._size < room:
             stream = streams[scheduler.next()]
             most = min(stream.queued, stream.send_window, self.window, MAX_FRAME)
             if most <= 0:
@@ -174,7 +211,6 @@ class FrameSender:
             data = self._cut(stream, most)
             if not stream.queued or stream.send_window <= most:
                 scheduler.remove(stream.id)
-            stream.step(_SEND_DATA)
             trailers = stream.trailers
             if ended and trailers is not None:
                 self._put(stream, data, False)
@@ -233,7 +269,7 @@ class FrameSender:
     @property
     def waiting(self) -> bool:
         """Whether there is something that `take` would give."""
-        return bool(self._output) or (bool(self._scheduler) and self.window > 0)
+        return bool(self._output) or (bool(self._scheduled) and self.window > 0)
 
     @property
     def size(self) -> int:

@@ -77,9 +77,9 @@ class Stream:
         "urgency",
     )
 
-    def __init__(self, stream_id: int, send_window: int) -> None:
+    def __init__(self, stream_id: int, send_window: int, state: StreamState) -> None:
         self.id = stream_id
-        self.state = IDLE
+        self.state = state
         self.expected = -1
         """Bytes of the request's body that are announced and have not come; -1: nothing is announced."""
         self.discarding = False
