@@ -17,7 +17,7 @@ import pytest
 
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc import open_files_limit as descriptors
-from serve_asgi.tls import server_contexts, tickets
+from serve_asgi.tls import alpn, server_contexts, tickets
 from serve_asgi.tls.material import ClientAuth, TlsMaterial, TlsPair, contents
 from serve_asgi.tls.openssl_library import OpenSslLibrary, find_openssl, set_tls_1_3_suites
 from serve_asgi.tls.server_contexts import ServerContexts, examine
@@ -152,6 +152,81 @@ def test_versions_and_alpn(version: ssl.TLSVersion) -> None:
     assert meeting.server.selected_alpn_protocol() == "http/1.1"
     assert meeting.server.version() == version.name.replace("_", ".")
     assert meeting.server.compression() is None
+
+
+def selected(
+    contexts: ServerContexts, version: ssl.TLSVersion, offered: Sequence[str], ciphers: str = ""
+) -> str | None:
+    client = newest(version)
+    client.set_alpn_protocols(list(offered))
+    if ciphers:
+        client.set_ciphers(ciphers)
+    meeting = Meeting(contexts, client)
+    assert meeting.client.selected_alpn_protocol() == meeting.server.selected_alpn_protocol()
+    return meeting.server.selected_alpn_protocol()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("ciphers", ["", "ECDHE:RSA"])
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (["http/1.1", "h2"], "h2"),
+        (["h2"], "h2"),
+        (["spdy/3", "http/1.1"], "http/1.1"),
+        (["h2c", "h3"], None),
+        (["h"], None),
+    ],
+)
+def test_the_servers_order_decides_which_protocol_is_spoken(
+    version: ssl.TLSVersion, ciphers: str, offered: list[str], chosen: str | None
+) -> None:
+    rsa = tls_pair(ROOT.server("localhost", kind="rsa"), "localhost", kind="RSA")
+    for tells in (LOCAL, rsa):
+        assert selected(ServerContexts(material(tells, ciphers=ciphers), http2=True), version, offered) == chosen
+    without = ServerContexts(material(ciphers=ciphers))
+    assert selected(without, version, offered) == (
+        None if chosen == "h2" and len(offered) == 1 else chosen and "http/1.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ciphers", "allowed"),
+    [
+        ("ECDHE-RSA-AES128-GCM-SHA256", True),
+        ("ECDHE-RSA-CHACHA20-POLY1305", True),
+        ("ECDHE-RSA-AES128-SHA256", False),
+        ("ECDHE-RSA-AES256-SHA", False),
+        ("AES128-GCM-SHA256", False),
+        ("AES256-SHA", False),
+    ],
+)
+def test_no_http2_with_suites_of_tls_1_2_that_it_forbids(ciphers: str, allowed: bool) -> None:
+    rsa = tls_pair(ROOT.server("localhost", kind="rsa"), "localhost", kind="RSA")
+    contexts = ServerContexts(material(rsa, ciphers="ECDHE:RSA"), http2=True)
+    chosen = "h2" if allowed else "http/1.1"
+    for offered in (["h2", "http/1.1"], ["h2"]):
+        expected = chosen if chosen in offered else None
+        assert selected(contexts, ssl.TLSVersion.TLSv1_2, offered, ciphers) == expected
+    assert selected(contexts, ssl.TLSVersion.TLSv1_3, ["h2", "http/1.1"], ciphers) == "h2"
+
+
+def test_the_protocol_is_chosen_anew_when_a_session_is_resumed() -> None:
+    for version in VERSIONS:
+        contexts, client = ServerContexts(material(), http2=True), newest(version)
+        client.set_alpn_protocols(["http/1.1"])
+        session = Meeting(contexts, client).session
+        client.set_alpn_protocols(["h2", "http/1.1"])
+        meeting = Meeting(contexts, client, session=session)
+        assert meeting.client.session_reused
+        assert meeting.client.selected_alpn_protocol() == "h2"
+
+
+def test_where_openssl_cannot_be_reached_suites_that_http2_forbids_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alpn, "find_openssl", lambda: "not here")
+    for ciphers, chosen in (("", "h2"), ("ECDHE:RSA", "http/1.1")):
+        contexts = ServerContexts(material(ciphers=ciphers), http2=True)
+        assert selected(contexts, ssl.TLSVersion.TLSv1_3, ["h2", "http/1.1"]) == chosen
 
 
 def test_an_older_version_than_the_least_is_refused() -> None:

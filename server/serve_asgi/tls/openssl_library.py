@@ -1,9 +1,9 @@
 """The OpenSSL that `_ssl` has loaded, reached through ctypes for what the standard library does not offer.
 
-That is the keys of session tickets (`tickets.py`), the order of the cipher suites of TLS 1.3, and the names of the
-authorities whose certificates clients are asked for. Where the library cannot be reached, because it is part of the
-interpreter or because this interpreter is not known well enough, whoever asks gets a sentence that says so, and does
-without.
+That is the keys of session tickets (`tickets.py`), the order of the cipher suites of TLS 1.3, a protocol that depends
+on the cipher suite (`alpn.py`), and the names of the authorities whose certificates clients are asked for. Where the
+library cannot be reached, because it is part of the interpreter or because this interpreter is not known well enough,
+whoever asks gets a sentence that says so, and does without.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ TicketKeyCallback = ctypes.CFUNCTYPE(
     ctypes.c_int, *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 )
 """What OpenSSL 3 calls for a ticket (SSL_CTX_set_tlsext_ticket_key_evp_cb(3))."""
+
+AlpnCallback = ctypes.CFUNCTYPE(
+    ctypes.c_int, *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p)
+)
+"""What OpenSSL calls to choose a protocol (SSL_CTX_set_alpn_select_cb(3))."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +59,12 @@ def find_openssl() -> OpenSslLibrary | str:
         library.SSL_load_client_CA_file.argtypes, library.SSL_load_client_CA_file.restype = (text,), pointer
         library.SSL_CTX_set_client_CA_list.argtypes = (pointer, pointer)
         library.SSL_CTX_set_client_CA_list.restype = None
+        library.SSL_CTX_set_alpn_select_cb.argtypes = (pointer, AlpnCallback, pointer)
+        library.SSL_CTX_set_alpn_select_cb.restype = None
+        library.SSL_get_pending_cipher.argtypes, library.SSL_get_pending_cipher.restype = (pointer,), pointer
+        library.SSL_CIPHER_get_protocol_id.argtypes = (pointer,)
+        library.SSL_CIPHER_get_protocol_id.restype = ctypes.c_uint16
+        library.SSL_version.argtypes, library.SSL_version.restype = (pointer,), number
         takes_callback = ssl.OPENSSL_VERSION_INFO[0] >= 3
         if takes_callback:
             library.SSL_CTX_set_tlsext_ticket_key_evp_cb.argtypes = (pointer, TicketKeyCallback)
@@ -61,7 +72,6 @@ def find_openssl() -> OpenSslLibrary | str:
             library.EVP_DecryptInit_ex.argtypes = (pointer, pointer, pointer, text, pointer)
             library.EVP_MAC_CTX_set_params.argtypes = (pointer, pointer)
             library.EVP_aes_256_cbc.restype = pointer
-            library.SSL_version.argtypes, library.SSL_version.restype = (pointer,), number
     except (OSError, AttributeError):
         return "Python is linked with OpenSSL in a way that hides it, as when it is built in"
     return OpenSslLibrary(library, takes_callback)

@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from serve_asgi.errors import UsageError
+from serve_asgi.tls import alpn
 from serve_asgi.tls.key_log import open_key_log
 from serve_asgi.tls.material import ClientAuth, TlsMaterial, TlsPair, sealed
 from serve_asgi.tls.openssl_library import name_client_authorities, set_tls_1_3_suites
@@ -55,8 +56,12 @@ _OPTIONS: Final = (
 class ServerContexts:
     """The contexts of one worker."""
 
-    def __init__(self, material: TlsMaterial) -> None:
-        """Raises UsageError, a sentence, if OpenSSL does not take what the material has."""
+    def __init__(self, material: TlsMaterial, *, http2: bool = False) -> None:
+        """`http2`: offer it besides what the material says, which all versions speak.
+
+        Raises UsageError, a sentence, if OpenSSL does not take what the material has.
+        """
+        self._http2 = http2
         self.key_log = open_key_log()
         """Where the secrets of all handshakes are read; None where there is no such place."""
         self._made_of = b""
@@ -93,11 +98,9 @@ class ServerContexts:
         newest_key = self._make(material)
         all_keys = self._make(material) if tickets.calls_back and material.ticket_keys else newest_key
         self._tickets, self._newest_key, self._all_keys = tickets, newest_key, all_keys
-        self._nameless = _context(_grouped(material.pairs)[0], material)
+        self._nameless = _context(_grouped(material.pairs)[0], material, http2=self._http2)
         self._attach()
         self._made_of = _fingerprint(material)  # not the material: the keys are OpenSSL's from here on
-        self.alpn = material.alpn
-        """The protocols that are offered, the preferred one first."""
         self.client_auth = material.client_auth
         """Whether clients are asked for a certificate."""
         self.version = material.version
@@ -106,7 +109,7 @@ class ServerContexts:
     def _make(self, material: TlsMaterial) -> list[ssl.SSLContext]:
         """A context for each set of names, the first being for clients that name none. Raises UsageError."""
         groups = _grouped(material.pairs)
-        made = [_context(group, material) for group in groups]
+        made = [_context(group, material, http2=self._http2) for group in groups]
         by_name: dict[str, ssl.SSLContext] = {}
         for context, group in zip(made, groups, strict=True):
             for name in group[0].names:
@@ -184,7 +187,7 @@ def first_certificate(chain: bytes) -> str:
     return chain.decode("ascii", "replace").partition(END)[0] + END + "\n"
 
 
-def _context(group: Sequence[TlsPair], material: TlsMaterial) -> ssl.SSLContext:
+def _context(group: Sequence[TlsPair], material: TlsMaterial, *, http2: bool = False) -> ssl.SSLContext:
     """A context with the pairs of one set of names. Raises UsageError."""
     context = CertifiedContext(ssl.PROTOCOL_TLS_SERVER)
     if len(group) == 1:
@@ -192,8 +195,6 @@ def _context(group: Sequence[TlsPair], material: TlsMaterial) -> ssl.SSLContext:
     context.minimum_version = _VERSIONS[material.min_version]
     context.options |= _OPTIONS if material.ticket_keys else _OPTIONS | ssl.OP_NO_TICKET
     context.num_tickets = TICKETS if material.ticket_keys else 0
-    if material.alpn:
-        context.set_alpn_protocols(list(material.alpn))
     try:
         context.set_ciphers(material.ciphers or CIPHERS)
     except ssl.SSLError:
@@ -202,6 +203,7 @@ def _context(group: Sequence[TlsPair], material: TlsMaterial) -> ssl.SSLContext:
             "written"
         ) from None
     set_tls_1_3_suites(context, TLS_1_3_SUITES)
+    alpn.offer(context, (alpn.HTTP_2, *material.alpn) if http2 else material.alpn)
     for pair in group:
         _load(pair, context)
     if material.client_auth is not ClientAuth.NONE:
