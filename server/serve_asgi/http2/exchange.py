@@ -122,7 +122,7 @@ class Exchange:
         """Call the application. Whether anything is left to do afterwards."""
         worker = self.connection.worker
         self.request = request = Request(self, worker, event.head)
-        del request.scope["extensions"][EXTENSION]
+        request.scope["extensions"].pop(EXTENSION, None)  # which TLS 1.2 has not got anyway
         self.response = response = Http2Response(self, worker, request)
         body = request.body
         if body is not None and not event.ended:

@@ -1,7 +1,7 @@
 """Client connections whose TLS handshake is under way, and how many of them a worker has.
 
 It owns a connection from accept (or from its PROXY protocol header) to the end of the handshake, then gives it to a
-`TlsTransport` with an `Http1Connection` above. Rules: a connection that says nothing, or not all, ends at
+`TlsTransport` with HTTP/1.1 or HTTP/2 above, as ALPN has it. Rules: a connection that says nothing, or not all, ends at
 --tls-handshake-timeout, and the oldest one ends earlier where there are too many; signing is what a flood of clients
 can cost, so a turn of the loop has few such steps and the requests of the others in between; a handshake cannot move to
 another worker: a retiring one finishes it first. Plain HTTP gets a readable answer; everything else that is no TLS gets
@@ -15,7 +15,7 @@ import collections
 import contextlib
 import enum
 import math
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from serve_asgi.http.client_socket import hang_up
 from serve_asgi.http.connection import Http1Connection
@@ -26,10 +26,14 @@ from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.rare_line import RareLine
 from serve_asgi.logs.server_log import about
 from serve_asgi.tls.alerts import TlsFailure
+from serve_asgi.tls.alpn import HTTP_2
 from serve_asgi.tls.moved_session import TLS_1_3, TlsInfo
 from serve_asgi.tls.server_contexts import ServerContexts
 from serve_asgi.tls.session import TlsSession, TlsState
 from serve_asgi.tls.transport import TlsTransport
+
+if TYPE_CHECKING:
+    from serve_asgi.http2.connection import Http2Connection
 
 STEPS_AT_ONCE: Final = 2
 """Steps of handshakes in one turn of the loop: one takes 0.1 to 1 ms."""
@@ -252,8 +256,8 @@ class HandshakingConnection(asyncio.Protocol):
         self._handshakes.count_success(session.info)
         deadline = worker.loop.time() + worker.config.first_byte_timeout
         trusted = None if self._record is None else self._record.trusted
-        http = Http1Connection(worker, HandOverRecord(b"", self.client, self.server, deadline, 0, "https", trusted))
-        tls = TlsTransport(session, http)
+        record = HandOverRecord(b"", self.client, self.server, deadline, 0, "https", trusted)
+        tls = TlsTransport(session, self._above(session.info, record))
         transport.set_protocol(tls)
         tls.connection_made(transport)
         self._leave()
@@ -262,6 +266,14 @@ class HandshakingConnection(asyncio.Protocol):
             worker.loop.call_soon(tls.flush)  # the session tickets go out together with the response, or without it
         if self.eof:
             tls.eof_received()
+
+    def _above(self, info: TlsInfo, record: HandOverRecord) -> Http1Connection | Http2Connection:
+        """What speaks the protocol that was agreed on."""
+        if info.alpn != HTTP_2:
+            return Http1Connection(self._worker, record)
+        from serve_asgi.http2.connection import Http2Connection  # who does not speak it does not pay for it
+
+        return Http2Connection(self._worker, record)
 
     def _fail(self, failure: TlsFailure) -> None:
         self._handshakes.count_failure()

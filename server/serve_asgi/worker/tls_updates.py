@@ -27,12 +27,16 @@ log = logging.getLogger("serve")
 class TlsUpdates:
     """The contexts of one worker, and what the listener sends for them."""
 
-    def __init__(self, first: TlsMaterial | None, tell: Callable[[Packet], None]) -> None:
-        """`first` came with the welcome, if the server speaks TLS; `tell` sends a packet to the listener."""
+    def __init__(self, first: TlsMaterial | None, tell: Callable[[Packet], None], *, http2: bool = False) -> None:
+        """`first` came with the welcome, if the server speaks TLS; `tell` sends a packet to the listener.
+
+        `http2`: clients are offered it. That is this generation's own choice, and no part of what the listener sends.
+        """
         self.contexts: ServerContexts | None = None
         """None if the server speaks no TLS, and until `begin`."""
         self._waiting = first
         self._tell = tell
+        self._http2 = http2
 
     def begin(self) -> None:
         """Make the contexts. Raises UsageError if this worker's OpenSSL does not take what the listener's did."""
@@ -41,7 +45,7 @@ class TlsUpdates:
         from serve_asgi.tls.server_contexts import ServerContexts
 
         self._waiting = None  # private keys are to be in OpenSSL's memory alone
-        self.contexts = ServerContexts(material)
+        self.contexts = ServerContexts(material, http2=self._http2)
         self._tell({"type": "tls taken", "version": material.version})
 
     def take(self, descriptor: int | None) -> None:

@@ -98,7 +98,7 @@ class WorkerProcess:
         self.welcome = welcome
         self.sockets = sockets
         self.secure = secure or [False] * len(sockets)
-        self.tls = TlsUpdates(tls_material, self.send_queue.put)
+        self.tls = TlsUpdates(tls_material, self.send_queue.put, http2=config.http2 == "on")
         self.application = application
         self.loops = loops
         self.watchdog = watchdog
