@@ -1,0 +1,163 @@
+"""When something must have happened on an HTTP/2 connection, and what follows if it has not.
+
+It owns the deadlines of the connection itself, each by its name: an idle one, a frame that has begun to come, a client
+that does not read, one that does not answer the first GOAWAY. Those of streams are their handlers'. The worker compares
+`deadline`, the earliest of all, once a second. Rules: as for HTTP/1.1 (`serve_asgi.http.timeouts`). It must not know
+what the client asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Final, Protocol
+
+from serve_asgi.http.client_socket import is_readable
+from serve_asgi.http.connection_states import IDLE, ConnectionState
+from serve_asgi.http.h2.connection_core import ConnectionCore
+from serve_asgi.http.h2.receiving import Leaving
+from serve_asgi.http.timeouts import PEEK_TIME
+from serve_asgi.http.worker_context import WorkerContext
+from serve_asgi.http.write_buffer import WriteBuffer
+from serve_asgi.http2.stream_dispatch import StreamDispatch
+
+FAREWELL_TIME: Final = 5.0
+"""How long (s) a client may take to answer the PING behind the first GOAWAY; then the last stream is said anyway."""
+
+INFINITY: Final = math.inf
+
+
+class TimedConnection(Protocol):
+    """The connection, as far as its deadlines need it."""
+
+    worker: WorkerContext
+    core: ConnectionCore
+    output: WriteBuffer
+    streams: StreamDispatch
+    transport: asyncio.Transport
+    state: ConnectionState
+
+    def flush(self) -> None:
+        """Write what the core has to say."""
+
+    def end_if_over(self) -> bool:
+        """End the connection if the last stream has been said, and has ended."""
+
+    def announce_end(self) -> None:
+        """Tell the client to begin nothing more here."""
+
+    def finish(self) -> None:
+        """Everything is said: end politely."""
+
+    def reset(self) -> None:
+        """End at once: the client takes nothing."""
+
+
+class Deadlines:
+    """Of one connection. All are loop time (CLOCK_MONOTONIC, s), or infinity."""
+
+    __slots__ = ("_farewell", "_frame", "_worker", "earliest", "idle")
+
+    def __init__(self, worker: WorkerContext) -> None:
+        self._worker = worker
+        self.earliest = INFINITY
+        """The earliest of all, those of the streams included; perhaps one that has become void."""
+        self.idle = INFINITY
+        """Of a connection on which nothing is in progress."""
+        self._frame = INFINITY
+        """When a frame that has begun to come must be whole, while nothing is in progress."""
+        self._farewell = INFINITY
+        """When the last stream is said, though the client has not answered the first GOAWAY."""
+
+    def expect(self, deadline: float) -> None:
+        """Somebody has a deadline."""
+        if deadline < self.earliest:
+            self.earliest = deadline
+
+    def begin(self, until: float) -> None:
+        """The connection begins to be served, and is idle until then at most."""
+        self.earliest = self.idle = until
+
+    def work(self) -> None:
+        """A request is in progress."""
+        self.earliest = self._farewell
+
+    def rest(self) -> None:
+        """None is any more, or the client has read the response to the last only now."""
+        worker = self._worker
+        self.idle = worker.loop.time() + worker.keep_alive
+        self.earliest = min(self.idle, self._farewell)
+        self._frame = INFINITY
+
+    def rest_shorter(self, seconds: float) -> None:
+        """As long as nothing is asked for, do not wait longer."""
+        self.idle = min(self.idle, self._worker.loop.time() + seconds)
+        self.expect(self.idle)
+
+    def watch_client(self, output: WriteBuffer) -> None:
+        """The client is to take something of what is written in time."""
+        output.watch_client()
+        self.expect(self._worker.loop.time() + self._worker.config.write_timeout)
+
+    def frame_arriving(self, half: bool) -> None:
+        """While nothing is in progress: a frame, or a TLS record, has begun to come (`half`), or is whole."""
+        if not half:
+            self._frame = INFINITY
+        elif self._frame == INFINITY:
+            self._frame = self._worker.loop.time() + self._worker.config.head_timeout
+            self.expect(self._frame)
+
+    def farewell(self) -> None:
+        """The first GOAWAY has been said: the second follows, at the latest when its time has passed."""
+        self._farewell = self._worker.loop.time() + FAREWELL_TIME
+        self.expect(self._farewell)
+
+    # ---- what follows
+
+    def expire(self, connection: TimedConnection) -> None:
+        """The earliest has passed, in state IDLE or REQUEST."""
+        self.earliest = INFINITY
+        if connection.output.paused and connection.output.stalled():
+            connection.reset()
+        elif connection.state is IDLE:
+            self._idle_expired(connection)
+        else:
+            self._work_expired(connection)
+
+    def _work_expired(self, connection: TimedConnection) -> None:
+        now = self._worker.loop.time()
+        if connection.output.paused:
+            self.expect(now + self._worker.config.write_timeout)
+        self.expect(connection.streams.expire(now))
+        self._bid_farewell(connection, now)
+        self.expect(self._farewell)
+
+    def _idle_expired(self, connection: TimedConnection) -> None:
+        """The client asks for nothing, or has not begun as it must, or has not answered our farewell."""
+        worker, output = self._worker, connection.output
+        now = worker.loop.time()
+        if self._bid_farewell(connection, now):
+            return
+        due = min(self.idle, self._farewell, self._frame)
+        if now < due:  # the deadline was that of something else, which has ended
+            self.earliest = due
+        elif output.unwritten():
+            output.watch_client()
+            self.earliest = now + worker.config.write_timeout
+        elif not connection.core.settled:
+            connection.finish()
+        elif is_readable(connection.transport):
+            self.earliest = now + PEEK_TIME
+        elif connection.core.shutting_down is Leaving.NO:
+            self._frame = INFINITY
+            connection.announce_end()
+
+    def _bid_farewell(self, connection: TimedConnection, now: float) -> bool:
+        """Take the second step, if it is time for it, though the client has not answered the first one."""
+        if now < self._farewell:
+            return False
+        self._farewell = INFINITY
+        connection.core.finish_shutdown()
+        connection.flush()
+        connection.end_if_over()
+        return True

@@ -1,0 +1,212 @@
+"""How an HTTP/2 connection leaves for another worker, or ends because its worker retires.
+
+It owns what the worker's phases do to the connection, and the way of a hand-over. On that way the connection has to
+rest for a moment, all requests answered. So a retiring worker lets the core hold back what begins new ones, for
+`--h2-hold` at most: then the connection leaves, and the other worker goes on with what was held; or else the client is
+told to open another one. Rules: one that is handed over is neither read nor written; what was held back is served,
+wherever the connection goes on. It must not know how the worker finds a receiver, nor what a request is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+from serve_asgi.http.connection_states import IDLE, REQUEST
+from serve_asgi.http.h2.connection_core import ConnectionCore
+from serve_asgi.http.h2.connection_value import export_connection
+from serve_asgi.http.h2.receiving import Leaving
+from serve_asgi.http.hand_over import HandOver, LeavingConnection
+from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
+from serve_asgi.http.write_buffer import WriteBuffer
+from serve_asgi.http2.deadlines import Deadlines
+from serve_asgi.ipc.peer_address import Address
+from serve_asgi.ipc.scoreboard import Cell
+
+FRESH_TIME: Final = 2.0
+"""A connection that cannot move, or that nobody takes, waits this long (s) for the client to begin."""
+
+_MOVED: Final = int(Cell.HTTP2_MOVED)
+_GOAWAYS: Final = int(Cell.HTTP2_GOAWAYS)
+
+
+class DepartingConnection(LeavingConnection, Protocol):
+    """The connection, as far as its departure needs it."""
+
+    worker: WorkerContext
+    core: ConnectionCore
+    output: WriteBuffer
+    deadlines: Deadlines
+    arrived: bytes
+    client: Address
+    server: Address
+    scheme: str
+    trusted: bool
+    eof: bool
+
+    def flush(self) -> None:
+        """Write what the core has to say."""
+
+    def release(self) -> None:
+        """Go on with what was held back."""
+
+    def receive_arrived(self) -> None:
+        """Go on with what has come meanwhile."""
+
+    def end_if_over(self) -> bool:
+        """End the connection if the last stream has been said, and has ended."""
+
+    def announce_end(self) -> None:
+        """Tell the client to begin nothing more here."""
+
+    def settle(self) -> None:
+        """Go on, leave or end, as the worker's phase has it."""
+
+
+class Departure:
+    """Of one connection. With a `record`, another worker has handed it over to this one."""
+
+    __slots__ = ("_hold_ends", "hand_over")
+
+    def __init__(self, record: HandOverRecord | None) -> None:
+        self.hand_over = HandOver(record)
+        self._hold_ends: asyncio.TimerHandle | None = None
+
+    def settle(self, connection: DepartingConnection) -> None:
+        """Go on, leave or end, as the worker's phase has it, if that is possible now."""
+        if connection.state is not IDLE and connection.state is not REQUEST:
+            return
+        connection.flush()
+        if connection.tls is not None:
+            connection.tls.flush()
+        worker, core = connection.worker, connection.core
+        if connection.end_if_over() or core.shutting_down is not Leaving.NO:
+            return
+        if worker.phase is WorkerPhase.SERVING or connection.eof:
+            self.serve(connection)
+        elif worker.phase is WorkerPhase.LENDING:
+            self._lend(connection)
+        elif worker.phase is WorkerPhase.HANDING_OVER and not is_stationary(connection):
+            self._leave_soon(connection)
+        elif not core.settled and not worker.last_call:  # its first request is on its way
+            connection.deadlines.rest_shorter(FRESH_TIME)
+        elif worker.phase is WorkerPhase.CLOSING or worker.last_call or core.requests:
+            worker.cells[_GOAWAYS] += 1
+            connection.announce_end()
+
+    def serve(self, connection: DepartingConnection) -> None:
+        """Go on with what was held back, if anything was."""
+        self.stop_holding()
+        if connection.core.holding:
+            connection.release()
+        connection.adjust_reading()
+
+    def _lend(self, connection: DepartingConnection) -> None:
+        """Go to the canary if it is to have another connection, and this one rests; else go on here."""
+        worker = connection.worker
+        if worker.to_lend > 0 and worker.hand_over is not None and self._may_be_lent(connection):
+            worker.to_lend -= 1
+            worker.hand_over(connection)
+        else:
+            self.serve(connection)
+
+    @staticmethod
+    def _may_be_lent(connection: DepartingConnection) -> bool:
+        return can_leave(connection) and not is_stationary(connection)
+
+    def _leave_soon(self, connection: DepartingConnection) -> None:
+        """Leave now, or hold back what begins new requests until those in progress have ended."""
+        worker, core, output = connection.worker, connection.core, connection.output
+        if core.resting and connection.state is IDLE:
+            if connection.transport.get_write_buffer_size() or output.unwritten():
+                output.flush()
+                connection.transport.set_write_buffer_limits(0)  # comes again from resume_writing
+            if worker.hand_over is not None and output.unwritten() == 0:
+                worker.hand_over(connection)
+        elif self._hold_ends is None:
+            core.hold()
+            self._hold_ends = worker.loop.call_later(worker.config.h2_hold, self._hold_no_longer, connection)
+        elif not core.holding:  # more has come than may wait
+            self._hold_no_longer(connection)
+
+    def _hold_no_longer(self, connection: DepartingConnection) -> None:
+        """The requests in progress take longer: the client is told to open another connection, and served meanwhile."""
+        if connection.state is not IDLE and connection.state is not REQUEST:
+            return
+        worker = connection.worker
+        waits_for_its_turn = connection.core.resting
+        self.serve(connection)
+        if not waits_for_its_turn and worker.phase is not WorkerPhase.SERVING:
+            worker.cells[_GOAWAYS] += 1
+            connection.announce_end()
+
+    def stop_holding(self) -> None:
+        """The time for which it holds back requests does not matter any more."""
+        if self._hold_ends is not None:
+            self._hold_ends.cancel()
+            self._hold_ends = None
+
+    # ---- hand-over: see `serve_asgi.worker.hand_over_sender.MovableConnection`
+
+    def leave(self, connection: DepartingConnection) -> tuple[int, HandOverRecord]:
+        """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.
+
+        Raises OSError, with nothing changed, if there is no descriptor to be had.
+        """
+        value, unread = export_connection(connection.core)
+        record = HandOverRecord(
+            unread + connection.arrived,
+            connection.client,
+            connection.server,
+            connection.deadline,
+            connection.core.requests,
+            connection.scheme,
+            connection.trusted,
+            http2=value,
+        )
+        left = self.hand_over.leave(connection, record)
+        self.stop_holding()
+        return left
+
+    def stay(self, connection: DepartingConnection) -> None:
+        """The hand-over failed: go on exactly as before."""
+        if self.hand_over.stay(connection):
+            connection.transport.set_write_buffer_limits()
+            connection.worker.loop.call_soon(self._resume, connection)
+
+    def _resume(self, connection: DepartingConnection) -> None:
+        if connection.state is not IDLE and connection.state is not REQUEST:
+            return
+        self.serve(connection)
+        connection.receive_arrived()
+        if connection.worker.phase is WorkerPhase.CLOSING:
+            connection.settle()
+
+    def gone(self, connection: DepartingConnection) -> bool:
+        """The hand-over is committed: drop this end. False if the client has gone meanwhile."""
+        if not self.hand_over.commit(connection):
+            return False
+        connection.worker.cells[_MOVED] += 1
+        return True
+
+
+def can_leave(connection: DepartingConnection) -> bool:
+    """Whether it can leave now: nothing in progress; all that is written with the kernel; the client still there."""
+    core = connection.core
+    return (
+        connection.state is IDLE
+        and not connection.eof
+        and core.resting
+        and not core.waiting
+        and core.lost is None
+        and core.shutting_down is Leaving.NO
+        and not connection.transport.is_closing()
+        and connection.output.unwritten() == 0
+        and (connection.tls is None or connection.tls.can_move())
+    )
+
+
+def is_stationary(connection: LeavingConnection) -> bool:
+    """Whether no other process could go on with it: it ends when this worker does (TLS 1.2)."""
+    return connection.tls is not None and connection.tls.stays()

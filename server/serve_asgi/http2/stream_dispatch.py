@@ -1,0 +1,188 @@
+"""Who works for which stream of an HTTP/2 connection, and what he is told of what the client does.
+
+It owns the handlers of all streams, and the choice of who handles a new one: the application, a WebSocket, or the
+server itself. Rules: events are dealt with in their order; a stream that nobody works for costs nothing more than its
+window. It must not know how the connection reads, writes, ends or leaves: what it needs of it is `StreamConnection`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Protocol, cast
+
+from serve_asgi.http import health, refusals
+from serve_asgi.http.h2.error_codes import ErrorCode
+from serve_asgi.http.h2.events import (
+    ClientLeaves,
+    ConnectionLost,
+    Event,
+    StreamData,
+    StreamEnd,
+    StreamRefusal,
+    StreamRequest,
+    StreamReset,
+)
+from serve_asgi.http.h2.request_fields import MalformedRequest
+from serve_asgi.http.request_head import BadRequest, Head
+from serve_asgi.http2.exchange import Exchange, StreamConnection
+from serve_asgi.http2.own_responses import OwnResponse
+from serve_asgi.http2.stream_handler import StreamHandler
+from serve_asgi.ipc.scoreboard import Cell
+
+_STREAMS: Final = int(Cell.HTTP2_STREAMS)
+_RESETS_RECEIVED: Final = int(Cell.HTTP2_RESETS_RECEIVED)
+_FAULTS: Final = int(Cell.HTTP2_FAULTS)
+_IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
+
+
+class DispatchingConnection(StreamConnection, Protocol):
+    """The connection, as far as its streams need it."""
+
+    def begin_work(self) -> None:
+        """A request is in progress."""
+
+    def rest(self) -> None:
+        """None is."""
+
+    def end_soon(self) -> None:
+        """The client begins nothing more: end once what there is has been answered."""
+
+
+class StreamDispatch:
+    """Of one connection."""
+
+    __slots__ = ("_handlers",)
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, StreamHandler] = {}
+
+    # ---- what the client has done
+
+    def handle(self, connection: DispatchingConnection, events: list[Event]) -> None:
+        """Do what follows from each event, in their order."""
+        handlers = self._handlers
+        for event in events:
+            kind = type(event)
+            if kind is StreamRequest:
+                self._begin_request(connection, cast(StreamRequest, event))
+            elif kind is StreamData:
+                stream_id, data = cast(StreamData, event)
+                handler = handlers.get(stream_id)
+                if handler is None:
+                    connection.core.consumed(stream_id, len(data))
+                else:
+                    handler.receive_data(data)
+            elif kind is StreamEnd:
+                stream_id, trailers = cast(StreamEnd, event)
+                handler = handlers.get(stream_id)
+                if handler is not None:
+                    handler.receive_end(trailers)
+            elif kind is StreamReset:
+                stream_id, _, reason = cast(StreamReset, event)
+                if not reason:
+                    connection.worker.cells[_RESETS_RECEIVED] += 1
+                handler = handlers.get(stream_id)
+                if handler is not None:
+                    handler.receive_reset()
+            else:
+                self._handle_rare(connection, event)
+
+    def _handle_rare(self, connection: DispatchingConnection, event: Event) -> None:
+        worker = connection.worker
+        if isinstance(event, StreamRefusal):
+            stream_id, refused, method, _ = event
+            code = ErrorCode.PROTOCOL_ERROR if isinstance(refused, MalformedRequest) else ErrorCode.NO_ERROR
+            response = refusals.bad_request(worker, connection, refused, method != b"HEAD")
+            self._respond(connection, stream_id, response, code)
+        elif isinstance(event, ClientLeaves):
+            connection.end_soon()
+        elif isinstance(event, ConnectionLost):
+            worker.cells[_FAULTS] += 1
+            self.lose()
+
+    def _begin_request(self, connection: DispatchingConnection, event: StreamRequest) -> None:
+        worker, stream_id, head = connection.worker, event.stream_id, event.head
+        worker.cells[_STREAMS] += 1
+        if head.path == worker.health_path and head.method in health.METHODS:
+            self._respond(connection, stream_id, health.response(worker, head, False))
+            return
+        if worker.published[0] > worker.shared.applied:
+            worker.catch_up()
+        if head.websocket:
+            self._begin_websocket(connection, stream_id, head)
+            return
+        if worker.max_concurrency and worker.cells[_IN_FLIGHT] >= worker.max_concurrency:
+            self._respond(connection, stream_id, refusals.overloaded(worker, connection, head, False))
+            return
+        connection.begin_work()
+        exchange = Exchange(connection, stream_id)
+        if exchange.begin(event):
+            self._handlers[stream_id] = exchange
+        elif not self._handlers:
+            connection.rest()
+
+    def _begin_websocket(self, connection: DispatchingConnection, stream_id: int, head: Head) -> None:
+        """RFC 8441."""
+        refused = BadRequest(501, "WebSockets over HTTP/2 are not supported.")
+        self._respond(connection, stream_id, refusals.bad_request(connection.worker, connection, refused))
+
+    def _respond(
+        self,
+        connection: DispatchingConnection,
+        stream_id: int,
+        response: bytes,
+        code: ErrorCode = ErrorCode.NO_ERROR,
+    ) -> None:
+        """Answer without the application, by a response that is given as HTTP/1.1 has it."""
+        connection.begin_work()
+        own = OwnResponse(connection, stream_id, code)
+        if own.begin(response):
+            self._handlers[stream_id] = own
+        elif not self._handlers:
+            connection.rest()
+        connection.flush_soon()
+
+    # ---- handlers
+
+    def forget(self, stream_id: int) -> bool:
+        """Nobody works for the stream any more. Whether it was the last that somebody worked for."""
+        return self._handlers.pop(stream_id, None) is not None and not self._handlers
+
+    def drained(self, stream_ids: list[int]) -> None:
+        """Nothing of what was sent on these streams waits any more."""
+        for stream_id in stream_ids:
+            handler = self._handlers.get(stream_id)
+            if handler is not None:
+                handler.drained()
+
+    def receive_eof(self) -> None:
+        """The client has shut down its side."""
+        for handler in list(self._handlers.values()):
+            handler.receive_eof()
+
+    def retire(self) -> None:
+        """The worker's phase has changed."""
+        for handler in list(self._handlers.values()):
+            handler.retire()
+
+    def cut(self) -> bool:
+        """At the graceful timeout. Whether anything was cut."""
+        cut = [handler.cut() for handler in list(self._handlers.values())]
+        return any(cut)
+
+    def lose(self) -> None:
+        """Nothing is heard of the client any more."""
+        handlers, self._handlers = self._handlers, {}
+        for handler in handlers.values():
+            handler.lose()
+
+    def expire(self, now: float) -> float:
+        """Let those expire whose deadlines have passed (loop time, s); the earliest of the others."""
+        for handler in list(self._handlers.values()):
+            if handler.deadline <= now:
+                handler.expire()
+        return min([handler.deadline for handler in self._handlers.values()], default=math.inf)
+
+    def asked_at(self) -> float:
+        """When the oldest request in progress began (time.perf_counter, s), or infinity."""
+        return min([handler.begun for handler in self._handlers.values()], default=math.inf)
