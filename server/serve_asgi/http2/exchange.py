@@ -77,7 +77,6 @@ class Exchange:
     __slots__ = (
         "_begun",
         "_code",
-        "_returned",
         "_sent",
         "_waiters",
         "client",
@@ -114,12 +113,11 @@ class Exchange:
         self._waiters: list[asyncio.Future[bool]] = []
         self._sent = -1
         """Bytes of the response that had gone out when the deadline was set; -1: none of it waited."""
-        self._returned = False
         self._code: ErrorCode | None = None
         """With which the stream is reset once everything has gone out."""
 
     def begin(self, event: StreamRequest) -> bool:
-        """Call the application. Whether anything is left to do afterwards."""
+        """Call the application. Whether the stream is still open afterwards."""
         worker = self.connection.worker
         self.request = request = Request(self, worker, event.head)
         request.scope["extensions"].pop(EXTENSION, None)  # which TLS 1.2 has not got anyway
@@ -128,21 +126,19 @@ class Exchange:
         if body is not None and not event.ended:
             self.expect_body()
         task = call_application(worker, request, response)
-        if not task.done():
+        if task.done():
+            self.core.done(self.stream_id)
+        else:
             task.add_done_callback(self._has_returned)
-            return True
-        self._returned = True
-        self.core.done(self.stream_id)
         return self.core.is_open(self.stream_id)
 
     def _has_returned(self, task: asyncio.Task[None]) -> None:
-        self._returned = True
         self.core.done(self.stream_id)
         self._rest()
 
     def _rest(self) -> None:
-        """The stream is closed, or the application has returned: once both have happened, nothing is left."""
-        if self._returned and not self.core.is_open(self.stream_id):
+        """Nothing is left to do once the stream is closed. A call that goes on after that is no longer its business."""
+        if not self.core.is_open(self.stream_id):
             self.connection.forget_stream(self.stream_id)
 
     # ---- RequestSource
@@ -268,6 +264,7 @@ class Exchange:
                 self._look_again(DISCARD_TIME)
             else:
                 self.reset_behind(ErrorCode.NO_ERROR)
+        self._rest()
         self.connection.is_last()
 
     def response_left(self, response: Response) -> None:

@@ -219,8 +219,8 @@ class ConnectionCore:
 
     @property
     def resting(self) -> bool:
-        """Whether no request is in progress."""
-        return not self._streams and not self._open.busy
+        """Whether no stream is open. (Who works on for one that has ended needs no connection for that.)"""
+        return not self._streams
 
     def ping(self, payload: bytes) -> None:
         """Ask for a sign of life; `payload` has eight bytes, and comes back as `PingAnswered`."""
