@@ -47,7 +47,7 @@ def test_reloads_under_load_over_tls(version: str) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("workers", "loop", "tls"), [(2, "uvloop", "1.3"), (4, "asyncio", None)])
 def test_reloads_under_load_over_http2(workers: int, loop: str, tls: str | None) -> None:
-    """A connection whose requests are short goes over a reload; one with long streams is told GOAWAY, and loses none."""
+    """A connection with short requests goes over a reload; one with long streams is told GOAWAY, and loses none."""
     load = Settings(reloads=3, interval=0.5, scale=0.4, http2=True, workers=workers, loop=loop, tls=tls)
     result = run(load)
     assert (result.lost, result.duplicated, result.reconnects, result.problems) == (0, 0, 0, []), table(result)

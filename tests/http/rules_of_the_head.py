@@ -114,7 +114,6 @@ MESSAGE = [
         (line(b"GET / HTTP/3.0"), 505),
         (line(b"GET / HTTP/0.9"), 505),
         (line(b"GET / HTTP/9.9"), 505),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     ),
     rule(
         "RFC 9112 3",

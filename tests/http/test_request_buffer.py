@@ -35,6 +35,18 @@ def test_heads_are_taken_out_whole_whatever_the_pieces() -> None:
     assert taken(GET + b"\r\n" + GET) == taken(*(bytes((byte,)) for byte in GET + b"\r\n" + GET)) == [GET, GET]
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", range(1, len(PREFACE)))
+def test_the_preface_of_http2_is_waited_for_whatever_the_pieces(cut: int) -> None:
+    """Its first line alone would be refused, for its version, and still is if something else follows it."""
+    assert taken(PREFACE[:cut], PREFACE[cut:]) == [PREFACE]
+    with pytest.raises(BadRequest) as raised:
+        taken(PREFACE[:cut], PREFACE[cut:16] + b"Host: a\r\n")
+    assert raised.value.status == 505
+
+
 def test_half_an_empty_line_is_no_part_of_a_head() -> None:
     buffer = RequestBuffer()
     for data, part in ((b"", False), (b"\r", False), (b"\nG", True)):

@@ -55,6 +55,8 @@ PLAIN_TARGET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)(.*)")
 _CODING: Final = re.compile(TOKEN + rb"(?:[ \t]*;.*)?")
 _LINE_REST: Final = re.compile(rb"[ -~\r]*+")
+PRIOR_KNOWLEDGE: Final = b"PRI * HTTP/2.0\r\n\r\n"
+"""What the preface of HTTP/2 looks like to HTTP/1.1 (RFC 9113, 3.4)."""
 _START_CHECKED: Final = 64
 """No method has this many characters: what begins with as many is not HTTP."""
 _LONG_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{64}")
@@ -340,6 +342,10 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
     `known` bytes of `start` have been looked at before, so that slow senders cost no quadratic work; the verdict does
     not depend on where they were split.
     """
+    if PRIOR_KNOWLEDGE.startswith(start):
+        return None  # its request line alone would be refused, for its version
+    if known < len(PRIOR_KNOWLEDGE) and PRIOR_KNOWLEDGE.startswith(start[:known]):
+        known = 0  # it has turned out to be something else
     newline = start.find(b"\n", max(known - 1, 0))
     if newline < 0:
         line_known = start.find(b"\n", 0, known) >= 0  # looked at before, and whole

@@ -21,7 +21,7 @@ from serve_asgi.http.http1_response import Http1Response, Http1Sink
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_buffer import RequestBuffer
 from serve_asgi.http.request_cycle import call_application
-from serve_asgi.http.request_head import BadRequest, Head, endless_target
+from serve_asgi.http.request_head import PRIOR_KNOWLEDGE, BadRequest, Head, endless_target
 from serve_asgi.http.request_receive import Request, RequestSource
 from serve_asgi.http.response import Response
 from serve_asgi.http.response_states import DONE, OVER, STARTED, WAITING
@@ -46,8 +46,6 @@ _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _SERVING: Final = WorkerPhase.SERVING
 CLIENT_HELLO: Final = b"\x16\x03"
 """What TLS begins with (RFC 8446, 5.1)."""
-PRIOR_KNOWLEDGE: Final = b"PRI * HTTP/2.0\r\n\r\n"
-"""What the preface of HTTP/2 looks like to HTTP/1.1 (RFC 9113, 3.4)."""
 _CR: Final = 13
 _P: Final = ord("P")
 

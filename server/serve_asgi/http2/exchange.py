@@ -37,6 +37,7 @@ MOST_WAITING: Final = 64 * 1024
 """Bytes of a response that may wait for the client's window before the application waits."""
 
 INFINITY: Final = math.inf
+_ENDED: Final = frozenset({DONE, LOST, OVER})
 
 
 class StreamConnection(Protocol):
@@ -117,7 +118,10 @@ class Exchange:
         """With which the stream is reset once everything has gone out."""
 
     def begin(self, event: StreamRequest) -> bool:
-        """Call the application. Whether the stream is still open afterwards."""
+        """Call the application. Whether anything is left to do afterwards.
+
+        The stream may be closed by what came together with the request, and will be told next (`receive_reset`).
+        """
         worker = self.connection.worker
         self.request = request = Request(self, worker, event.head)
         request.scope["extensions"].pop(EXTENSION, None)  # which TLS 1.2 has not got anyway
@@ -128,9 +132,9 @@ class Exchange:
         task = call_application(worker, request, response)
         if task.done():
             self.core.done(self.stream_id)
-        else:
-            task.add_done_callback(self._has_returned)
-        return self.core.is_open(self.stream_id)
+            return self.core.is_open(self.stream_id)
+        task.add_done_callback(self._has_returned)
+        return self.core.is_open(self.stream_id) or self.response.state not in _ENDED
 
     def _has_returned(self, task: asyncio.Task[None]) -> None:
         self.core.done(self.stream_id)
