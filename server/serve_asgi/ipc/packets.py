@@ -6,7 +6,7 @@ Each struct is one type of packet. The listener's own packets have none, since i
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -285,8 +285,15 @@ class Http2Ended(msgspec.Struct, frozen=True):
     forgotten: StreamNumber
 
 
+Urgency = Annotated[int, msgspec.Meta(ge=0, le=7)]
+ReceiveWindows = tuple[Window, StreamNumber, StreamNumber]
+OpenStream = tuple[StreamNumber, Literal[1, 2], Window, ReceiveWindows | None, Urgency, bool]
+"""One that another worker goes on with: its number, state (open, half-closed), windows and priority."""
+
+
 class Http2State(msgspec.Struct, frozen=True):
-    """An HTTP/2 connection on which nothing is in progress (`serve_asgi.http.h2.connection_value`)."""
+    """An HTTP/2 connection on which nothing is in progress, or nothing that cannot go on in another worker
+    (`serve_asgi.http.h2.connection_value`)."""
 
     version: Count
     begun: bool
@@ -295,13 +302,14 @@ class Http2State(msgspec.Struct, frozen=True):
     decoder: tuple[Size, Entries]
     encoder: tuple[Size, Size, Entries]
     send_window: Window
-    receive_window: tuple[Window, StreamNumber, StreamNumber]
+    receive_window: ReceiveWindows
     ended: Http2Ended
     floods: dict[Short, Seconds]
     requests: Count
-    priorities: Annotated[
-        list[tuple[StreamNumber, Annotated[int, msgspec.Meta(ge=0, le=7)], bool]], msgspec.Meta(max_length=1_000)
-    ]
+    priorities: Annotated[list[tuple[StreamNumber, Urgency, bool]], msgspec.Meta(max_length=1_000)]
+    leaving: bool
+    """The client has been told which stream is the last."""
+    streams: Annotated[list[OpenStream], msgspec.Meta(max_length=10_000)]
 
 
 def check_http2_state(state: dict[str, Any]) -> None:

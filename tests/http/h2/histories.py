@@ -20,7 +20,7 @@ import h2.exceptions
 import h2.settings
 
 from serve_asgi.http.h2.connection_core import ConnectionCore
-from serve_asgi.http.h2.connection_value import export_connection, import_connection
+from serve_asgi.http.h2.connection_value import export_connection, import_connection, unsent
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import StreamData, StreamEnd, StreamRequest, StreamReset
 from serve_asgi.http.h2.limits import CONNECTION_WINDOW
@@ -88,6 +88,7 @@ class History:
         self.exchanges: dict[int, Exchange] = {}
         self.next_id = 1
         self.moves = 0
+        self.moves_of_open_streams = 0
 
     # ---- the wire
 
@@ -300,13 +301,38 @@ class History:
             if exchange.reset:
                 self.core.done(exchange.stream_id)
         self.flush()
-        if self.core.resting and not self.core.waiting:
-            value, unread = export_connection(self.core)
+        if self.choose((True, False)):
+            self.part()
+        streams = self.core.receiver.streams.by_id
+        going_on = [
+            stream_id for stream_id in streams if self.exchanges[stream_id].whole and self.exchanges[stream_id].response
+        ]
+        may = len(going_on) == len(streams) and not any(stream.end_queued for stream in streams.values())
+        if may and (self.core.resting or going_on) and not self.core.waiting:
+            value, unread = export_connection(self.core, going_on)
+            waits = {stream_id: unsent(self.core, stream_id) for stream_id in going_on}
             check_http2_state(value)
             self.core = ConnectionCore(MAX_HEAD, accept_all, clock=self.clock)
             import_connection(self.core, value)
+            for stream_id, data in waits.items():
+                self.core.send_data(stream_id, data, False)
             self.moves += 1
+            self.moves_of_open_streams += bool(going_on)
             self.served(self.core.receive(unread))
+
+    def part(self) -> None:
+        """Let every stream come to where another process can go on with it, or to its end."""
+        for stream_id in list(self.core.receiver.streams.by_id):
+            exchange = self.exchanges[stream_id]
+            if not exchange.whole:
+                self.core.reset(stream_id, ErrorCode.CANCEL)
+                self.core.done(stream_id)
+                exchange.reset = True
+            elif not exchange.response:
+                self.core.send_head(stream_id, [(b":status", b"200")], False)
+                exchange.response = 1
+        while self.core.waiting:
+            self.flush()
 
     # ---- the end
 

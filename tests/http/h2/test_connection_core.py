@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 
 from serve_asgi.http.h2 import frames, header_encoder
 from serve_asgi.http.h2.connection_core import ConnectionCore
-from serve_asgi.http.h2.connection_value import export_connection, import_connection
+from serve_asgi.http.h2.connection_value import export_connection, import_connection, unsent
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import PingAnswered, StreamData, StreamEnd, StreamRequest, StreamReset
 from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame, reset_frame, window_update_frame
@@ -246,13 +247,16 @@ def test_what_was_held_may_be_wrong() -> None:
 # ---- to another process
 
 
-def move(peer: H2Peer, rest: bytes = b"") -> None:
+def move(peer: H2Peer, rest: bytes = b"", going_on: Sequence[int] = ()) -> None:
     """Go on with another core, as after a hand-over; the clock goes on too."""
-    exported, unread = export_connection(peer.core)
+    exported, unread = export_connection(peer.core, going_on)
+    waits = {stream_id: unsent(peer.core, stream_id) for stream_id in going_on}
     value = json.loads(json.dumps(exported))
     check_http2_state(value)
     core = ConnectionCore(MAX_HEAD, accept_all, clock=peer.clock)
     import_connection(core, value)
+    for stream_id, waiting in waits.items():
+        core.send_data(stream_id, waiting, False)
     peer.core = core
     peer.events += core.receive(unread + rest)
 
@@ -362,3 +366,92 @@ def test_it_leaves_only_when_it_rests() -> None:
     assert rest == b""
     with pytest.raises(ValueError, match="version 99"):
         import_connection(ConnectionCore(MAX_HEAD, accept_all), {**value, "version": 99})
+
+
+# ---- with streams that go on there
+
+
+def test_open_streams_go_on_elsewhere() -> None:
+    """With what waits for their windows, their priorities, and what the client has not been granted again."""
+    peer = H2Peer()
+    peer.send(frames.settings_frame({4: 10}))
+    peer.request(1, [*GET, (b"priority", b"u=1, i")])
+    peer.request(3, POST, ended=False)
+    peer.send(data(3, bytes(100), ended=True))
+    for stream_id in (1, 3):
+        peer.core.send_head(stream_id, OK, False)
+        peer.core.send_data(stream_id, b"%d" % stream_id * 25, False)
+    said = peer.said()
+    move(peer, going_on=[1, 3])
+    assert not peer.core.waiting
+    assert not peer.core.resting
+    assert peer.core.waits(1)
+    stream = peer.core.receiver.streams.by_id[1]
+    assert (stream.urgency, stream.incremental, stream.send_window) == (1, True, 0)
+    peer.core.consumed(3, 100)
+    assert peer.core.receiver.streams.by_id[3].receive_window is not None
+    assert peer.core.receiver.streams.by_id[3].receive_window.waiting == 0
+    for stream_id in (3, 1):
+        peer.send(frames.window_update_frame(stream_id, 30))
+    peer.core.send_data(1, b"", True)
+    peer.core.send_trailers(3, [(b"grpc-status", b"0")])
+    said += peer.said()
+    for stream_id in (1, 3):
+        content = b"".join(each.payload for each in said if each.stream_id == stream_id and each.kind == frames.DATA)
+        assert content == b"%d" % stream_id * 25
+        assert [each.flags & 1 for each in said if each.stream_id == stream_id][-1] == 1
+        peer.core.done(stream_id)
+    assert peer.core.resting
+    peer.request(5)
+    peer.respond(5, b"next")
+    assert peer.said()[-1].payload == b"next"
+
+
+def test_a_stream_that_went_on_elsewhere_can_be_reset() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    peer.core.send_head(1, OK, False)
+    peer.said()
+    move(peer, reset_frame(1, ErrorCode.CANCEL), [1])
+    assert of(StreamReset, peer.events)[-1].stream_id == 1
+    assert not peer.core.resting
+    peer.core.done(1)
+    assert peer.core.resting
+
+
+def test_streams_go_on_elsewhere_after_the_last_one_was_said() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    peer.core.send_head(1, OK, False)
+    peer.core.announce_shutdown()
+    peer.said()
+    with pytest.raises(RuntimeError, match="when it rests"):
+        export_connection(peer.core, [1])
+    peer.core.finish_shutdown()
+    peer.said()
+    move(peer, peer.headers(3), [1])
+    assert peer.core.shutting_down is Leaving.FINAL
+    assert [event.stream_id for event in of(StreamRequest, peer.events)] == [1]
+    peer.core.send_data(1, b"", True)
+    peer.core.done(1)
+    assert peer.core.resting
+    peer.said()
+    with pytest.raises(RuntimeError, match="nothing more can come"):
+        export_connection(peer.core)
+
+
+def test_streams_that_cannot_go_on_elsewhere() -> None:
+    peer = H2Peer()
+    for stream_id, fields in ((1, GET), (3, GET), (5, [*POST, (b"content-length", b"9")])):
+        peer.request(stream_id, fields, ended=fields is GET)
+    peer.core.send_head(1, OK, False)
+    peer.core.send_head(5, OK, False)
+    peer.said()
+    with pytest.raises(RuntimeError, match="when it rests"):
+        export_connection(peer.core, [1, 5])
+    with pytest.raises(RuntimeError, match="with stream 3"):
+        export_connection(peer.core, [1, 3, 5])
+    peer.core.reset(3, ErrorCode.CANCEL)
+    peer.said()
+    with pytest.raises(RuntimeError, match="with stream 5"):
+        export_connection(peer.core, [1, 5])
