@@ -24,8 +24,14 @@ from tests.websocket.websocket_server import RawClient, WebSocketServer, frame, 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-@pytest.fixture(params=list(LOOPS))
+@pytest.fixture(params=[*LOOPS, "uvloop over HTTP/2"])
 def loop_name(request: pytest.FixtureRequest) -> str:
+    """Of a loop, and what WebSockets are spoken over; HTTP/1.1 if it does not say so."""
+    return str(request.param)
+
+
+@pytest.fixture(params=list(LOOPS))
+def http1_loop_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -143,11 +149,12 @@ def test_scope(loop_name: str) -> None:
     headers = dict(scope.pop("headers"))
     assert headers[b"host"].startswith(b"127.0.0.1:")
     assert scope.pop("client")[0] == "127.0.0.1"
-    assert tuple(scope.pop("server")) == ("127.0.0.1", server.port)
+    assert tuple(scope.pop("server")) == ("127.0.0.1", server.own_port)
+    survival: dict[str, Any] = {} if server.over_http2 else {"serve.survive": {}}
     assert scope == {
         "type": "websocket",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
+        "http_version": "2" if server.over_http2 else "1.1",
         "scheme": "ws",
         "path": "/root/a b/ž",
         "raw_path": b"/root/a%20b/%C5%BE",
@@ -156,9 +163,9 @@ def test_scope(loop_name: str) -> None:
         "subprotocols": ["v1", "v2"],
         "state": {"db": "a pool"},
         "extensions": {
-            "serve": {"generation": 7, "slot": 3, "connection": 1},
-            "serve.survive": {},
+            "serve": {"generation": 7, "slot": 3, "connection": 0 if server.over_http2 else 1},
             "websocket.http.response": {},
+            **survival,
         },
     }
     assert scope["state"] is not server.worker.state
@@ -218,10 +225,10 @@ def test_accept_that_would_lie_is_refused(
     [("", "13", 400), ("short", "13", 400), ("!" * 24, "13", 400), (None, "", 400), (None, "8", 426)],
 )
 def test_invalid_handshake_never_reaches_the_application(
-    loop_name: str, key: str | None, version: str, status: int
+    http1_loop_name: str, key: str | None, version: str, status: int
 ) -> None:
     app = Recorder()
-    with serving(app, loop_name) as server, RawClient(server.port) as client:
+    with serving(app, http1_loop_name) as server, RawClient(server.port) as client:
         client.request(key=key, version=version)
         head = client.head().lower()
         assert head.startswith(f"http/1.1 {status} ")
@@ -309,8 +316,9 @@ def test_counters_and_access_log(loop_name: str) -> None:
             assert server.cell(Cell.WEBSOCKETS) == 1
         assert server.gone()
         assert server.cell(Cell.REQUESTS) == 1
-        assert server.cell(Cell.STATUS_1XX) == 1
-        assert [record[1:6] for record in server.log.records] == [("GET", "/x?y", "1.1", 101, 0)]
+        assert server.cell(Cell.STATUS_2XX if server.over_http2 else Cell.STATUS_1XX) == 1
+        asked = ("CONNECT", "/x?y", "2", 200, 0) if server.over_http2 else ("GET", "/x?y", "1.1", 101, 0)
+        assert [record[1:6] for record in server.log.records] == [asked]
 
 
 # Denial
@@ -355,8 +363,12 @@ def test_denial_response_in_pieces_is_chunked(loop_name: str) -> None:
     )
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.request()
-        assert "transfer-encoding: chunked" in client.head()
-        assert client.to_the_end() == b"3\r\none\r\n493e0\r\n" + b"two" * 100_000 + b"\r\n0\r\n\r\n"
+        if server.over_http2:
+            assert "content-length" not in client.head()
+            assert client.to_the_end() == b"one" + b"two" * 100_000
+        else:
+            assert "transfer-encoding: chunked" in client.head()
+            assert client.to_the_end() == b"3\r\none\r\n493e0\r\n" + b"two" * 100_000 + b"\r\n0\r\n\r\n"
 
 
 @pytest.mark.parametrize("body", [b"too long", b"a"])
@@ -588,7 +600,8 @@ def test_client_that_goes_before_the_answer_is_counted(loop_name: str) -> None:
         assert app.disconnect(server)["code"] == 1006
         assert server.gone()
         assert server.cell(Cell.REQUESTS) == 1
-        assert [record[1:6] for record in server.log.records] == [("GET", "/gone", "1.1", 499, 0)]
+        asked = ("CONNECT", "/gone", "2") if server.over_http2 else ("GET", "/gone", "1.1")
+        assert [record[1:6] for record in server.log.records] == [(*asked, 499, 0)]
 
 
 def test_malformed_extension_offer_is_400(loop_name: str) -> None:
@@ -672,7 +685,7 @@ def test_error_made_of_a_disconnect_is_not_logged(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_websocket_sees_no_context_of_the_requests_before_it(loop_name: str) -> None:
+def test_websocket_sees_no_context_of_the_requests_before_it(http1_loop_name: str) -> None:
     """A transport's callbacks run in the context of whoever resumed its reading."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
     seen: list[str] = []
@@ -690,7 +703,7 @@ def test_websocket_sees_no_context_of_the_requests_before_it(loop_name: str) -> 
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
 
-    with serving(app, loop_name) as server, RawClient(server.port) as client:
+    with serving(app, http1_loop_name) as server, RawClient(server.port) as client:
         size = 1 << 20
         client.socket.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
         client.socket.sendall(b"x" * size)

@@ -14,20 +14,31 @@ from typing import Any
 
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.worker_context import ASGIApplication
+from serve_asgi.http2.connection import Http2Connection
 from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.websocket.connection import WebSocketConnection
 from tests.connection_server import ConnectionServer, Log
+from tests.http2.websocket_bridge import WebSocketBridge
 
 
 class WebSocketServer(ConnectionServer):
     """Runs the application until `stop()`; `run` brings a function or coroutine into the server's thread."""
 
     def __init__(self, app: ASGIApplication, loop_name: str, **config: Any) -> None:
+        """`loop_name` ending with " over HTTP/2": clients are bridged to it (`tests.http2.websocket_bridge`)."""
+        loop_name, _, version = loop_name.partition(" over ")
         super().__init__(app, loop_name, b"server: test\r\n", **config)
         self.log = Log()
         self.worker.access_log = self.log  # type: ignore[assignment]  # the same method, no file behind it
         self.port = 0
         self._server: asyncio.Server
         self.start()
+        self.own_port = self.port
+        self.over_http2 = bool(version)
+        self._bridge: WebSocketBridge | None = None
+        if self.over_http2:
+            self._bridge = WebSocketBridge(self.own_port)
+            self.port = self._bridge.port
 
     def main(self) -> None:
         """Serve until the loop is stopped."""
@@ -50,6 +61,16 @@ class WebSocketServer(ConnectionServer):
             lambda: not self.worker.connections and cells[Cell.CONNECTIONS] == 0 and cells[Cell.WEBSOCKETS] == 0
         )
 
+    def websockets(self) -> list[WebSocketConnection]:
+        """All of them."""
+        found: list[Any] = []
+        for connection in list(self.worker.connections):
+            if isinstance(connection, Http2Connection):
+                found += list(connection.streams._handlers.values())
+            else:
+                found.append(connection)
+        return [each for each in found if isinstance(each, WebSocketConnection)]
+
     def url(self, path: str = "/") -> str:
         return f"ws://127.0.0.1:{self.port}{path}"
 
@@ -65,6 +86,8 @@ class WebSocketServer(ConnectionServer):
 
         asyncio.run_coroutine_threadsafe(stop(), self.loop)
         self.join()
+        if self._bridge is not None:
+            self._bridge.stop()
 
     def retire(self, reason: str, deadline: float = math.inf) -> None:
         """What the worker does to its connections when it begins to retire."""

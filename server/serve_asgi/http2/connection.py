@@ -475,7 +475,7 @@ class Http2Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """The worker serves again."""
-        self.settle()
+        self.retire()
 
     def remain(self) -> None:
         """Nobody can take this connection now: it is served here until `retire()` is called again."""

@@ -12,6 +12,7 @@ from typing import Protocol
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import Fields
+from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.response_fields import STATUS_FIELDS, fields_of_lines
 from serve_asgi.http.worker_context import WorkerContext
 
@@ -36,11 +37,16 @@ class RespondingConnection(Protocol):
         """Nobody works for the stream any more."""
 
 
+def fields_of_head(head: bytes) -> list[Field]:
+    """The fields of a response's head that is given as HTTP/1.1 has it, without the empty line."""
+    line, _, lines = head.partition(b"\r\n")
+    return [STATUS_FIELDS[int(line[9:12])], *fields_of_lines(lines)]
+
+
 def write_response(core: ConnectionCore, stream_id: int, response: bytes) -> None:
     """Send a whole response that is given as HTTP/1.1 has it."""
     head, _, body = response.partition(b"\r\n\r\n")
-    line, _, lines = head.partition(b"\r\n")
-    core.send_head(stream_id, [STATUS_FIELDS[int(line[9:12])], *fields_of_lines(lines)], not body)
+    core.send_head(stream_id, fields_of_head(head), not body)
     if body:
         core.send_data(stream_id, body, True)
 

@@ -23,10 +23,11 @@ from serve_asgi.http.h2.events import (
     StreamReset,
 )
 from serve_asgi.http.h2.request_fields import MalformedRequest
-from serve_asgi.http.request_head import BadRequest, Head
-from serve_asgi.http2.exchange import Exchange, StreamConnection
+from serve_asgi.http2.exchange import Exchange
 from serve_asgi.http2.own_responses import OwnResponse
 from serve_asgi.http2.stream_handler import StreamHandler
+from serve_asgi.http2.stream_transport import StreamCarrier
+from serve_asgi.http2.websocket_stream import WebSocketStream
 from serve_asgi.ipc.scoreboard import Cell
 
 _STREAMS: Final = int(Cell.HTTP2_STREAMS)
@@ -35,7 +36,7 @@ _FAULTS: Final = int(Cell.HTTP2_FAULTS)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 
 
-class DispatchingConnection(StreamConnection, Protocol):
+class DispatchingConnection(StreamCarrier, Protocol):
     """The connection, as far as its streams need it."""
 
     def begin_work(self) -> None:
@@ -109,7 +110,9 @@ class StreamDispatch:
         if worker.published[0] > worker.shared.applied:
             worker.catch_up()
         if head.websocket:
-            self._begin_websocket(connection, stream_id, head)
+            connection.begin_work()
+            websocket = self._handlers[stream_id] = WebSocketStream(connection, event)
+            websocket.begin(event.ended)
             return
         if worker.max_concurrency and worker.cells[_IN_FLIGHT] >= worker.max_concurrency:
             self._respond(connection, stream_id, refusals.overloaded(worker, connection, head, False))
@@ -120,11 +123,6 @@ class StreamDispatch:
             self._handlers[stream_id] = exchange
         elif not self._handlers:
             connection.rest()
-
-    def _begin_websocket(self, connection: DispatchingConnection, stream_id: int, head: Head) -> None:
-        """RFC 8441."""
-        refused = BadRequest(501, "WebSockets over HTTP/2 are not supported.")
-        self._respond(connection, stream_id, refusals.bad_request(connection.worker, connection, refused))
 
     def _respond(
         self,

@@ -40,7 +40,7 @@ class StreamHandler(Protocol):
         """The deadline has passed."""
 
     def retire(self) -> None:
-        """The worker's phase has changed: see `serve_asgi.http.worker_context.ClientConnection.retire`."""
+        """The worker's phase has changed: it retires, or serves again."""
 
     def cut(self) -> bool:
         """At the graceful timeout: end at once. True if anything was cut."""

@@ -4,7 +4,8 @@ It owns the state, the one deadline, and all that closes: the closing handshake,
 does not read, the worker's retiring and its graceful timeout. The application's side is `serve_asgi.websocket.session`
 (which sees the connection as `WebSocketPeer`), what waits for it is `incoming`, the request and its scope are
 `request`; its states stand in `states`, timing in `keep_alive` and `closing`. It must not know how a connection became
-a WebSocket (HTTP/1.1 gives the transport with the request's head) nor how the worker retires.
+a WebSocket (HTTP/1.1 gives the transport with the request's head, HTTP/2 a stream that is one to it) nor how the worker
+retires.
 
 Back-pressure: while more than `INCOMING_HIGH` bytes of messages wait for the application, no frame is read, nothing is
 unpacked, nor is the socket read; `send` waits while the transport has too much to write. While it has, only the latest
@@ -93,6 +94,9 @@ class WebSocketConnection(asyncio.Protocol):
     `connection_made` and then `go_on` with the bytes that it had read beyond the head.
     """
 
+    can_survive: bool = True
+    """Whether it can go on in another worker while it is open."""
+
     __slots__ = (
         "_accepted",
         "_denial",
@@ -165,6 +169,10 @@ class WebSocketConnection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         self._worker.sent += len(data)
         self.transport.write(data)
+
+    def _respond(self, data: bytes) -> None:
+        """Write what answers the request: the head of a response, as over HTTP/1.1, and then the body of a denial."""
+        self._write(data)
 
     def enter(self, state: WebSocketState) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
@@ -365,8 +373,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._accepted = True
         worker.cells[WEBSOCKETS] += 1
         worker.cells[WEBSOCKETS_OPENED] += 1
-        self.request.count(101, 0)
-        self._write(response)
+        self.request.count(int(response[9:12]), 0)
+        self._respond(response)
         self._open()
 
     def _open(self) -> None:
@@ -389,7 +397,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def deny(self, denial: Denial, data: bytes) -> None:
         """A piece of that response, perhaps its last."""
-        self._write(data)
+        self._respond(data)
         if denial.done:
             if denial.dropped:
                 self._worker.dropped_bodies.report(self.request.head, denial.status)
@@ -493,7 +501,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Answer the request with an HTTP error."""
         response, size = refusal.response(self._worker.default_headers)
         self.request.count(refusal.status, size)
-        self._write(response)
+        self._respond(response)
         self.messages.tell_disconnect(1006, "")
         self._linger()
 

@@ -19,10 +19,21 @@ BODY = "websocket.http.response.body"
 class Denial:
     """One response on its way."""
 
-    __slots__ = ("_chunked", "_default_headers", "_fields", "_left", "_started", "done", "dropped", "sent", "status")
+    __slots__ = (
+        "_chunked",
+        "_chunks",
+        "_default_headers",
+        "_fields",
+        "_left",
+        "_started",
+        "done",
+        "dropped",
+        "sent",
+        "status",
+    )
 
-    def __init__(self, message: Message, default_headers: bytes) -> None:
-        """From the message `websocket.http.response.start`.
+    def __init__(self, message: Message, default_headers: bytes, chunks: bool = True) -> None:
+        """From the message `websocket.http.response.start`. Without `chunks` the end of a stream ends it (HTTP/2).
 
         Raises RuntimeError, TypeError or ValueError, with a sentence, if the message is not as ASGI has it.
         """
@@ -35,6 +46,7 @@ class Denial:
         self._fields, length, flags = encode_headers(message.get("headers") or (), bodiless and status != 304)
         self._default_headers = without(default_headers, flags) if flags else default_headers
         self._left = None if length < 0 or bodiless else length
+        self._chunks = chunks
         self._chunked = False
         self._started = False
         self.done = False
@@ -80,7 +92,10 @@ class Denial:
         """The response head, framed by the length where it is known, else in chunks."""
         framing = b"content-length: 0\r\n" if self.status == RESET_CONTENT else b""
         if self.status not in NO_CONTENT and self._left is None:
-            self._chunked = more
-            framing = b"transfer-encoding: chunked\r\n" if more else b"content-length: %d\r\n" % size
+            self._chunked = more and self._chunks
+            if not more:
+                framing = b"content-length: %d\r\n" % size
+            elif self._chunks:
+                framing = b"transfer-encoding: chunked\r\n"
         parts = (STATUS_LINES[self.status], self._fields, b"\r\n", self._default_headers, framing, CLOSE, b"\r\n")
         return b"".join(parts)

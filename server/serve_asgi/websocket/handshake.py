@@ -1,8 +1,9 @@
-"""The opening handshake of a WebSocket (RFC 6455 4.2), and the HTTP response that refuses one. Pure.
+"""The opening handshake of a WebSocket (RFC 6455 4.2, RFC 8441 5), and the HTTP response that refuses one. Pure.
 
 It owns the verdict on the request, the negotiation of permessage-deflate (RFC 7692) and the bytes of the response
-heads. Rules: the library judges and negotiates; no header of the application reaches the wire unchecked. It must not
-know the transport or the application.
+heads. Rules: the library judges and negotiates; no header of the application reaches the wire unchecked. Over HTTP/2
+the request is a CONNECT without a key, and what is made here is a head as over HTTP/1.1 with status 200, of which
+HTTP/2 sends the fields. It must not know the transport or the application.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.response_head import CLOSE, encode_headers, plain_response, without
+from serve_asgi.http.response_head import CLOSE, STATUS_LINES, encode_headers, plain_response, without
 from serve_asgi.http.worker_context import Message
 from serve_asgi.websocket.compression import Deflate
 
@@ -31,6 +32,10 @@ LOGGER.setLevel(logging.WARNING)
 # A window of 4 KiB takes much less memory for each connection than zlib's default, at nearly the same ratio on messages
 # of the usual size; it is the library's own choice too.
 DEFLATE: Final = (ServerPerMessageDeflateFactory(server_max_window_bits=12, client_max_window_bits=12),)
+
+SWITCHING_PROTOCOLS: Final = (
+    b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: "
+)
 
 NOT_THE_APPLICATIONS: Final = frozenset(
     (
@@ -46,23 +51,27 @@ WITHOUT_MEANING: Final = frozenset((b"connection", b"content-length", b"keep-ali
 """What a middleware adds to every response, and a 101 cannot have (RFC 9110 8.6, RFC 9112 6.1): dropped."""
 
 VERSION: Final = "sec-websocket-version"
-# RFC 6455 4.4; a 426 says what to upgrade to (RFC 9110 15.5.22).
+# RFC 6455 4.4; a 426 says what to upgrade to (RFC 9110 15.5.22), for which HTTP/2 has no field.
 VERSION_LINES: Final = b"sec-websocket-version: 13\r\nupgrade: websocket\r\nconnection: close, upgrade\r\n"
+
+_UNUSED_KEY: Final = "AAAAAAAAAAAAAAAAAAAAAA=="
+"""Over HTTP/2 there is none (RFC 8441 5), and the library wishes to see one."""
 
 
 class HandshakeRefusal(Exception):
     """There is no WebSocket: the status, and a sentence for the person at the other end."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, lines: bytes = CLOSE) -> None:
+        """`lines`: header lines of the response, beside those that all have."""
         super().__init__(status, reason)
         self.status = status
         self.reason = reason
+        self._lines = lines
 
     def response(self, default_headers: bytes) -> tuple[bytes, int]:
         """The whole HTTP response, and the size of its body."""
-        lines = VERSION_LINES if self.status == 426 else CLOSE
         text = self.reason + "\n"
-        return plain_response(self.status, text, default_headers, lines), len(text.encode())
+        return plain_response(self.status, text, default_headers, self._lines), len(text.encode())
 
 
 class Handshake:
@@ -74,7 +83,7 @@ class Handshake:
         self, accept_key: str, extensions_header: str | None, deflate: Deflate | None, subprotocols: list[str]
     ) -> None:
         self.accept_key = accept_key
-        """The value of Sec-WebSocket-Accept."""
+        """The value of Sec-WebSocket-Accept; empty over HTTP/2."""
         self.extensions_header = extensions_header
         self.deflate = deflate
         """The compression agreed on, if any."""
@@ -82,7 +91,7 @@ class Handshake:
         """Those that the client offers, in its order of preference."""
 
     def response(self, message: Message, default_headers: bytes) -> bytes:
-        """The 101 response (RFC 6455 4.2.2) for the message `websocket.accept`.
+        """The 101 response (RFC 6455 4.2.2) for the message `websocket.accept`; over HTTP/2 it is a 200.
 
         Raises TypeError or ValueError for headers that are not the application's to send or cannot be sent, and
         ValueError if the client has not offered the subprotocol: it would have to fail the connection.
@@ -96,10 +105,7 @@ class Handshake:
             if lower not in WITHOUT_MEANING:
                 headers.append((name, value))
         fields, _, flags = encode_headers(headers, bodiless=True)
-        lines = [
-            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",
-            self.accept_key.encode(),
-        ]
+        lines = [SWITCHING_PROTOCOLS, self.accept_key.encode()] if self.accept_key else [STATUS_LINES[200]]
         subprotocol = message.get("subprotocol")
         if subprotocol is not None:
             if subprotocol not in self.subprotocols:
@@ -129,9 +135,12 @@ def open_handshake(head: Head, deflate: bool) -> Handshake:
     Raises HandshakeRefusal: 426 for a version other than 13 (RFC 6455 4.4), 400 for anything else that is wrong.
     """
     # That it asks for a WebSocket, by the tokens of Upgrade and Connection, is what brought it here (`Head.websocket`).
+    over_http2 = head.method == "CONNECT"
     headers = Headers(upgrade="websocket", connection="upgrade")
+    if over_http2:
+        headers["sec-websocket-key"] = _UNUSED_KEY
     for name, value in head.headers:
-        if name.startswith(b"sec-websocket-"):
+        if name.startswith(b"sec-websocket-") and not (over_http2 and name == b"sec-websocket-key"):
             headers[name.decode("latin-1")] = value.decode("latin-1")
     negotiation = _Negotiation(extensions=DEFLATE if deflate else None, logger=LOGGER)
     request = Request(head.target.decode("latin-1"), headers)
@@ -139,10 +148,11 @@ def open_handshake(head: Head, deflate: bool) -> Handshake:
         accept_key, extensions_header, _ = negotiation.process_request(request)
     except InvalidHandshake as error:
         if isinstance(error, InvalidHeader) and error.name.lower() == VERSION and headers.get_all(VERSION):
-            raise HandshakeRefusal(426, "This server speaks version 13 of the WebSocket protocol.") from None
+            reason = "This server speaks version 13 of the WebSocket protocol."
+            raise HandshakeRefusal(400 if over_http2 else 426, reason, VERSION_LINES) from None
         raise HandshakeRefusal(400, f"The WebSocket handshake is not valid: {error}.") from None
     offered = [str(name) for name in negotiation.offered]
-    return Handshake(accept_key, extensions_header, _deflate(negotiation), offered)
+    return Handshake("" if over_http2 else accept_key, extensions_header, _deflate(negotiation), offered)
 
 
 def offered_again(head: Head) -> Handshake:

@@ -81,10 +81,10 @@ class WebSocketRequest:
         self.status = 0
         """Of that response; 0 if there was none."""
 
-    def scope(self, subprotocols: list[str], number: int, survival: dict[str, Any]) -> Scope:
+    def scope(self, subprotocols: list[str], number: int, survival: dict[str, Any] | None) -> Scope:
         """ASGI www, "WebSocket Connection Scope", with the subprotocols that the client offers.
 
-        `number` is the connection's, `survival` what is said of an earlier life.
+        `number` is the connection's, `survival` what is said of an earlier life; None: it cannot survive.
         """
         head, worker = self.head, self._worker
         root_path = worker.root_path
@@ -112,10 +112,11 @@ class WebSocketRequest:
             "state": worker.state.copy(),
             "extensions": {
                 "serve": {"generation": worker.generation, "slot": worker.slot, "connection": number},
-                "serve.survive": survival,
                 "websocket.http.response": {},
             },
         }
+        if survival is not None:
+            scope["extensions"]["serve.survive"] = survival
         if self._tls is not None:
             scope["extensions"]["tls"] = tls_extension(self._tls)
         if self._forwarded is not None:

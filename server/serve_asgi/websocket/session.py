@@ -8,7 +8,7 @@ deadlines, or how the connection closes: what it needs of the connection is `Web
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from serve_asgi.http.dropped_messages import ClientDisconnected, drop_message
 from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on, tells_of_end
@@ -54,6 +54,8 @@ class WebSocketPeer(Protocol):
     """`scope["extensions"]["serve"]["connection"]`."""
     extensions: object
     """The application's, by which it is told from others."""
+    can_survive: bool
+    """Whether it can go on in another worker while it is open."""
     surviving: SurvivingWebSocket | None
     """Of one that is to survive, or that has."""
 
@@ -157,7 +159,9 @@ class WebSocketSession:
         What is said of an application's failure comes before the connection's end, and cannot prevent it.
         """
         connection = self._connection
-        survival = {} if connection.surviving is None else connection.surviving.survival.extension()
+        survival: dict[str, Any] | None = {} if connection.can_survive else None
+        if connection.surviving is not None:
+            survival = connection.surviving.survival.extension()
         scope = self.request.scope(self._handshake.subprotocols, connection.number, survival)
         connection.extensions = scope["extensions"]
         try:
@@ -306,7 +310,7 @@ class WebSocketSession:
         elif kind == "websocket.close":
             connection.refuse(HandshakeRefusal(403, "The application has refused the WebSocket."))
         elif kind == START:
-            self._denial = Denial(message, lines(message))
+            self._denial = Denial(message, lines(message), chunks=self.request.head.method != "CONNECT")
             connection.begin_denial(self._denial)
         elif kind == EXTENSION:
             connection.survive().survival.update(message)

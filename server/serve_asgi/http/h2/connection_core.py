@@ -183,6 +183,11 @@ class ConnectionCore:
         stream = self._streams.get(stream_id)
         return stream is not None and stream.queued > 0
 
+    def queued(self, stream_id: int) -> int:
+        """Bytes of its response's body that wait so."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.queued
+
     def sent(self, stream_id: int) -> int:
         """Bytes of its response's body that have gone out; where that stays the same while more `waits`, the client
         gives no window or does not read."""
