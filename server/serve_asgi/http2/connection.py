@@ -318,7 +318,7 @@ class Http2Connection(asyncio.Protocol):
     def is_last(self) -> None:
         """A response is complete: the connection's last if the worker says so to all clients."""
         if self.worker.announce_close and self.core.shutting_down is Leaving.NO:
-            self.announce_end()
+            self.worker.loop.call_soon(self.announce_end)  # what was held back begins then, and not within a `send`
 
     def rest(self) -> None:
         """No request is in progress any more. What is next is decided soon, not inside the application's `send`."""
@@ -394,7 +394,10 @@ class Http2Connection(asyncio.Protocol):
     # ---- ends
 
     def announce_end(self) -> None:
-        """Tell the client to begin nothing more here; what is on its way is served."""
+        """Tell the client to begin nothing more here; what is on its way, or was held back, is served."""
+        if (self.state is not IDLE and self.state is not REQUEST) or self.core.shutting_down is not Leaving.NO:
+            return
+        self.departure.serve(self)
         if self.eof or not self.core.settled:
             self.core.finish_shutdown()
         else:
@@ -405,8 +408,14 @@ class Http2Connection(asyncio.Protocol):
 
     def end_soon(self) -> None:
         """The client begins nothing more: end once what there is has been answered."""
-        self.core.finish_shutdown()
-        self.worker.loop.call_soon(self.end_if_over)
+        self.worker.loop.call_soon(self._end_soon)
+
+    def _end_soon(self) -> None:
+        if self.state is IDLE or self.state is REQUEST:
+            self.departure.serve(self)
+            self.core.finish_shutdown()
+            self.flush()
+            self.end_if_over()
 
     def end_if_over(self) -> bool:
         """End the connection if the last stream has been said, and has ended."""
