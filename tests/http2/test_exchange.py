@@ -113,6 +113,17 @@ def test_a_reset_is_a_disconnect_of_that_request_alone(serve2: Serve, path: byte
     server.until(lambda: len(server.newest().streams._handlers) == 1)
 
 
+def test_a_request_that_comes_together_with_its_reset_is_a_disconnect(serve2: Serve) -> None:
+    app = Watched()
+    server = serve2(app)
+    client = server.client()
+    stream_id, head = client.head(path=b"/wait")
+    client.send(head, frames.reset_frame(stream_id, ErrorCode.CANCEL))
+    server.until(lambda: app.ended == 1)
+    assert app.messages[-1] == "http.disconnect"
+    assert not server.newest().streams._handlers
+
+
 @pytest.mark.parametrize("path", [b"/stream", b"/wait"])
 def test_the_connections_end_is_a_disconnect_of_all(serve2: Serve, path: bytes) -> None:
     app = Watched()

@@ -1,4 +1,4 @@
-"""One HTTP/2 connection in memory that two workers pass to each other, at any moment, under a client that never retries.
+"""One HTTP/2 connection in memory that two workers pass to each other at any moment; its client never retries.
 
 A history is a list of steps chosen by a seed. Nothing here depends on time or on the kernel.
 """
@@ -31,6 +31,11 @@ PHASES: Final = (
     WorkerPhase.HANDING_OVER,
     WorkerPhase.CLOSING,
 )
+
+
+QUICK: Final = ("now", "now", "now", "now", "now", "now", "deaf", "large", "wait")
+SLOW: Final = ("now", "now", "now", "wait", "wait", "stream", "late", "deaf", "large")
+"""How an application answers."""
 
 
 class StickyTransport(MemoryTransport):
@@ -158,6 +163,8 @@ class History:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
+        self.quick = seed % 2 == 0
+        """Requests end soon, so that the connection can move often."""
         self.log: list[str] = []
         self.loop = Loop()
         self.scoreboard = Scoreboard.create(2, 2)
@@ -234,8 +241,8 @@ class History:
         if self.ended or self.client.goaways() or len(self.requests) - self._answered() >= 50:
             return
         number = len(self.requests)
-        manner = self.random.choice(["now", "now", "now", "wait", "wait", "stream", "late", "deaf", "large"])
-        has_body = self.random.random() < 0.4
+        manner = self.random.choice(QUICK if self.quick else SLOW)
+        has_body = self.random.random() < (0.1 if self.quick else 0.4)
         path = b"/%d/%b" % (number, manner.encode())
         if has_body:
             stream_id = self.client.post(path)
@@ -301,7 +308,7 @@ class History:
         index = self.random.randrange(2) if self.random.random() < 0.3 else self.holder
         worker = self.workers[index]
         phase = self.random.choice(PHASES)
-        if phase is WorkerPhase.CLOSING and self.random.random() < 0.8:
+        if phase is WorkerPhase.CLOSING and (self.quick or self.random.random() < 0.8):
             phase = WorkerPhase.HANDING_OVER
         before, worker.phase = worker.phase, phase
         self._say(f"phase {index} {phase.name}")
