@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.http import survival, surviving_response
+from serve_asgi.http import survival
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.dropped_messages import ClientDisconnected
@@ -36,7 +36,6 @@ EVENTS = (b"content-type", b"text/event-stream")
 def _no_least_life(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lives may be as short as a test."""
     monkeypatch.setattr(survival, "LEAST_LIFE", 0.0)
-    monkeypatch.setattr(surviving_response, "LEAST_LIFE", 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -1101,7 +1100,7 @@ def test_record_that_makes_no_sense(serve: Serve, spoilt: str) -> None:
 
 def test_life_is_not_shorter_than_a_second(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that returns at once does not travel without pause."""
-    monkeypatch.setattr(surviving_response, "LEAST_LIFE", 0.2)
+    monkeypatch.setattr(survival, "LEAST_LIFE", 0.2)
     lives: list[float] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,7 +8,7 @@ handed over is neither read nor written. It is made of parts that know nothing o
   `PipelinedConnection`, and each request and response sees it as `RequestSource` and `ResponseSink`;
 - `write_buffer` is what responses are written through;
 - `connection_states` has the states, `timeouts` the deadlines, `closing` the end, `hand_over` the way to another
-  worker, `surviving_response` what goes there in the middle of a response.
+  worker, `http1_life` what goes there in the middle of a response.
 
 It asks its transport for no more than `asyncio.Transport` has, and for its socket by `client_socket` alone: whatever
 stands between a socket and HTTP is attached by `connection_made` like a transport of the loop's. It must not know how
@@ -39,6 +39,7 @@ from serve_asgi.http.connection_states import (
 )
 from serve_asgi.http.hand_over import HandOver
 from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.http1_life import Http1Life, begin_life
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import RequestPipeline
@@ -46,7 +47,6 @@ from serve_asgi.http.response import Response
 from serve_asgi.http.response_head import CONTINUE
 from serve_asgi.http.survival import Survival
 from serve_asgi.http.survival_record import SurvivalRecord
-from serve_asgi.http.surviving_response import SurvivingResponse, begin_life
 from serve_asgi.http.timeouts import PEEK_TIME, Expiry, Timeouts
 from serve_asgi.http.underlying_tls import UnderlyingTls, tls_of
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
@@ -119,7 +119,7 @@ class Http1Connection(asyncio.Protocol):
         self.state = NEW
         self.number = 0
         """By which the application's call finds it: `serve_asgi.http.worker_context.WorkerContext.numbered`."""
-        self.life: SurvivingResponse | None = None
+        self.life: Http1Life | None = None
         """Of the response in progress, if that is to survive."""
         self.deadline = INFINITY
         self._record_times = NO_RECORD
@@ -646,13 +646,13 @@ class Http1Connection(asyncio.Protocol):
         life = self.life_of_response()
         return None if life is None else life.opt_in(extensions, version)
 
-    def life_of_response(self) -> SurvivingResponse | None:
+    def life_of_response(self) -> Http1Life | None:
         """Of the one in progress, whether it is to survive or not; None if there is none, or none that could."""
         response = self.pipeline.response
         if self.state is not REQUEST or response is None or self.is_stationary():
             return None
         if self.life is None:
-            self.life = SurvivingResponse(self, self.worker, response)
+            self.life = Http1Life(self, self.worker, response)
         return self.life
 
     def refuse_life(self, reason: str) -> None:

@@ -4,27 +4,21 @@ It owns what is left of the response between two calls of the application (`Surv
 what the next one begins is the same response. Rules: nobody's life ends while something of it cannot go on elsewhere (a
 file under way, a request whose body is still coming, content that the application compresses); what cannot go on is cut
 so that the client sees it, and counted; what does not belong to the response that the client is reading is never
-written into it. It must not know how the connection moves: that is `serve_asgi.http.connection`'s.
+written into it. It must not know when a connection's lives end and how it moves: that is each protocol's own
+(`serve_asgi.http.http1_life`, `serve_asgi.http2.stream_life`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import math
-from typing import Final, Protocol
+from typing import Final
 
-from serve_asgi.http.connection_states import CLOSING, REQUEST
-from serve_asgi.http.connection_states import PARTED as BETWEEN_LIVES
-from serve_asgi.http.request_cycle import call_application
-from serve_asgi.http.request_head import BadRequest
-from serve_asgi.http.request_pipeline import PipelinedConnection, RequestPipeline
-from serve_asgi.http.response import Response, as_bytes
+from serve_asgi.http.request_receive import Request
+from serve_asgi.http.response import Response, ResponseSink, as_bytes
 from serve_asgi.http.response_head import encode_headers
-from serve_asgi.http.response_states import FILE, PARTED, PARTING, RESUMING, STARTED, STREAMING, WAITING
+from serve_asgi.http.response_states import FILE, PARTED, PARTING, RESUMING, STARTED, STREAMING
 from serve_asgi.http.survival import (
     EXTENSION,
-    LEAST_LIFE,
     LifeEnd,
     Survival,
     UnfitState,
@@ -32,8 +26,7 @@ from serve_asgi.http.survival import (
     gone_on,
     is_running,
 )
-from serve_asgi.http.survival_record import SurvivalRecord, head_bytes
-from serve_asgi.http.timeouts import Timeouts
+from serve_asgi.http.survival_record import SurvivalRecord
 from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
 
@@ -47,32 +40,16 @@ PARTED_TIME: Final = 1.0
 """A connection that waits for its hand-over between two lives is offered again after so long (s)."""
 
 
-class StreamingConnection(PipelinedConnection, Protocol):
-    """The connection, as far as the lives of its response need it."""
-
-    transport: asyncio.Transport
-    worker: WorkerContext
-    pipeline: RequestPipeline
-    timeouts: Timeouts
-    life: SurvivingResponse | None
-
-    def reset(self) -> None:
-        """End at once, and so that the client cannot take it for the end of the body."""
-
-
 class SurvivingResponse:
-    """One life. With `before`, it goes on where that one has ended."""
+    """One life. With `before`, it goes on where that one has ended. What `raise NotImplementedError` is the
+    protocol's."""
 
-    __slots__ = ("_connection", "_end", "_end_passed_over", "_record", "_worker", "response", "survival")
+    __slots__ = ("_end", "_end_passed_over", "_record", "_sink", "_worker", "response", "survival")
 
     def __init__(
-        self,
-        connection: StreamingConnection,
-        worker: WorkerContext,
-        response: Response,
-        before: SurvivalRecord | None = None,
+        self, sink: ResponseSink, worker: WorkerContext, response: Response, before: SurvivalRecord | None = None
     ) -> None:
-        self._connection = connection
+        self._sink = sink
         self._worker = worker
         self._end = LifeEnd(worker)
         self._end_passed_over = False
@@ -139,22 +116,30 @@ class SurvivingResponse:
         self.response.state = STREAMING
         self.may_end()
 
-    # ---- its end
+    # ---- what each protocol has of its own
 
     def retire(self) -> None:
         """The worker retires, or the application opts in while it does: plan the end."""
-        if self.survival.wanted and self._worker.phase is WorkerPhase.HANDING_OVER:
-            self._end.plan(self.survival.begun, self._begin_end)
+        raise NotImplementedError
+
+    def may_end(self) -> None:
+        """What may have been in the way of the end is over."""
+        raise NotImplementedError
+
+    def move_on(self) -> None:
+        """This life has ended: have the next one begin in another worker, or here."""
+        raise NotImplementedError
+
+    def _head(self, request: Request) -> bytes:
+        """The request's head for the record."""
+        raise NotImplementedError
+
+    # ---- its end
 
     def call_off(self) -> None:
         """The worker serves again, or the response is over: an end that has not begun does not come."""
         if self.response.state is not PARTING:
             self._end.cancel()
-
-    def may_end(self) -> None:
-        """What may have been in the way of the end is over."""
-        if self._end.overdue:
-            self._begin_end()
 
     def _can_move(self) -> bool:
         response = self.response
@@ -164,9 +149,7 @@ class SurvivingResponse:
     def _begin_end(self) -> None:
         """The moment has come: tell the application, unless something is in the way until `may_end`."""
         response = self.response
-        if response.state is WAITING:
-            self._worker.loop.call_later(WAITING_TIME, self.may_end)
-        elif response.state is STARTED and self._can_move():
+        if response.state is STARTED and self._can_move():
             response.write_head()  # and this is called again
         elif response.state is STREAMING and self._can_move():
             response.state = PARTING
@@ -201,14 +184,13 @@ class SurvivingResponse:
         request.ended = True
         request.wake()
         self._record = SurvivalRecord(
-            head_bytes(response.head, self._worker.request_ids.name, request.identity()),
+            self._head(request),
             state,
             self.survival.writes_version,
             b"",
             response={**response.travels(), "begun": request.begun},
             body=b"" if request.body is None else request.body.take(),
         )
-        self._connection.become(BETWEEN_LIVES)
         self.move_on()
         return True
 
@@ -228,7 +210,7 @@ class SurvivingResponse:
         self._end.cancel()
         self._did_not_survive(reason)
         response.lose()
-        self._connection.response_cut(response.until_close)
+        self._sink.response_cut(response.until_close)
 
     def cut(self) -> None:
         """For the connection: the graceful timeout ends it."""
@@ -243,54 +225,6 @@ class SurvivingResponse:
     def _did_not_survive(self, reason: str) -> None:
         request = self.response.request
         self._worker.did_not_survive(f"the response to {request.head.method} {request.path()}", reason)
-
-    # ---- between two lives
-
-    def move_on(self) -> None:
-        """Have the connection handed over as soon as the kernel has every byte; go on here if the worker serves on."""
-        worker, connection = self._worker, self._connection
-        if worker.phase is not WorkerPhase.HANDING_OVER or worker.hand_over is None:
-            self.go_on_here()
-            return
-        connection.output.flush()
-        if connection.tls is not None:
-            connection.tls.flush()
-        now = worker.loop.time()
-        wait = self.survival.begun + LEAST_LIFE - now
-        if connection.transport.get_write_buffer_size():
-            connection.transport.set_write_buffer_limits(0)  # comes again from resume_writing
-        elif wait > 0:
-            worker.loop.call_later(wait, connection.settle)
-        else:
-            connection.deadline = now + PARTED_TIME
-            worker.hand_over(connection)
-
-    def go_on_here(self) -> None:
-        """Begin the next life in the same worker."""
-        self._connection.transport.set_write_buffer_limits()
-        begin_life(self._connection, self.record(b""))
-
-
-def begin_life(connection: StreamingConnection, record: SurvivalRecord) -> None:
-    """Call the application again, in this worker, for a response whose life has ended in another one, or here."""
-    worker, pipeline = connection.worker, connection.pipeline
-    connection.become(REQUEST)
-    connection.deadline = connection.timeouts.write() if connection.output.paused else math.inf
-    try:
-        response = pipeline.resume(connection, record)
-        connection.life = SurvivingResponse(connection, worker, response, record)
-    except (BadRequest, LookupError, TypeError, ValueError) as error:
-        worker.did_not_survive("a response", f"what another worker has left of it makes no sense here ({error!r})")
-        connection.become(CLOSING)
-        connection.reset()
-        return
-
-    def call() -> None:
-        if pipeline.response is response and response.state is RESUMING:  # the client has not gone
-            connection.adjust_reading()
-            call_application(worker, response.request, response)
-
-    worker.loop.call_soon(call)  # not in `connection_made`: uvloop begins to read after it, whatever it has said
 
 
 def difference(response: Response, message: Message) -> str:
