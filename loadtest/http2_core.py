@@ -127,8 +127,7 @@ def serve(received: list[bytes], body: bytes, cores: list[ConnectionCore]) -> No
 
 
 def answer(core: ConnectionCore, stream_id: int, body: bytes) -> None:
-    core.send_head(stream_id, [*ANSWER], False)
-    core.send_data(stream_id, body, True)
+    core.send_response(stream_id, [*ANSWER], body)
     core.done(stream_id)
 
 
