@@ -4,15 +4,16 @@
 - The verdict does not depend on how the bytes are cut: the same events, the same frames of the server's.
 - What the server says are frames; it ends with GOAWAY exactly if the connection is lost; no window is overdrawn.
 - An application that answers at once, or in any other way, changes none of this.
+- A connection that goes to another process, with the streams that are open, says the same as one that stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from serve_asgi.http.h2 import frames
+from serve_asgi.http.h2 import frames, header_encoder
 from serve_asgi.http.h2.connection_core import ConnectionCore
-from serve_asgi.http.h2.connection_value import export_connection, import_connection
+from serve_asgi.http.h2.connection_value import export_connection, import_connection, unsent
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import Event, StreamData, StreamRefusal, StreamRequest
 from serve_asgi.http.h2.limits import CONNECTION_WINDOW
@@ -98,30 +99,55 @@ def check_frames(output: bytes, lost: bool) -> Iterator[tuple[int, int, int, byt
     return iter(found)
 
 
-def check_answers(sent: bytes, ways: bytes) -> None:
-    """An application that does this and that."""
+def answer(core: ConnectionCore, event: Event, way: int) -> None:
+    """What an application that does this or that does next."""
+    if isinstance(event, (StreamRequest, StreamRefusal)):
+        stream_id = event.stream_id
+        if way == 70:
+            core.send_response(stream_id, [(b":status", b"200")], bytes(way))
+        elif way & 1:
+            core.send_head(stream_id, [(b":status", b"200"), (b"x", b"%d" % (way & 3))], way & 2 == 0)
+        if way & 3 == 3:
+            core.send_data(stream_id, bytes(way * 300), way & 4 == 0)
+        if way & 7 == 7:
+            core.send_trailers(stream_id, [(b"x", b"1")])
+        if way & 8:
+            core.reset(stream_id, ErrorCode.CANCEL)
+        if way & 16:
+            core.discard(stream_id)
+        core.done(stream_id)
+    elif isinstance(event, StreamData) and way & 32:
+        core.consumed(event.stream_id, len(event.data))
+
+
+def moved(core: ConnectionCore, moving: bool) -> tuple[ConnectionCore, list[Event]]:
+    """To another process, with the streams that are open, if that is possible; `moving`: or the same without it."""
+    going_on = list(core.receiver.streams.by_id)
+    try:
+        value, unread = export_connection(core, going_on)
+    except RuntimeError:
+        return core, []
+    if not moving:
+        return core, core.release()
+    waits = {stream_id: unsent(core, stream_id) for stream_id in going_on}
+    core = ConnectionCore(MAX_HEAD, no_more, max_streams=5, clock=lambda: 0.0)
+    import_connection(core, value)
+    for stream_id, data in waits.items():
+        core.send_data(stream_id, data, False)
+        core.done(stream_id)
+    return core, core.receive(unread)
+
+
+def answered(sent: bytes, ways: bytes, moving: bool) -> bytes:
+    """What the server says where an application does this and that; `moving`: in several processes."""
+    header_encoder._known.clear()
     core = new_core()
     piece = PIECES[ways[0] % len(PIECES)]
     output = b""
     for number, start in enumerate(range(0, len(sent), piece)):
         way = ways[number % len(ways)]
         for event in core.receive(sent[start : start + piece]):
-            if isinstance(event, (StreamRequest, StreamRefusal)):
-                if way == 70:
-                    core.send_response(event.stream_id, [(b":status", b"200")], bytes(way))
-                elif way & 1:
-                    core.send_head(event.stream_id, [(b":status", b"200"), (b"x", b"%d" % (way & 3))], way & 2 == 0)
-                if way & 3 == 3:
-                    core.send_data(event.stream_id, bytes(way * 300), way & 4 == 0)
-                if way & 7 == 7:
-                    core.send_trailers(event.stream_id, [(b"x", b"1")])
-                if way & 8:
-                    core.reset(event.stream_id, ErrorCode.CANCEL)
-                if way & 16:
-                    core.discard(event.stream_id)
-                core.done(event.stream_id)
-            elif isinstance(event, StreamData) and way & 32:
-                core.consumed(event.stream_id, len(event.data))
+            answer(core, event, way)
         if way == 64:
             core.hold()
         elif way == 65:
@@ -130,16 +156,17 @@ def check_answers(sent: bytes, ways: bytes) -> None:
             core.announce_shutdown()
         if way & 1:
             output += said(core)
-        if way == 68 and core.resting and core.lost is None and not core.waiting and core.shutting_down.value == "no":
-            value, unread = export_connection(core)
-            core = ConnectionCore(MAX_HEAD, no_more, max_streams=5, clock=lambda: 0.0)
-            import_connection(core, value)
-            core.receive(unread)
+        if way == 68:
+            core, events = moved(core, moving)
+            for event in events:
+                answer(core, event, way)
         assert core.receiver.streams.window.left <= CONNECTION_WINDOW
         assert core.receiver.sender.window >= 0
+    output += said(core)
     reader = frames.FrameReader()
-    list(reader.frames(output + said(core)))
+    list(reader.frames(output))
     assert not reader.rest
+    return output
 
 
 def check_h2(data: bytes) -> None:
@@ -150,4 +177,4 @@ def check_h2(data: bytes) -> None:
     whole = outcome(sent, 1 << 30)
     list(check_frames(whole[1], whole[2]))
     assert outcome(sent, PIECES[data[0] % len(PIECES)]) == whole
-    check_answers(sent, data[:8])
+    assert answered(sent, data[:8], True) == answered(sent, data[:8], False)

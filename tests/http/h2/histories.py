@@ -2,12 +2,14 @@
 
 Both ends do whatever may be done next, in any order, and what is on the wire arrives in any pieces. At the end
 everything that was sent has arrived, once and whole, no stream is left, and the windows are where they ought to be.
-`python -m tests.http.h2.histories --count 100000` runs as many, each from a seed of its own.
+`python -m tests.http.h2.histories --count 100000` runs as many, each from a seed of its own, and twice: the connection
+goes to other processes, or stays where it is, and nobody may see a difference.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
+from serve_asgi.http.h2 import header_encoder
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.connection_value import export_connection, import_connection, unsent
 from serve_asgi.http.h2.error_codes import ErrorCode
@@ -71,8 +74,16 @@ class Exchange:
 class History:
     """Both ends of one connection, and the wire between them."""
 
-    def __init__(self, choose: Choose, client_settings: dict[Any, int]) -> None:
+    def __init__(self, choose: Choose, client_settings: dict[Any, int], moving: bool = True) -> None:
+        """`moving`: the connection goes to other processes; without it, the same happens without them."""
         self.choose = choose
+        self.moving = moving
+        self.comparable = True
+        """What waits for a window loses its turn by a move: from then on the order of bodies is another one."""
+        self.said: list[bytes] = []
+        """By the server,"""
+        self.happened: list[str] = []
+        """and what it was told."""
         self.client = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding=None, validate_outbound_headers=False)
         )
@@ -94,7 +105,9 @@ class History:
 
     def flush(self) -> None:
         self.to_server += self.client.data_to_send()
-        self.to_client += self.core.take_output(self.choose([1, 20_000, 1 << 30]))
+        output = self.core.take_output(self.choose([1, 20_000, 1 << 30]))
+        self.to_client += output
+        self.said.append(output)
         assert self.core.lost is None, self.core.lost
 
     def carry(self, everything: bool = False) -> None:
@@ -129,6 +142,7 @@ class History:
 
     def served(self, events: list[Any]) -> None:
         for event in events:
+            self.happened.append(repr((event.stream_id, event.ended) if isinstance(event, StreamRequest) else event))
             exchange = self.exchanges[event.stream_id]
             if isinstance(event, StreamRequest):
                 exchange.request = event
@@ -312,12 +326,16 @@ class History:
             value, unread = export_connection(self.core, going_on)
             waits = {stream_id: unsent(self.core, stream_id) for stream_id in going_on}
             check_http2_state(value)
-            self.core = ConnectionCore(MAX_HEAD, accept_all, clock=self.clock)
-            import_connection(self.core, value)
-            for stream_id, data in waits.items():
-                self.core.send_data(stream_id, data, False)
             self.moves += 1
             self.moves_of_open_streams += bool(going_on)
+            self.comparable = self.comparable and not any(waits.values())
+            if not self.moving:
+                self.served(self.core.release())
+                return
+            self.core = ConnectionCore(MAX_HEAD, accept_all, clock=self.clock)
+            import_connection(self.core, json.loads(json.dumps(value)))
+            for stream_id, data in waits.items():
+                self.core.send_data(stream_id, data, False)
             self.served(self.core.receive(unread))
 
     def part(self) -> None:
@@ -393,14 +411,25 @@ def settings_of(window: int | None, table: int | None) -> dict[int, int]:
     return {key: value for key, value in ((4, window), (1, table)) if value is not None}
 
 
-def run(seed: int) -> History:
+def run(seed: int, moving: bool = True) -> History:
     """One history."""
     chance = random.Random(seed)
-    history = History(chance.choice, settings_of(chance.choice(FIRST_WINDOWS), chance.choice(FIRST_TABLES)))
+    header_encoder._known.clear()
+    history = History(chance.choice, settings_of(chance.choice(FIRST_WINDOWS), chance.choice(FIRST_TABLES)), moving)
     for _ in range(chance.choice((5, 20, 50, 100, 200))):
         getattr(history, chance.choice(STEPS))()
     history.finish()
     return history
+
+
+def run_both(seed: int) -> History:
+    """One history in several processes and the same one in one: nobody sees a difference."""
+    moving, staying = run(seed), run(seed, moving=False)
+    if staying.comparable:
+        assert moving.happened == staying.happened
+        assert b"".join(moving.said) == b"".join(staying.said)
+        assert moving.moves == staying.moves
+    return moving
 
 
 def main() -> None:
@@ -410,16 +439,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first; each next one has the next")
     options = parser.parse_args()
     began = time.monotonic()
-    requests = moves = 0
+    requests = moves = open_streams = 0
     for seed in range(options.seed, options.seed + options.count):
         try:
-            history = run(seed)
+            history = run_both(seed)
         except BaseException:
             print(f"seed {seed}")
             raise
         requests += len(history.exchanges)
         moves += history.moves
-    print(f"{options.count} histories, {requests} requests, {moves} moves, {time.monotonic() - began:.0f} s")
+        open_streams += history.moves_of_open_streams
+    print(
+        f"{options.count} histories, {requests} requests, {moves} moves, {open_streams} of them with open streams, "
+        f"{time.monotonic() - began:.0f} s"
+    )
 
 
 if __name__ == "__main__":

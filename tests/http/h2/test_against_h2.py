@@ -1,11 +1,12 @@
-"""Histories against the library `h2` as the client, chosen and made smaller by Hypothesis."""
+"""Histories against the library `h2` as the client."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.http.h2.histories import FIRST_TABLES, FIRST_WINDOWS, STEPS, History, settings_of
+from tests.http.h2.histories import FIRST_TABLES, FIRST_WINDOWS, STEPS, History, run_both, settings_of
 
 STEP = st.sampled_from(STEPS)
 
@@ -22,3 +23,8 @@ def test_histories(data: st.DataObject, steps: list[str], window: int | None, ta
     for step in steps:
         getattr(history, step)()
     history.finish()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_history_in_several_processes_is_that_in_one(seed: int) -> None:
+    run_both(seed)

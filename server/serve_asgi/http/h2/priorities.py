@@ -143,6 +143,8 @@ class DataScheduler:
                 del level.sharing[stream_id]
             else:
                 level.in_order.remove(stream_id)
+            if not level.in_order and not level.sharing:
+                level.turn_of_order = True
 
     def next(self) -> int:
         """Whose turn it is to send one frame. There must be somebody."""
