@@ -316,14 +316,25 @@ class Exchange:
         if ended:
             self.connection.flush_soon()
 
+    def send_response(self, fields: list[Field], body: bytes) -> None:
+        """The head and the whole body, perhaps empty."""
+        waiting = self.core.send_response(self.stream_id, fields, body)
+        if waiting:
+            self._wait_for_window(waiting)
+        self.connection.flush_soon()
+
     def send_data(self, data: bytes, ended: bool) -> None:
         """Some of the body; `ended`: the last of it, and no trailers follow."""
         waiting = self.core.send_data(self.stream_id, data, ended)
         if waiting:
-            self.paused = waiting > MOST_WAITING
-            if self._sent < 0:
-                self._watch()
+            self._wait_for_window(waiting)
         self.connection.flush_soon()
+
+    def _wait_for_window(self, waiting: int) -> None:
+        """So many bytes of the response wait."""
+        self.paused = waiting > MOST_WAITING
+        if self._sent < 0:
+            self._watch()
 
     def send_trailers(self, fields: list[Field]) -> None:
         """The end, behind the body."""

@@ -46,9 +46,7 @@ def fields_of_head(head: bytes) -> list[Field]:
 def write_response(core: ConnectionCore, stream_id: int, response: bytes) -> None:
     """Send a whole response that is given as HTTP/1.1 has it."""
     head, _, body = response.partition(b"\r\n\r\n")
-    core.send_head(stream_id, fields_of_head(head), not body)
-    if body:
-        core.send_data(stream_id, body, True)
+    core.send_response(stream_id, fields_of_head(head), body)
 
 
 class OwnResponse:

@@ -34,6 +34,9 @@ class ResponseOutput(PieceOutput, Protocol):
     def send_head(self, fields: list[Field], ended: bool) -> None:
         """The head; `ended`: nothing follows it."""
 
+    def send_response(self, fields: list[Field], body: bytes) -> None:
+        """The head and the whole body, perhaps empty."""
+
     def send_data(self, data: bytes, ended: bool) -> None:
         """Some of the body; `ended`: the last of it, and no trailers follow."""
 
@@ -79,9 +82,7 @@ class Http2Response(Response):
         if length < 0:
             fields.append((b"content-length", b"%d" % size))
         self.sent = size
-        output.send_head(fields, not size)
-        if size:
-            output.send_data(body, True)
+        output.send_response(fields, body)
         self._complete()
 
     def _first_of_any(self, body: bytes, more: bool) -> None:
