@@ -44,6 +44,29 @@ def test_what_it_was_to_read_comes_in_one_frame_and_what_it_sends_by_the_byte(se
     assert bytes(client.wait(stream_id).content) == b"POST /p abcdef"
 
 
+def test_a_body_that_comes_with_its_head_is_there_when_the_application_is_called(serve2: Serve) -> None:
+    seen: list[tuple[str, bytes, bool]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        seen.append((scope["path"], message["body"], message["more_body"]))
+        await respond(send, b"")
+
+    client = serve2(app).client()
+    (first, head1), (second, head2), (third, head3) = (client.head(POST, False, path) for path in (b"/1", b"/2", b"/3"))
+    bodies = (
+        data(first, b"ab"),
+        data(first, b"c", True),
+        data(second, b"d"),
+        data(third, b"e", True),
+        data(second, b"f"),
+    )
+    client.send(head1, bodies[0], bodies[1], head2, bodies[2], head3, bodies[3], bodies[4])
+    for stream_id in (first, second, third):
+        client.wait(stream_id)
+    assert seen == [("/1", b"abc", False), ("/2", b"d", True), ("/3", b"e", False)]
+
+
 def test_the_scope_says_http_2(serve2: Serve) -> None:
     seen: list[Scope] = []
 
@@ -340,6 +363,24 @@ def test_a_body_that_is_too_large_is_answered_413(serve2: Serve, announced: bool
     else:
         server.until(lambda: seen == ["http.disconnect"])
     assert bytes(client.wait(client.post(b"/", b"small")).content) == b""
+
+
+def test_a_body_that_is_too_large_may_come_with_its_head(serve2: Serve) -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((await receive())["type"])
+        await respond(send, b"")
+
+    server = serve2(app, max_body_size=1000)
+    client = server.client()
+    stream_id, head = client.head(POST, False, b"/")
+    client.send(head + data(stream_id, bytes(2000)))
+    assert client.wait(stream_id).status == 413
+    server.until(lambda: seen == ["http.disconnect"])
+    client.send(data(stream_id, bytes(2000), True))
+    assert client.wait(client.post(b"/", b"small")).status == 200
+    server.until(lambda: server.worker.cells[Cell.IN_FLIGHT] == 0)
 
 
 def test_a_head_that_is_too_large_is_answered_431_and_the_connection_goes_on(serve2: Serve) -> None:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from serve_asgi.http import refusals
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.error_codes import ErrorCode
-from serve_asgi.http.h2.events import Fields, StreamRequest
+from serve_asgi.http.h2.events import Fields
 from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.response_fields import STATUS_FIELDS
 from serve_asgi.http.request_cycle import call_application
@@ -117,19 +117,22 @@ class Exchange:
         self._code: ErrorCode | None = None
         """With which the stream is reset once everything has gone out."""
 
-    def begin(self, event: StreamRequest) -> bool:
+    def prepare(self, head: Head) -> None:
+        """Make what the application is called with. What has come of the body may then be given to it."""
+        worker = self.connection.worker
+        self.request = request = Request(self, worker, head)
+        request.scope["extensions"].pop(EXTENSION, None)  # which TLS 1.2 has not got anyway
+        self.response = Http2Response(self, worker, request)
+
+    def begin(self) -> bool:
         """Call the application. Whether anything is left to do afterwards.
 
         The stream may be closed by what came together with the request, and will be told next (`receive_reset`).
         """
-        worker = self.connection.worker
-        self.request = request = Request(self, worker, event.head)
-        request.scope["extensions"].pop(EXTENSION, None)  # which TLS 1.2 has not got anyway
-        self.response = response = Http2Response(self, worker, request)
-        body = request.body
-        if body is not None and not event.ended:
+        request, response = self.request, self.response
+        if request.body is not None:
             self.expect_body()
-        task = call_application(worker, request, response)
+        task = call_application(self.connection.worker, request, response)
         if task.done():
             self.core.done(self.stream_id)
             return self.core.is_open(self.stream_id)

@@ -60,12 +60,21 @@ class StreamDispatch:
     # ---- what the client has done
 
     def handle(self, connection: DispatchingConnection, events: list[Event]) -> None:
-        """Do what follows from each event, in their order."""
+        """Do what follows from each event, in their order.
+
+        An application is called when what has come of its request's body is there, which is often all of it.
+        """
         handlers = self._handlers
+        ready: Exchange | None = None
         for event in events:
             kind = type(event)
+            if ready is not None and (
+                event[0] != ready.stream_id or (kind is not StreamData and kind is not StreamEnd)
+            ):
+                self._call(connection, ready)
+                ready = None
             if kind is StreamRequest:
-                self._begin_request(connection, cast(StreamRequest, event))
+                ready = self._begin_request(connection, cast(StreamRequest, event))
             elif kind is StreamData:
                 stream_id, data = cast(StreamData, event)
                 handler = handlers.get(stream_id)
@@ -87,6 +96,8 @@ class StreamDispatch:
                     handler.receive_reset()
             else:
                 self._handle_rare(connection, event)
+        if ready is not None:
+            self._call(connection, ready)
 
     def _handle_rare(self, connection: DispatchingConnection, event: Event) -> None:
         worker = connection.worker
@@ -101,28 +112,41 @@ class StreamDispatch:
             worker.cells[_FAULTS] += 1
             self.lose()
 
-    def _begin_request(self, connection: DispatchingConnection, event: StreamRequest) -> None:
+    def _begin_request(self, connection: DispatchingConnection, event: StreamRequest) -> Exchange | None:
+        """Returns a request whose application is to be called, once what has come of its body was given to it."""
         worker, stream_id, head = connection.worker, event.stream_id, event.head
         worker.cells[_STREAMS] += 1
         if head.path == worker.health_path and head.method in health.METHODS:
             self._respond(connection, stream_id, health.response(worker, head, False))
-            return
+            return None
         if worker.published[0] > worker.shared.applied:
             worker.catch_up()
         if head.websocket:
             connection.begin_work()
             websocket = self._handlers[stream_id] = WebSocketStream(connection, event)
             websocket.begin(event.ended)
-            return
+            return None
         if worker.max_concurrency and worker.cells[_IN_FLIGHT] >= worker.max_concurrency:
             self._respond(connection, stream_id, refusals.overloaded(worker, connection, head, False))
-            return
+            return None
         connection.begin_work()
         exchange = Exchange(connection, stream_id)
-        if exchange.begin(event):
-            self._handlers[stream_id] = exchange
-        elif not self._handlers:
-            connection.rest()
+        exchange.prepare(head)
+        if event.ended:
+            self._call(connection, exchange)
+            return None
+        self._handlers[stream_id] = exchange
+        return exchange
+
+    def _call(self, connection: DispatchingConnection, exchange: Exchange) -> None:
+        """Call the application."""
+        handlers = self._handlers
+        if exchange.begin():
+            handlers[exchange.stream_id] = exchange
+        else:
+            handlers.pop(exchange.stream_id, None)
+            if not handlers:
+                connection.rest()
 
     def _respond(
         self,
