@@ -99,9 +99,9 @@ class Http2Client:
     async def _open(self) -> MultiplexedConnection:
         load = self._load
 
-        def left(how: Left) -> None:
+        def left(how: Left, in_progress: str) -> None:
             if self._keep:
-                load.ledger.reconnect(self._kind, time.monotonic(), how)
+                load.ledger.reconnect(self._kind, time.monotonic(), how, in_progress)
             elif how is Left.GOAWAY:
                 load.ledger.moved_on.append(time.monotonic())
 

@@ -52,9 +52,11 @@ class Manner:
 class Stream:
     """One request and its response."""
 
-    def __init__(self, connection: MultiplexedConnection, number: int) -> None:
+    def __init__(self, connection: MultiplexedConnection, number: int, head: Fields) -> None:
         self.number = number
         """The stream's identifier."""
+        self.target = b" ".join(dict(head).get(name, b"") for name in (b":method", b":path")).decode()
+        self.sent = time.monotonic()
         self.response = Response()
         self.trailers: dict[bytes, bytes] = {}
         self.interim = 0
@@ -99,11 +101,11 @@ class Stream:
 class MultiplexedConnection(asyncio.Protocol):
     """A client connection with many requests at once.
 
-    `left` is told once, if the server ends the connection, or says by GOAWAY that it will, while the client has not
-    asked it to.
+    `left` is told once, with the requests in progress in words, if the server ends the connection, or says by GOAWAY
+    that it will, while the client has not asked it to.
     """
 
-    def __init__(self, left: Callable[[Left], None], manner: Manner, random: Random) -> None:
+    def __init__(self, left: Callable[[Left, str], None], manner: Manner, random: Random) -> None:
         self._left = left
         self._manner = manner
         self._writer = FrameWriter(random, cut=manner.cut)
@@ -136,7 +138,7 @@ class MultiplexedConnection(asyncio.Protocol):
         cls,
         host: str,
         port: int,
-        left: Callable[[Left], None],
+        left: Callable[[Left, str], None],
         client: tls.ClientTls | None = None,
         unix: Path | None = None,
         *,
@@ -166,7 +168,7 @@ class MultiplexedConnection(asyncio.Protocol):
         """Send the head of a request, which has no body if it `end`s there. Raises Failure if that cannot be."""
         if not self.usable:
             raise Failure(self.ended or Cause.GOAWAY, "before the request was sent")
-        stream = Stream(self, self._h2.get_next_available_stream_id())
+        stream = Stream(self, self._h2.get_next_available_stream_id(), head)
         self._streams[stream.number] = stream
         stream.sent_end = end
         self._h2.send_headers(stream.number, head, end_stream=end)
@@ -182,6 +184,11 @@ class MultiplexedConnection(asyncio.Protocol):
     def open_streams(self) -> int:
         """Requests in progress."""
         return len(self._streams)
+
+    def in_progress(self) -> str:
+        """The requests in progress, each with its age."""
+        now = time.monotonic()
+        return ", ".join(f"{stream.target} for {now - stream.sent:.3f} s" for stream in self._streams.values())
 
     def close(self) -> None:
         """The client goes: GOAWAY, then the end."""
@@ -357,7 +364,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._told = True
         if left is not Left.GOAWAY:
             self.oddities.append(f"a connection of HTTP/2 ended without GOAWAY: {left.value}")
-        self._left(left)
+        self._left(left, self.in_progress())
 
     def _flush(self) -> None:
         if data := self._h2.data_to_send():

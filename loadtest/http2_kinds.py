@@ -19,7 +19,7 @@ from loadtest.http2_connection import Fields, Manner
 Make = Callable[[int], StreamRequest]
 
 AUTHORITY: Final = b"loadtest"
-WINDOWS: Final = (16_384, 65_535, 1 << 20)
+WINDOWS: Final = (65_535, 1 << 18, 1 << 20)
 """Of a response, in bytes, one of which each user takes."""
 PIECES: Final = 40
 SHORT: Final = 0.08
@@ -78,10 +78,11 @@ def upload(number: int, random: Random, over: float, reset_after: float | None =
     """A body that drips in over so many seconds, in many DATA frames; some have trailers."""
     parts = [random.randbytes(random.randint(1, 4000)) for _ in range(random.randint(4, PIECES))]
     body = b"".join(parts)
-    fields = head(b"POST", f"/echo?id={number}", random)
+    trailers = [(b"x-digest", b"none")] if random.random() < 0.3 else []
+    target = f"/echo?id={number}&parts={len(parts)}" + ("&trailers=1" if trailers else "")
+    fields = head(b"POST", target, random)
     if random.random() < 0.5:
         fields = [*fields, (b"content-length", b"%d" % len(body))]
-    trailers = [(b"x-digest", b"none")] if random.random() < 0.3 else []
     pieces = [(over / len(parts), part) for part in parts]
     return StreamRequest(fields, echo_answer(number, body), pieces, trailers, reset_after=reset_after)
 

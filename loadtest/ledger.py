@@ -78,6 +78,7 @@ class Reconnect:
     kind: str
     time: float
     left: Left
+    detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,9 +131,9 @@ class Ledger:
         """There will be no response."""
         entry.cause, entry.done, entry.detail = cause, now, detail
 
-    def reconnect(self, kind: str, now: float, left: Left) -> None:
+    def reconnect(self, kind: str, now: float, left: Left, detail: str = "") -> None:
         """The server ended a keep-alive connection."""
-        self.reconnects.append(Reconnect(kind, now, left))
+        self.reconnects.append(Reconnect(kind, now, left, detail))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -115,6 +115,8 @@ def options(settings: Settings, directory: Path) -> list[str]:
     found = ["--bind", f"unix:{directory / UNIX}"] if settings.unix else []
     if settings.survive_window is not None:
         found += ["--survive-window", str(settings.survive_window)]
+    if settings.h2_hold is not None:
+        found += ["--h2-hold", str(settings.h2_hold)]
     return found
 
 
@@ -345,6 +347,7 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
 @click.option("--unix", is_flag=True, help="Connect to a unix socket.")
 @click.option("--deflate/--no-deflate", default=None, help="Compress the surviving WebSockets: all, none; or half.")
 @click.option("--survive-window", type=click.FloatRange(0), help="Of the server, in seconds.")
+@click.option("--h2-hold", type=click.FloatRange(0), help="Of the server, in seconds.")
 @click.option("--seed", type=int, default=1, help="For the load's random choices.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Write a timeline as PNG (needs matplotlib).")
 @click.option("--json", "document", type=click.Path(path_type=Path), help="Write everything that was found as JSON.")

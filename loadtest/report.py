@@ -40,6 +40,8 @@ def table(result: Result) -> str:
         lines.append(f"  of the lost ones, {result.accounts.lost_executed} had been executed")
     left = Counter(reconnect.left for reconnect in result.ledger.reconnects)
     lines += [f"  connections ended by the server: {count} by {how.value}" for how, count in left.most_common()]
+    details = [reconnect for reconnect in result.ledger.reconnects if reconnect.detail]
+    lines += [f"    e.g. {each.kind}, with {each.detail}" for each in details[:8]]
     if result.accounts.cancelled:
         lines.append(f"  streams reset by the client: {number(result.accounts.cancelled)}")
     if result.ledger.moved_on:

@@ -37,6 +37,8 @@ class Settings:
     """The version of TLS that all connections speak: 1.2 or 1.3."""
     http2: bool = False
     """Speak HTTP/2: in clear text with prior knowledge, over TLS by ALPN."""
+    h2_hold: float | None = None
+    """--h2-hold, in seconds; the server's own if None."""
     renew: bool = False
     """Replace the certificate before each reload, and have it taken up without one; of this project's server."""
     behind: str | None = None

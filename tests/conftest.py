@@ -20,8 +20,8 @@ ONCE = (
     *("listener/test_file_watcher.py", "listener/test_hooks.py", "listener/test_reload_on_change.py"),
     *("supervisor/test_canary_verdict.py", "test_balance.py", "test_bare_places.py", "test_blocked.py"),
     *("test_canary_faults.py", "test_canary_load.py", "test_demo.py", "test_dockerfile.py", "test_load.py"),
-    *("test_messenger_servers.py", "test_packaging.py", "test_proxies.py", "test_slow_clients.py"),
-    *("test_tls_real_clients.py", "test_tls_slow_readers.py"),
+    *("test_http2_real_clients.py", "test_messenger_servers.py", "test_packaging.py", "test_proxies.py"),
+    *("test_slow_clients.py", "test_tls_real_clients.py", "test_tls_slow_readers.py"),
 )
 """What does not depend on the interpreter and takes long: run on the newest one alone (the marker `once`)."""
 assert all((ROOT / each).exists() for each in ONCE), "what was moved is to be moved here too"

@@ -27,6 +27,7 @@ LOCK = "requirements-dev.txt"
 """The packages of the tests with their versions and the hashes of their files: a run next month is the run of today."""
 PROGRAMS = {
     "chromium": "chromium",
+    "h2load": "nghttp2-client",
     "curl": "curl",
     "dumb-init": "dumb-init",
     "haproxy": "haproxy",

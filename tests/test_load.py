@@ -49,7 +49,7 @@ def test_reloads_under_load_over_tls(version: str) -> None:
 def test_reloads_under_load_over_http2(workers: int, loop: str, tls: str | None) -> None:
     """A connection with short requests goes over a reload; one with long streams is told GOAWAY, and loses none."""
     load = Settings(reloads=3, interval=0.5, scale=0.4, http2=True, workers=workers, loop=loop, tls=tls)
-    result = run(load)
+    result = run(dataclasses.replace(load, h2_hold=1.0))  # on a machine that has other things to do
     assert (result.lost, result.duplicated, result.reconnects, result.problems) == (0, 0, 0, []), table(result)
     assert result.accounts.cancelled > 0
     assert result.ledger.moved_on, table(result)

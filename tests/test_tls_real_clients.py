@@ -22,10 +22,9 @@ import pytest
 
 from tests.browser import page
 from tests.certificates import Authority
-from tests.running import PATIENCE, RunningServer, running
+from tests.real_clients import FEW, RELOADS, Secure, client, lines, over_reloads
+from tests.running import PATIENCE, running
 
-RELOADS = 2
-FEW = 5
 NODE = """
 const https = require("node:https");
 const agent = new https.Agent({keepAlive: true, maxSockets: 1, ca: require("node:fs").readFileSync(process.argv[2])});
@@ -69,25 +68,6 @@ class Asking {
 """The same."""
 
 
-class Secure:
-    """A server of the demonstration that speaks TLS: one for all, since each client begins with what it finds."""
-
-    def __init__(self, server: RunningServer, authority: Authority, directory: Path) -> None:
-        self.server = server
-        self.authority = authority
-        self.port = server.address()[1]
-        self.url = f"https://localhost:{self.port}/who"
-        self.trusted = str(directory / "authority.pem")
-        Path(self.trusted).write_bytes(authority.pem)
-
-    def generations(self) -> Iterator[int]:
-        """Reload it RELOADS times; the generation that each leads to."""
-        for _ in range(RELOADS):
-            self.server.reload()
-            generation: int = self.server.status()["generation"]
-            yield generation
-
-
 @contextlib.contextmanager
 def serving(directory: Path, *more: str) -> Iterator[Secure]:
     """A server of its own."""
@@ -106,45 +86,10 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
         yield secure
 
 
-def over_reloads(secure: Secure, answers: Iterator[dict[str, Any]]) -> list[int]:
-    """Take some answers before the reloads, between them and after them; the connections on which they came."""
-    seen = list(itertools.islice(answers, FEW))
-    for generation in secure.generations():
-        while seen[-1]["generation"] < generation:
-            seen.append(next(answers))
-        seen += itertools.islice(answers, FEW)
-    generations = [answer["generation"] for answer in seen]
-    assert generations == sorted(generations)
-    assert generations[-1] == generation == generations[0] + RELOADS
-    return list(dict.fromkeys(answer["connection"] for answer in seen))
-
-
-@contextlib.contextmanager
-def client(*command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A client's process, ended by its PID when the block ends."""
-    environment = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, env=environment)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def lines(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
-    """The answers of a client that prints one per line."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        assert line.startswith(b"{"), (line + process.stdout.read()).decode(errors="replace")
-        yield json.loads(line)
-    raise AssertionError(f"the client has ended with status {process.wait()}")
-
-
 @pytest.mark.needs("curl")
 def test_curl(secure: Secure) -> None:
     command = ("curl", "--silent", "--show-error", "--fail", "--no-buffer", "--tlsv1.3", "--cacert", secure.trusted)
-    many = ("--rate", "100/s", "--write-out", "\\n", f"{secure.url}?[1-100000]")
+    many = ("--http1.1", "--rate", "100/s", "--write-out", "\\n", f"{secure.url}?[1-100000]")
     with client(*command, *many) as process:
         assert len(over_reloads(secure, lines(process))) == 1
 
