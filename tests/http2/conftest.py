@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 
+from serve_asgi.http import closing
 from serve_asgi.http.worker_context import ASGIApplication
 from tests.connection_server import LOOPS
 from tests.http2.http2_server import Http2Server
+
+
+@pytest.fixture(autouse=True)
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not close its end is not waited for for long."""
+    monkeypatch.setattr(closing, "LINGER_TIME", 0.1)
 
 
 @pytest.fixture(params=list(LOOPS))

@@ -15,6 +15,7 @@ import math
 from typing import Any, Final, cast
 
 from serve_asgi.http.client_socket import hang_up
+from serve_asgi.http.client_socket import reset as reset_socket
 from serve_asgi.http.closing import PoliteClose
 from serve_asgi.http.connection_states import (
     CLOSED,
@@ -154,7 +155,7 @@ class Http2Connection(asyncio.Protocol):
             self.trusted = worker.forwarding.trusts(record.client) if record.trusted is None else record.trusted
             self.deadlines.begin(record.deadline)
         elif self._counted:
-            self.deadlines.begin(now + worker.config.head_timeout)
+            self.deadlines.begin(now + worker.config.first_byte_timeout)
         else:
             self.client = self.client or peer_of(transport)
             self.server = self.server or own_end_of(transport)
@@ -264,7 +265,7 @@ class Http2Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client reads more slowly than is written: the core keeps what there is."""
         self.output.paused = True
-        self.deadlines.watch_client(self.output)
+        self.deadlines.writing_paused(self.output)
 
     def resume_writing(self) -> None:
         """What was to be written is (nearly) written.
@@ -272,6 +273,7 @@ class Http2Connection(asyncio.Protocol):
         What follows from it comes soon, not now: a transport of asyncio's that is closed in here closes twice.
         """
         self.output.paused = False
+        self.deadlines.writing_resumed()
         self.worker.loop.call_soon(self._resumed)
 
     def _resumed(self) -> None:
@@ -283,6 +285,8 @@ class Http2Connection(asyncio.Protocol):
             if self.state is IDLE:  # the time begins when the last response has been read
                 self.deadlines.rest()
             self.flush()
+            if self.read_paused:
+                self.adjust_reading()
             self.settle()
 
     @property
@@ -353,12 +357,15 @@ class Http2Connection(asyncio.Protocol):
         core, output = self.core, self.output
         if resets := core.take_resets():
             self.worker.cells[_RESETS_SENT] += resets
-        if core.waiting and not output.paused and self.state is not CLOSED:
+        state = self.state
+        if state is not IDLE and state is not REQUEST:
+            return
+        if core.waiting and not output.paused:
             output.write(core.take_output())
             self.streams.drained(core.take_drained())
             if core.waiting:
                 self.flush_soon()
-        if core.lost is not None and not core.waiting and (self.state is IDLE or self.state is REQUEST):
+        if core.lost is not None and not core.waiting:
             self.finish()
 
     # ---- deadlines
@@ -441,9 +448,12 @@ class Http2Connection(asyncio.Protocol):
 
     def reset(self) -> None:
         """End at once: the client takes nothing."""
-        self.become(CLOSING)
         self._end_streams()
         self.output.drop_held()
+        if reset_socket(self.transport):
+            self.become(CLOSED)
+        else:
+            self.become(CLOSING)
         self.transport.abort()
 
     def cut(self) -> bool:

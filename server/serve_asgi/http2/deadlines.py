@@ -13,7 +13,7 @@ import math
 from typing import Final, Protocol
 
 from serve_asgi.http.client_socket import is_readable
-from serve_asgi.http.connection_states import IDLE, ConnectionState
+from serve_asgi.http.connection_states import IDLE, REQUEST, ConnectionState
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.receiving import Leaving
 from serve_asgi.http.timeouts import PEEK_TIME
@@ -56,7 +56,7 @@ class TimedConnection(Protocol):
 class Deadlines:
     """Of one connection. All are loop time (CLOCK_MONOTONIC, s), or infinity."""
 
-    __slots__ = ("_farewell", "_frame", "_worker", "earliest", "idle")
+    __slots__ = ("_farewell", "_frame", "_unread", "_worker", "_write", "earliest", "idle")
 
     def __init__(self, worker: WorkerContext) -> None:
         self._worker = worker
@@ -66,8 +66,12 @@ class Deadlines:
         """Of a connection on which nothing is in progress."""
         self._frame = INFINITY
         """When a frame that has begun to come must be whole, while nothing is in progress."""
+        self._write = INFINITY
+        """When the client must have taken something, while the transport takes nothing."""
         self._farewell = INFINITY
         """When the last stream is said, though the client has not answered the first GOAWAY."""
+        self._unread = False
+        """The connection is idle, and the client had not read everything when that was looked at."""
 
     def expect(self, deadline: float) -> None:
         """Somebody has a deadline."""
@@ -80,24 +84,30 @@ class Deadlines:
 
     def work(self) -> None:
         """A request is in progress."""
-        self.earliest = self._farewell
+        self.earliest = self._farewell if self._farewell < self._write else self._write
 
     def rest(self) -> None:
         """None is any more, or the client has read the response to the last only now."""
         worker = self._worker
         self.idle = worker.loop.time() + worker.keep_alive
-        self.earliest = min(self.idle, self._farewell)
+        self.earliest = min(self.idle, self._farewell, self._write)
         self._frame = INFINITY
+        self._unread = False
 
     def rest_shorter(self, seconds: float) -> None:
         """As long as nothing is asked for, do not wait longer."""
         self.idle = min(self.idle, self._worker.loop.time() + seconds)
         self.expect(self.idle)
 
-    def watch_client(self, output: WriteBuffer) -> None:
+    def writing_paused(self, output: WriteBuffer) -> None:
         """The client is to take something of what is written in time."""
         output.watch_client()
-        self.expect(self._worker.loop.time() + self._worker.config.write_timeout)
+        self._write = self._worker.loop.time() + self._worker.config.write_timeout
+        self.expect(self._write)
+
+    def writing_resumed(self) -> None:
+        """It has taken enough."""
+        self._write = INFINITY
 
     def frame_arriving(self, half: bool) -> None:
         """While nothing is in progress: a frame, or a TLS record, has begun to come (`half`), or is whole."""
@@ -116,48 +126,52 @@ class Deadlines:
 
     def expire(self, connection: TimedConnection) -> None:
         """The earliest has passed, in state IDLE or REQUEST."""
-        self.earliest = INFINITY
-        if connection.output.paused and connection.output.stalled():
-            connection.reset()
-        elif connection.state is IDLE:
-            self._idle_expired(connection)
-        else:
-            self._work_expired(connection)
-
-    def _work_expired(self, connection: TimedConnection) -> None:
         now = self._worker.loop.time()
-        if connection.output.paused:
-            self.expect(now + self._worker.config.write_timeout)
-        self.expect(connection.streams.expire(now))
-        self._bid_farewell(connection, now)
-        self.expect(self._farewell)
+        if self._write <= now:
+            if connection.output.stalled():
+                connection.reset()
+                return
+            self._write = now + self._worker.config.write_timeout
+        if self._farewell <= now:  # the second step, though the client has not answered the first one
+            self._farewell = INFINITY
+            connection.core.finish_shutdown()
+            connection.flush()
+            connection.end_if_over()
+            if connection.state is not IDLE and connection.state is not REQUEST:
+                return
+        self.earliest = min(self._farewell, self._write)
+        if connection.state is REQUEST:
+            self.expect(connection.streams.expire(now))
+        elif connection.state is IDLE:
+            self._idle_expired(connection, now)
 
-    def _idle_expired(self, connection: TimedConnection) -> None:
-        """The client asks for nothing, or has not begun as it must, or has not answered our farewell."""
-        worker, output = self._worker, connection.output
-        now = worker.loop.time()
-        if self._bid_farewell(connection, now):
-            return
-        due = min(self.idle, self._farewell, self._frame)
+    def _idle_expired(self, connection: TimedConnection, now: float) -> None:
+        """The client asks for nothing, or has not begun as it must, or has not read what it has asked for."""
+        output = connection.output
+        due = min(self.idle, self._frame)
         if now < due:  # the deadline was that of something else, which has ended
-            self.earliest = due
+            self.expect(due)
+        elif output.paused:
+            pass  # it has its own time
         elif output.unwritten():
-            output.watch_client()
-            self.earliest = now + worker.config.write_timeout
+            self._unread_expired(connection, now)
         elif not connection.core.settled:
             connection.finish()
         elif is_readable(connection.transport):
-            self.earliest = now + PEEK_TIME
+            self.expect(now + PEEK_TIME)
+        elif self._unread:  # its time begins when everything has been read
+            self.rest()
         elif connection.core.shutting_down is Leaving.NO:
             self._frame = INFINITY
             connection.announce_end()
 
-    def _bid_farewell(self, connection: TimedConnection, now: float) -> bool:
-        """Take the second step, if it is time for it, though the client has not answered the first one."""
-        if now < self._farewell:
-            return False
-        self._farewell = INFINITY
-        connection.core.finish_shutdown()
-        connection.flush()
-        connection.end_if_over()
-        return True
+    def _unread_expired(self, connection: TimedConnection, now: float) -> None:
+        """Little of the last response waits to be written, and the client takes none of it."""
+        if self._unread and connection.output.stalled():
+            connection.reset()
+            return
+        if not self._unread:
+            connection.output.watch_client()
+            self._unread = True
+        self.idle = now + self._worker.config.write_timeout
+        self.expect(self.idle)

@@ -214,8 +214,9 @@ class ConnectionCore:
 
     @property
     def in_the_middle(self) -> bool:
-        """Whether a frame, or a header block, has begun to come and is not whole."""
-        return bool(self.receiver.frames.rest) or self.receiver.blocks.stream_id != 0
+        """Whether the client's beginning, a frame, or a header block, has begun to come and is not whole."""
+        receiver = self.receiver
+        return bool(receiver.frames.rest) or receiver.blocks.stream_id != 0 or not receiver.settled
 
     @property
     def requests(self) -> int:
