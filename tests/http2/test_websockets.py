@@ -586,13 +586,13 @@ def test_a_ping_that_waits_behind_others_is_not_held_against_the_client(serve2: 
 @pytest.mark.parametrize(("reason", "code"), [("reload", 1012), ("stop", 1001)])
 def test_a_worker_that_retires_ends_it_and_the_connection_after_it(serve2: Serve, reason: str, code: int) -> None:
     app = Recording()
-    server = serve2(app, ws_retire="early", ws_retire_window=0.2, h2_hold=0.05)
+    server = serve2(app, ws_retire="early", ws_retire_window=0.2)
     client = server.client()
     sockets = [Socket(client, b"/%d" % number).open() for number in range(3)]
 
     def retire() -> None:
         server.retiring.begin(reason)
-        server.worker.phase = WorkerPhase.HANDING_OVER
+        server.worker.phase = WorkerPhase.CLOSING
         for connection in list(server.worker.connections):
             connection.retire()
 
