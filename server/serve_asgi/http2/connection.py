@@ -253,6 +253,7 @@ class Http2Connection(asyncio.Protocol):
         """Nothing is heard of the client any more."""
         self.deadline = INFINITY
         self.departure.stop_holding()
+        self.core.abandon()
         self.streams.lose()
 
     def forget(self) -> None:

@@ -78,6 +78,7 @@ class Exchange:
     __slots__ = (
         "_begun",
         "_code",
+        "_returned",
         "_sent",
         "_waiters",
         "client",
@@ -114,6 +115,8 @@ class Exchange:
         self._waiters: list[asyncio.Future[bool]] = []
         self._sent = -1
         """Bytes of the response that had gone out when the deadline was set; -1: none of it waited."""
+        self._returned = False
+        """The application has."""
         self._code: ErrorCode | None = None
         """With which the stream is reset once everything has gone out."""
 
@@ -134,12 +137,17 @@ class Exchange:
             self.expect_body()
         task = call_application(self.connection.worker, request, response)
         if task.done():
+            self._returned = True
             self.core.done(self.stream_id)
-            return self.core.is_open(self.stream_id)
+            if self.core.is_open(self.stream_id):
+                return True
+            del self.request, self.response
+            return False
         task.add_done_callback(self._has_returned)
-        return self.core.is_open(self.stream_id) or self.response.state not in _ENDED
+        return self.core.is_open(self.stream_id) or response.state not in _ENDED
 
     def _has_returned(self, task: asyncio.Task[None]) -> None:
+        self._returned = True
         self.core.done(self.stream_id)
         self._rest()
 
@@ -147,6 +155,8 @@ class Exchange:
         """Nothing is left to do once the stream is closed. A call that goes on after that is no longer its business."""
         if not self.core.is_open(self.stream_id):
             self.connection.forget_stream(self.stream_id)
+            if self._returned and hasattr(self, "request"):
+                del self.request, self.response  # which know this: a cycle
 
     # ---- RequestSource
 
@@ -262,7 +272,7 @@ class Exchange:
 
     def response_complete(self, response: Response) -> None:
         """All of it has been given to the core; in state OVER, the application still sends."""
-        body = self.request.body
+        body = response.request.body
         if body is not None and not body.whole:
             if response.state is not OVER:
                 body.drop()
@@ -276,8 +286,8 @@ class Exchange:
 
     def response_left(self, response: Response) -> None:
         """One that was in state OVER no longer is."""
-        if self.request.body is not None:
-            self.request.body.drop()
+        if response.request.body is not None:
+            response.request.body.drop()
 
     def response_cut(self, reset: bool) -> None:
         """The response ends here, and is not whole."""

@@ -250,6 +250,10 @@ class ConnectionCore:
         """How far that has come."""
         return self.receiver.leaving
 
+    def abandon(self) -> None:
+        """The client is gone, or told of the end: no stream is open any more, and nothing waits."""
+        self._open.lose()
+
     def hold(self) -> None:
         """Leave aside, undecoded, what begins new requests, so that the connection can leave once it is `resting`.
 
