@@ -120,10 +120,10 @@ class FrameReader:
             word, flags, stream_id = unpack(data, position)
             kind = word & 0xFF
             length = word >> 8
-            stream_id &= MAX_STREAM_ID
             start = position + HEAD_SIZE
             end = start + length
-            if (kind > HEADERS and kind != CONTINUATION) or not stream_id or length > max_size:
+            if kind > HEADERS or not 0 < stream_id <= MAX_STREAM_ID or length > max_size:
+                stream_id &= MAX_STREAM_ID
                 check_head(kind, stream_id, length, max_size)
             if end > size:
                 self._needed = end - position

@@ -113,7 +113,7 @@ class FrameSender:
         if stream.pieces is None:
             stream.pieces = deque()
         if size:
-            stream.pieces.append(data)
+            stream.pieces.append(data if size <= MAX_FRAME else memoryview(data))
             stream.queued += size
         stream.end_queued = ended
         self._schedule(stream)
@@ -225,19 +225,25 @@ class FrameSender:
         pieces, offset = stream.pieces, stream.offset
         assert pieces is not None
         stream.queued -= size
+        piece = pieces[0]
+        end = offset + size
+        if end < len(piece):
+            stream.offset = end
+            return piece[offset:end]
         cut: list[bytes | memoryview] = []
         while size:
             piece = pieces[0]
-            have = len(piece) - offset
-            if have <= size:
-                cut.append(memoryview(piece)[offset:] if offset else piece)
-                pieces.popleft()
-                size -= have
+            if offset:
+                piece = piece[offset:]
                 offset = 0
+            have = len(piece)
+            if have <= size:
+                pieces.popleft()
             else:
-                cut.append(memoryview(piece)[offset : offset + size])
-                offset += size
-                size = 0
+                piece = piece[:size]
+                offset = have = size
+            cut.append(piece)
+            size -= have
         stream.offset = offset
         return cut[0] if len(cut) == 1 else b"".join(cut)
 

@@ -92,7 +92,7 @@ class Stream:
         """Bytes of the response's body that have gone out."""
         self.responded = False
         """The final response's head has gone out."""
-        self.pieces: deque[bytes] | None = None
+        self.pieces: deque[bytes | memoryview] | None = None
         """Of the response's body, what waits for a window or for its turn."""
         self.offset = 0
         """Bytes of the first piece that have gone out."""
