@@ -98,6 +98,8 @@ class StreamDispatch:
                 self._handle_rare(connection, event)
         if ready is not None:
             self._call(connection, ready)
+        if not handlers:
+            connection.rest()
 
     def _handle_rare(self, connection: DispatchingConnection, event: Event) -> None:
         worker = connection.worker
@@ -145,8 +147,6 @@ class StreamDispatch:
             handlers[exchange.stream_id] = exchange
         else:
             handlers.pop(exchange.stream_id, None)
-            if not handlers:
-                connection.rest()
 
     def _respond(
         self,
@@ -160,8 +160,6 @@ class StreamDispatch:
         own = OwnResponse(connection, stream_id, code)
         if own.begin(response):
             self._handlers[stream_id] = own
-        elif not self._handlers:
-            connection.rest()
         connection.flush_soon()
 
     # ---- handlers
