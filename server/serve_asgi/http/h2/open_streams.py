@@ -14,7 +14,7 @@ from serve_asgi.http.h2.flow_control import ReceiveWindow
 from serve_asgi.http.h2.frames import reset_frame, window_update_frame
 from serve_asgi.http.h2.limits import CONNECTION_WINDOW, STREAM_WINDOW
 from serve_asgi.http.h2.sending import FrameSender
-from serve_asgi.http.h2.streams import HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, OPEN, EndedStreams, Stream, StreamStep
+from serve_asgi.http.h2.streams import HALF_CLOSED_REMOTE, OPEN, EndedStreams, Stream, StreamStep
 
 
 class OpenStreams:
@@ -60,11 +60,16 @@ class OpenStreams:
 
     def consume(self, stream: Stream, size: int) -> None:
         """So much of a request's body was taken."""
-        self.grant(size)
+        increment = self.window.consume(size)
+        if increment:
+            self._sender.write(window_update_frame(0, increment))
         window = stream.receive_window
         assert window is not None
+        if stream.state is HALF_CLOSED_REMOTE:  # nothing more comes
+            window.waiting -= size
+            return
         increment = window.consume(size)
-        if increment and stream.state in (OPEN, HALF_CLOSED_LOCAL):
+        if increment:
             self._sender.write(window_update_frame(stream.id, increment))
 
     # ---- ends

@@ -242,7 +242,10 @@ class FrameReceiver:
         """RFC 9113 6.1; padding counts for the windows, and for nothing else."""
         size = len(payload)
         streams = self.streams
-        if not streams.window.receive(size):
+        window = streams.window
+        window.left -= size  # as `receive` has it
+        window.waiting += size
+        if window.left < 0:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window has room for")
         content = frames.without_padding(DATA, payload) if flags & PADDED else payload
         ended = flags & END_STREAM != 0
@@ -255,13 +258,14 @@ class FrameReceiver:
             if size < CRUMB:  # an upload that was on its way comes in large ones
                 self.floods.count(FloodKind.IDLE)
             return
-        window = stream.receive_window
-        if window is None or not window.receive(size):
+        own_window = stream.receive_window
+        if own_window is None or not own_window.receive(size):
             streams.grant(size)
             stream.step(_RECEIVE_DATA)
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "more DATA than its window has room for")
         stream.step(_RECEIVE_DATA)
-        stream.receive_content(len(content), ended)
+        if stream.expected >= 0:
+            stream.receive_content(len(content), ended)
         if content:
             self.floods.useful += 1
         elif not ended:
