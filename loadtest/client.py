@@ -21,6 +21,8 @@ ANSWER_TIMEOUT = 30.0
 """Seconds, beyond what was planned, after which a response counts as lost."""
 CLOSE_TIMEOUT = 5.0
 """Seconds within which the server must end a connection that was asked to be closed."""
+H2_HOLD = 0.2
+"""What the server has as --h2-hold, unless it is told."""
 FAILED = b"x-failed"
 """The field of a response that a bad version (`loadtest.canary_versions`) fails on purpose: nothing else is wrong."""
 UNANNOUNCED = "a TLS connection ended without close_notify"
@@ -64,6 +66,8 @@ class Load:
         """The socket of the file system to which all connections go instead."""
         self.deflate = deflate
         """Whether WebSockets that survive offer compression; half of them if None."""
+        self.h2_hold = H2_HOLD
+        """Seconds for which requests in progress may keep a connection of HTTP/2 from going over a reload."""
         self.random = Random(seed)
         self.first_answer: Callable[[int, int], None] = lambda pid, generation: None
         """Told who gave the first response on each new connection."""

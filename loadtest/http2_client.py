@@ -99,11 +99,12 @@ class Http2Client:
     async def _open(self) -> MultiplexedConnection:
         load = self._load
 
-        def left(how: Left, in_progress: str) -> None:
-            if self._keep:
+        def left(how: Left, longest: float, in_progress: str) -> None:
+            excused = how is Left.GOAWAY and (longest >= load.h2_hold or not self._keep)
+            if excused:
+                load.ledger.moved_on.append(self._kind)
+            elif self._keep:
                 load.ledger.reconnect(self._kind, time.monotonic(), how, in_progress)
-            elif how is Left.GOAWAY:
-                load.ledger.moved_on.append(time.monotonic())
 
         connection = await MultiplexedConnection.open(
             load.host, load.port, left, load.tls, load.unix, manner=self._manner, random=self._random

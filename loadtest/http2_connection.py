@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -35,6 +36,10 @@ GOAWAY: Final = 7
 ALL_STREAMS: Final = 2**31 - 1
 """The last stream of a GOAWAY that only announces another one (RFC 9113 6.8)."""
 CONNECTION_WINDOW: Final = 1 << 20
+OF_LATE: Final = 2.0
+"""Seconds for which it is known of a request how long it has taken,"""
+LATEST: Final = 64
+"""and of how many."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,11 +106,11 @@ class Stream:
 class MultiplexedConnection(asyncio.Protocol):
     """A client connection with many requests at once.
 
-    `left` is told once, with the requests in progress in words, if the server ends the connection, or says by GOAWAY
-    that it will, while the client has not asked it to.
+    `left` is told once if the server ends the connection, or says by GOAWAY that it will, and the client has not asked
+    for it: with the seconds that the longest request of late has taken, and the requests in progress in words.
     """
 
-    def __init__(self, left: Callable[[Left, str], None], manner: Manner, random: Random) -> None:
+    def __init__(self, left: Callable[[Left, float, str], None], manner: Manner, random: Random) -> None:
         self._left = left
         self._manner = manner
         self._writer = FrameWriter(random, cut=manner.cut)
@@ -116,6 +121,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._h2.local_settings = settings
         self._incoming = bytearray()
         self._streams: dict[int, Stream] = {}
+        self._ended: deque[tuple[float, float]] = deque(maxlen=LATEST)
         self._window: asyncio.Future[None] | None = None
         self._told = False  # `left` has been told
         self.number = 0
@@ -138,7 +144,7 @@ class MultiplexedConnection(asyncio.Protocol):
         cls,
         host: str,
         port: int,
-        left: Callable[[Left, str], None],
+        left: Callable[[Left, float, str], None],
         client: tls.ClientTls | None = None,
         unix: Path | None = None,
         *,
@@ -184,6 +190,12 @@ class MultiplexedConnection(asyncio.Protocol):
     def open_streams(self) -> int:
         """Requests in progress."""
         return len(self._streams)
+
+    def longest(self) -> float:
+        """Seconds that the longest request has taken of those in progress, and of those that have ended of late."""
+        now = time.monotonic()
+        ended = [duration for end, duration in self._ended if now - end < OF_LATE]
+        return max([*ended, *(now - stream.sent for stream in self._streams.values())], default=0.0)
 
     def in_progress(self) -> str:
         """The requests in progress, each with its age."""
@@ -340,6 +352,7 @@ class MultiplexedConnection(asyncio.Protocol):
 
     def _finish(self, stream: Stream) -> None:
         del self._streams[stream.number]
+        self._ended.append((stream.response.done, stream.response.done - stream.sent))
         if not stream.sent_end:  # the server wants no more of the request
             self._h2.reset_stream(stream.number, ErrorCodes.CANCEL)
         if not stream.answer.done():
@@ -364,7 +377,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._told = True
         if left is not Left.GOAWAY:
             self.oddities.append(f"a connection of HTTP/2 ended without GOAWAY: {left.value}")
-        self._left(left, self.in_progress())
+        self._left(left, self.longest(), self.in_progress())
 
     def _flush(self) -> None:
         if data := self._h2.data_to_send():

@@ -100,8 +100,9 @@ class Ledger:
         self.reconnects: list[Reconnect] = []
         self.told_to_come_back: list[float] = []
         """When the server closed a WebSocket with 1001 or 1012 and nothing unanswered."""
-        self.moved_on: list[float] = []
-        """When a connection of HTTP/2 with long streams, which may be ended by a reload, was told GOAWAY."""
+        self.moved_on: list[str] = []
+        """The kinds of the connections of HTTP/2 that were told GOAWAY because a request lasted longer than a reload
+        waits for it."""
         self.survivors: list[Survivor] = []
         """Connections that are to survive."""
         self.connections = 0

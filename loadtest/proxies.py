@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from loadtest.servers import PROJECT, free_port
@@ -37,20 +37,31 @@ def nginx(directory: Path, port: int, backend: str) -> list[str]:
     return ["nginx", "-p", str(directory), "-c", str(configuration), "-e", str(directory / "nginx.log")]
 
 
-def haproxy(directory: Path, port: int, backend: str) -> list[str]:
-    """Its command, once its file is written."""
+def haproxy(directory: Path, port: int, backend: str, further: Mapping[str, str] = {}) -> list[str]:
+    """Its command, once its file is written, with `further` changes of it."""
     here = {
         "bind :80": f"bind 127.0.0.1:{port}",
         "10.0.0.11:8000": backend,
         "    server b 10.0.0.12:8000\n": "",
         "/run/haproxy/admin.sock": str(directory / "haproxy.sock"),
+        **further,
     }
     configuration = directory / "haproxy.cfg"
     configuration.write_text(_adapted("haproxy/haproxy.cfg", here))
     return ["haproxy", "-db", "-f", str(configuration)]
 
 
-PROXIES: dict[str, Callable[[Path, int, str], list[str]]] = {"nginx": nginx, "haproxy": haproxy}
+def haproxy_http2(directory: Path, port: int, backend: str) -> list[str]:
+    """The same, but it speaks HTTP/2 to the server; its check has to name a host then."""
+    check = "http-check send meth GET uri /ping"
+    return haproxy(directory, port, f"{backend} proto h2", {check: f"{check} ver HTTP/2 hdr Host app"})
+
+
+PROXIES: dict[str, Callable[[Path, int, str], list[str]]] = {
+    "nginx": nginx,
+    "haproxy": haproxy,
+    "haproxy-http2": haproxy_http2,
+}
 
 
 @contextlib.contextmanager

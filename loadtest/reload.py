@@ -141,6 +141,8 @@ def _run(server: Server, settings: Settings, port: int) -> Result:
         unix=unix,
         deflate=settings.deflate,
     )
+    if settings.h2_hold is not None:
+        load.h2_hold = settings.h2_hold
     reloads = on_uvloop(under_load(server, settings, load, measures, problems))
     ended = time.monotonic()
     measures.memory.append(processes.resident(server.pid))

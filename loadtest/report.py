@@ -44,8 +44,10 @@ def table(result: Result) -> str:
     lines += [f"    e.g. {each.kind}, with {each.detail}" for each in details[:8]]
     if result.accounts.cancelled:
         lines.append(f"  streams reset by the client: {number(result.accounts.cancelled)}")
-    if result.ledger.moved_on:
-        lines.append(f"  connections with long streams told GOAWAY: {number(len(result.ledger.moved_on))}")
+    if moved_on := result.ledger.moved_on:
+        short = sum(kind.keep for name in moved_on for kind in KINDS if kind.name == name)
+        what = f"  connections told GOAWAY beside a request that took longer than --h2-hold: {number(len(moved_on))}"
+        lines.append(f"{what}, {number(short)} of them with kinds of short requests")
     if result.ledger.told_to_come_back:
         lines.append(f"  WebSockets told to come back (1001, 1012): {len(result.ledger.told_to_come_back)}")
     if result.tls is not None:

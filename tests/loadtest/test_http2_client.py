@@ -250,6 +250,12 @@ def test_who_has_long_streams_may_be_told_goaway() -> None:
     assert (outcome.causes, outcome.left, len(outcome.ledger.moved_on)) == ([None, None], [], 1)
 
 
+def test_who_has_short_requests_may_be_told_goaway_beside_one_that_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.client.H2_HOLD", 0.0)
+    outcome = exchange(leave_in_two_steps, two)
+    assert (outcome.causes, outcome.left, outcome.ledger.moved_on) == ([None, None], [], ["HTTP/2"])
+
+
 def test_an_end_without_goaway_is_odd() -> None:
     def act(peer: Peer, stream: int, number: int, answer: bytes) -> None:
         peer.answer(stream, number, answer)
