@@ -64,7 +64,7 @@ def test_a_body_that_comes_with_its_head_is_there_when_the_application_is_called
     client.send(head1, bodies[0], bodies[1], head2, bodies[2], head3, bodies[3], bodies[4])
     for stream_id in (first, second, third):
         client.wait(stream_id)
-    assert seen == [("/1", b"abc", False), ("/2", b"d", True), ("/3", b"e", False)]
+    assert seen == [("/1", b"abc", False), ("/2", b"df", True), ("/3", b"e", False)]
 
 
 def test_the_scope_says_http_2(serve2: Serve) -> None:

@@ -1,8 +1,10 @@
 """Who works for which stream of an HTTP/2 connection, and what he is told of what the client does.
 
 It owns the handlers of all streams, and the choice of who handles a new one: the application, a WebSocket, or the
-server itself. Rules: events are dealt with in their order; a stream that nobody works for costs nothing more than its
-window. It must not know how the connection reads, writes, ends or leaves: what it needs of it is `StreamConnection`.
+server itself. Rules: events are dealt with in their order, but for a request with a body the application is called
+behind all of those that came with it, so that it finds what has come of the body and need not wait for it (a client
+with several requests sends their heads first); a stream that nobody works for costs nothing more than its window. It
+must not know how the connection reads, writes, ends or leaves: what it needs of it is `StreamConnection`.
 """
 
 from __future__ import annotations
@@ -60,21 +62,13 @@ class StreamDispatch:
     # ---- what the client has done
 
     def handle(self, connection: DispatchingConnection, events: list[Event]) -> None:
-        """Do what follows from each event, in their order.
-
-        An application is called when what has come of its request's body is there, which is often all of it.
-        """
+        """Do what follows from each event, in their order."""
         handlers = self._handlers
-        ready: Exchange | None = None
+        with_body: list[Exchange] = []
         for event in events:
             kind = type(event)
-            if ready is not None and (
-                event[0] != ready.stream_id or (kind is not StreamData and kind is not StreamEnd)
-            ):
-                self._call(connection, ready)
-                ready = None
             if kind is StreamRequest:
-                ready = self._begin_request(connection, cast(StreamRequest, event))
+                self._begin_request(connection, cast(StreamRequest, event), with_body)
             elif kind is StreamData:
                 stream_id, data = cast(StreamData, event)
                 handler = handlers.get(stream_id)
@@ -96,9 +90,9 @@ class StreamDispatch:
                     handler.receive_reset()
             else:
                 self._handle_rare(connection, event)
-        if ready is not None:
-            self._call(connection, ready)
-        if not handlers:
+        for exchange in with_body:
+            self._call(exchange)
+        if not self._handlers:
             connection.rest()
 
     def _handle_rare(self, connection: DispatchingConnection, event: Event) -> None:
@@ -114,33 +108,35 @@ class StreamDispatch:
             worker.cells[_FAULTS] += 1
             self.lose()
 
-    def _begin_request(self, connection: DispatchingConnection, event: StreamRequest) -> Exchange | None:
-        """Returns a request whose application is to be called, once what has come of its body was given to it."""
+    def _begin_request(
+        self, connection: DispatchingConnection, event: StreamRequest, with_body: list[Exchange]
+    ) -> None:
+        """One for which the application is to be called later is put into `with_body`."""
         worker, stream_id, head = connection.worker, event.stream_id, event.head
         worker.cells[_STREAMS] += 1
         if head.path == worker.health_path and head.method in health.METHODS:
             self._respond(connection, stream_id, health.response(worker, head, False))
-            return None
+            return
         if worker.published[0] > worker.shared.applied:
             worker.catch_up()
         if head.websocket:
             connection.begin_work()
             websocket = self._handlers[stream_id] = WebSocketStream(connection, event)
             websocket.begin(event.ended)
-            return None
-        if worker.max_concurrency and worker.cells[_IN_FLIGHT] >= worker.max_concurrency:
+            return
+        if worker.max_concurrency and worker.cells[_IN_FLIGHT] + len(with_body) >= worker.max_concurrency:
             self._respond(connection, stream_id, refusals.overloaded(worker, connection, head, False))
-            return None
+            return
         connection.begin_work()
         exchange = Exchange(connection, stream_id)
         exchange.prepare(head)
         if event.ended:
-            self._call(connection, exchange)
-            return None
-        self._handlers[stream_id] = exchange
-        return exchange
+            self._call(exchange)
+        else:
+            self._handlers[stream_id] = exchange
+            with_body.append(exchange)
 
-    def _call(self, connection: DispatchingConnection, exchange: Exchange) -> None:
+    def _call(self, exchange: Exchange) -> None:
         """Call the application."""
         handlers = self._handlers
         if exchange.begin():
