@@ -1,4 +1,4 @@
-"""WebSockets with large messages and slow clients over a reload: over TLS they end as plain ones do."""
+"""WebSockets with large messages and slow clients over a reload: over TLS, and HTTP/2, they end as plain ones do."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.plain_and_tls import TRUSTING, addresses, serving_both
+from tests.http2.websocket_bridge import WebSocketBridge
+from tests.plain_and_tls import AUTHORITY, TRUSTING, addresses, serving_both
 from tests.running import PATIENCE, RunningServer
 
+SCHEMES: Final = ("ws", "wss", "wss over HTTP/2")
+OFFERING_H2: Final = AUTHORITY.client_context()
+OFFERING_H2.set_alpn_protocols(["h2"])
 LARGE: Final = 1024 * 1024
 MANY: Final = 12
 """More large messages than the kernel takes of a connection whose client does not read."""
@@ -45,29 +49,41 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningSe
         yield server
 
 
+@pytest.fixture
+def bridge(server: RunningServer) -> Iterator[WebSocketBridge]:
+    bridge = WebSocketBridge(addresses(server)["https"][1], OFFERING_H2)
+    yield bridge
+    bridge.stop()
+
+
 @contextlib.contextmanager
-def opened(server: RunningServer, scheme: str, times: int, **more: Any) -> Iterator[ClientConnection]:
+def opened(
+    server: RunningServer, bridge: WebSocketBridge, scheme: str, times: int, **more: Any
+) -> Iterator[ClientConnection]:
     """A WebSocket on which each message comes back so many times; its kernel takes little."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-    host, port = addresses(server)["https" if scheme == "wss" else "http"]
-    raw.connect((host, port))
     if scheme == "wss":
+        _, port = addresses(server)["https"]
         more["ssl"] = TRUSTING
+    else:
+        port = addresses(server)["http"][1] if scheme == "ws" else bridge.port
+        scheme = "ws"
+    raw.connect(("127.0.0.1", port))
     with connect(f"{scheme}://localhost:{port}/{times}", sock=raw, max_size=None, **more) as peer:
         yield peer
 
 
-def test_large_messages_slow_clients_and_a_reload(server: RunningServer) -> None:
+def test_large_messages_slow_clients_and_a_reload(server: RunningServer, bridge: WebSocketBridge) -> None:
     with contextlib.ExitStack() as peers:
 
-        def of_both(times: int, **more: Any) -> list[ClientConnection]:
-            return [peers.enter_context(opened(server, scheme, times, **more)) for scheme in ("ws", "wss")]
+        def of_all(times: int, **more: Any) -> list[ClientConnection]:
+            return [peers.enter_context(opened(server, bridge, scheme, times, **more)) for scheme in SCHEMES]
 
-        check(server, of_both(1), of_both(1, compression=None), of_both(MANY, max_queue=1), of_both(1))
+        check(server, of_all(1), of_all(1, compression=None), of_all(MANY, max_queue=1), of_all(1))
     server.wait_for_workers(1)
-    for scheme in ("ws", "wss"):
-        with opened(server, scheme, 1) as peer:
+    for scheme in SCHEMES:
+        with opened(server, bridge, scheme, 1) as peer:
             peer.send("again")
             assert peer.recv(PATIENCE) == "again"
     assert server.status()["totals"]["cut"] == 0
@@ -121,7 +137,7 @@ def check(
     for thread in threads:
         thread.join(PATIENCE)
     codes += [ends.get_nowait() for _ in half_way]
-    assert codes == [1012] * 8
+    assert codes == [1012] * 4 * len(SCHEMES)
     assert all(0 < count < MANY for _, count in taken), "the application was still sending"
 
 

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import http
 import socket
+import ssl
 import struct
 import threading
 from typing import Any
@@ -21,7 +22,6 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
-    ConnectionTerminated,
     DataReceived,
     Event,
     RemoteSettingsChanged,
@@ -34,20 +34,22 @@ from h2.settings import SettingCodes
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
 OF_HTTP1 = frozenset(("host", "connection", "upgrade", "sec-websocket-key"))
+GOAWAY = 7
 TIMEOUT = 10.0
 
 
 class WebSocketBridge:
     """Listens on `port`, in a thread with a loop of its own, until `stop`."""
 
-    def __init__(self, server: int, window: int = 65535) -> None:
-        """`server` is the port of the server; `window` is what the client's side grants on a stream (bytes)."""
+    def __init__(self, server: int, secure: ssl.SSLContext | None = None) -> None:
+        """`server` is the port of the server; `secure` is for one that speaks TLS, and offers h2 alone."""
         self._server_port = server
-        self._window = window
+        self._secure = secure
         self.port = 0
         self._loop: asyncio.AbstractEventLoop
         self._stopping: asyncio.Event
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transports: list[asyncio.WriteTransport] = []
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._listen()))
         self._thread.start()
@@ -64,6 +66,9 @@ class WebSocketBridge:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for transport in self._transports:
+            transport.abort()
+        await asyncio.sleep(0.01)  # they are told in turns of the loop
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -71,8 +76,12 @@ class WebSocketBridge:
         self._tasks.add(task)
         try:
             with contextlib.suppress(ConnectionError):
-                to_server = await asyncio.open_connection("127.0.0.1", self._server_port, limit=4096)
-                await _Bridged((reader, writer), to_server, self._window).run()
+                name = None if self._secure is None else "localhost"
+                to_server = await asyncio.open_connection(
+                    "127.0.0.1", self._server_port, limit=4096, ssl=self._secure, server_hostname=name
+                )
+                self._transports += [writer.transport, to_server[1].transport]
+                await _Bridged((reader, writer), to_server).run()
         finally:
             self._tasks.discard(task)
 
@@ -90,19 +99,16 @@ Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class _Bridged:
     """One connection of a client, and its stream."""
 
-    def __init__(self, client: Ends, server: Ends, window: int) -> None:
+    def __init__(self, client: Ends, server: Ends) -> None:
         self.from_client, self.to_client = client
         self.from_server, self.to_server = server
-        for writer in (self.to_client, self.to_server):
-            writer.transport.set_write_buffer_limits(0)  # `drain` returns when the kernel has all
+        self.to_client.transport.set_write_buffer_limits(0)  # `drain` returns when the kernel has all
         self.http2 = H2Connection(
             H2Configuration(client_side=True, header_encoding="utf-8", validate_inbound_headers=False)
         )
-        self.http2.local_settings = type(self.http2.local_settings)(
-            client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: window, SettingCodes.ENABLE_PUSH: 0}
-        )
         self.stream_id = 1
         self.accept = b""
+        self.unread = b""
         self.ready = asyncio.Event()
         self.widened = asyncio.Event()
         self.client_ended = self.over = False
@@ -128,8 +134,8 @@ class _Bridged:
     async def read_server(self) -> None:
         """What the server sends goes to whoever waits for it."""
         with contextlib.suppress(ConnectionError):
-            while data := await self.from_server.read(65536):
-                for event in self.http2.receive_data(data):
+            while frames := await self.read_frames():
+                for event in self.http2.receive_data(frames):
                     if isinstance(event, RemoteSettingsChanged):
                         assert event.changed_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL].new_value == 1
                         self.ready.set()
@@ -141,6 +147,19 @@ class _Bridged:
                 await self.flush()
         self.over = True
         self.events.put_nowait(None)
+
+    async def read_frames(self) -> bytes:
+        """Some whole frames; without GOAWAY, behind which the library would take and send nothing any more."""
+        while data := await self.from_server.read(65536):
+            self.unread += data
+            frames = []
+            while len(self.unread) >= 9 and len(self.unread) >= (end := 9 + int.from_bytes(self.unread[:3], "big")):
+                if self.unread[3] != GOAWAY:
+                    frames.append(self.unread[:end])
+                self.unread = self.unread[end:]
+            if frames:
+                return b"".join(frames)
+        return b""
 
     async def read_client(self) -> None:
         """The client's request becomes the stream's, and what follows is its DATA."""
@@ -202,7 +221,7 @@ class _Bridged:
                         break
                     with contextlib.suppress(OSError):  # it may be gone
                         self.to_client.write_eof()
-                elif isinstance(event, (StreamReset, ConnectionTerminated)):
+                elif isinstance(event, StreamReset):
                     break
         except ConnectionError:
             with contextlib.suppress(Exception):
