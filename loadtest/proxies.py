@@ -16,14 +16,18 @@ PATIENCE = 20.0
 DEPLOY = PROJECT / "deploy"
 
 
-def nginx(directory: Path, port: int, backend: str) -> list[str]:
-    """Its command, once its files are written; it never ends a client's connection for having had many requests."""
+def nginx(directory: Path, port: int, backend: str, further: Mapping[str, str] = {}) -> list[str]:
+    """Its command, once its files are written, with `further` changes of them.
+
+    It never ends a client's connection for having had many requests.
+    """
     upstream = directory / "app-upstream.conf"
     nodes = {"10.0.0.11:8000": backend, "    server 10.0.0.12:8000;\n": ""}
     upstream.write_text(_adapted("nginx/app-upstream.conf", nodes))
     here = {
         "listen 80;": f"listen 127.0.0.1:{port};\n    keepalive_requests 1000000;\n    access_log off;",
         "/etc/nginx/app-upstream.conf": str(upstream),
+        **further,
     }
     temporary = "".join(
         f"    {kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -35,6 +39,12 @@ def nginx(directory: Path, port: int, backend: str) -> list[str]:
         f"http {{\n{temporary}{_adapted('nginx/app.conf', here)}}}\n"
     )
     return ["nginx", "-p", str(directory), "-c", str(configuration), "-e", str(directory / "nginx.log")]
+
+
+def nginx_http2(directory: Path, port: int, backend: str) -> list[str]:
+    """The same, but it speaks HTTP/2 to the server, and no WebSocket: nginx from 1.29.4 on."""
+    version = "proxy_http_version "
+    return nginx(directory, port, backend, {f"{version}1.1;": f"{version}2;"})
 
 
 def haproxy(directory: Path, port: int, backend: str, further: Mapping[str, str] = {}) -> list[str]:
@@ -59,6 +69,7 @@ def haproxy_http2(directory: Path, port: int, backend: str) -> list[str]:
 
 PROXIES: dict[str, Callable[[Path, int, str], list[str]]] = {
     "nginx": nginx,
+    "nginx-http2": nginx_http2,
     "haproxy": haproxy,
     "haproxy-http2": haproxy_http2,
 }
