@@ -185,6 +185,23 @@ def test_half_a_request_is_never_whole_when_the_client_ends_its_side(serve2: Ser
     server.until(lambda: app.ended == 1 and not server.worker.connections)
 
 
+def test_a_response_that_waits_for_its_window_is_whole_though_its_request_never_will_be(serve2: Serve) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, bytes(60_000))
+
+    server = serve2(app)
+    client = server.client({4: 30_000})
+    stream_id = client.post()
+    client.wait_for_content(stream_id, 30_000)
+    client.widen(stream_id, 20_000)
+    client.end()
+    answer = client.wait_for_content(stream_id, 50_000)
+    assert answer.reset is None
+    server.until(lambda: server.newest().eof)
+    server.run(lambda: None)
+    assert server.newest().core.waits(stream_id)  # for a window that can no longer come
+
+
 # ---- back-pressure
 
 

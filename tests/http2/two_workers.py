@@ -66,10 +66,10 @@ class StickyTransport(MemoryTransport):
             protocol.resume_writing()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[override,unused-ignore]
-        assert not self.ended
-        assert not self.ending
         if self.closed:
             return
+        assert not self.ended, "written behind the end"
+        assert not self.ending, "written behind the end"
         if self.stuck or self._waiting:
             self._waiting += data
             self._judge()
@@ -165,6 +165,8 @@ class History:
         self.random = Random(seed)
         self.quick = seed % 2 == 0
         """Requests end soon, so that the connection can move often."""
+        self.breaks = seed % 5 == 0
+        """The client may end its side, or the connection be lost."""
         self.log: list[str] = []
         self.loop = Loop()
         self.scoreboard = Scoreboard.create(2, 2)
@@ -190,7 +192,7 @@ class History:
         self._attach(0, None, bytearray())
 
     def _worker(self) -> WorkerContext:
-        config = Config(health=False, h2_hold=HOLD)
+        config = Config(health=False, h2_hold=HOLD, min_body_rate=0)
         return WorkerContext(self.application, config, self.loop, self.scoreboard, cells(), RetiringFlag())
 
     def _attach(self, holder: int, record: HandOverRecord | None, output: bytearray) -> None:
@@ -225,6 +227,8 @@ class History:
             (self._stick, 2),
             (self._pass_time, 3),
             (self._widen, 4),
+            (self._end, 0.5 if self.breaks else 0),
+            (self._lose, 0.2 if self.breaks else 0),
         ]
         functions = [function for function, _ in choices]
         weights = [weight for _, weight in choices]
@@ -271,7 +275,7 @@ class History:
         self._say(f"body {stream_id} {len(content)} {last}")
 
     def _deliver(self, everything: bool = False) -> None:
-        if not self.transport.is_reading() or self.transport.closed:
+        if not self.transport.is_reading() or self.transport.closed or (not self.client.wire and not self.eof_due):
             return
         wire = self.client.wire
         if wire:
@@ -389,11 +393,38 @@ class History:
         self._say(f"stuck {self.transport.stuck}")
 
     def _pass_time(self) -> None:
-        """Never so much that a client that reads is taken for one that does not."""
+        """Never so much that a client that reads and sends is taken for one that does not."""
+        step = self.random.choice([0.01, 0.1, 0.3, 3.0])
         self._read()
-        self._say("time")
-        self.loop.now += self.random.choice([0.01, 0.1, 0.3])
+        if step > HOLD:
+            if self.transport.stuck:
+                self.transport.unstick()
+            for _ in range(3):
+                self._deliver(everything=True)
+                self.loop.settle()
+                self._read()
+        self._say(f"time {step}")
+        self.loop.now += step
         self._turn()
+        for worker in self.workers:
+            for connection in list(worker.connections):
+                if connection.deadline <= self.loop.now:
+                    self._say("expires")
+                    connection.expire()
+
+    def _end(self) -> None:
+        """The client shuts down its side."""
+        if not self.ended:
+            self._say("end")
+            self.ended = self.eof_due = True
+
+    def _lose(self) -> None:
+        """The connection is lost."""
+        self._say("lost")
+        self.lost = True
+        if self.offer is not None:
+            self._decide_offer()
+        self.transport.abort()
 
     # ---- the end
 
@@ -410,23 +441,21 @@ class History:
                     connection.resume()
         if self.transport.stuck:
             self.transport.unstick()
-        for stream_id in sorted(self.open_bodies):
-            self.client.send(data(stream_id, b"", True))
-        self.open_bodies.clear()
-        for _ in range(1000):
-            before = (len(self.client.wire), self.client.taken, len(self.application.waiting))
+        if not self.ended:
+            for stream_id in sorted(self.open_bodies):
+                self.client.send(data(stream_id, b"", True))
+            self.open_bodies.clear()
+        for _ in range(20):
             self._deliver(everything=True)
             self.loop.settle()
             self._read()
             for number in list(self.application.waiting):
                 self._release(number)
             for stream_id, answer in self.client.answers.items():
-                if not answer.over and stream_id not in self.resets:
+                if not answer.over and stream_id not in self.resets and not self.ended:
                     self.client.widen(stream_id, 100_000)
             self.loop.settle()
             self._read()
-            if (len(self.client.wire), self.client.taken, len(self.application.waiting)) == before:
-                break
             if self.transport.closed or not any(
                 not answer.over and stream_id not in self.resets for stream_id, answer in self.client.answers.items()
             ):
@@ -442,13 +471,17 @@ class History:
         for stream_id, (number, manner, sent) in self.requests.items():
             answer = self.client.answers[stream_id]
             calls = self.application.calls.get(number, 0)
-            if stream_id in self.resets:
+            if stream_id in self.resets or self.lost:
                 assert calls <= 1, f"{number} was called {calls} times"
                 continue
             assert calls == 1, f"{number} ({stream_id}) was called {calls} times"
-            assert answer.reset in (None, ErrorCode.NO_ERROR), f"{number} was reset: {answer.reset}"
-            assert answer.ended, f"{number} ({stream_id}, {manner}) was not answered whole: {answer}"
-            assert answer.fields[b"x-number"] == b"%d" % number
+            if stream_id in self.open_bodies:  # never whole: the client has ended its side
+                continue
+            assert answer.reset in (None, ErrorCode.NO_ERROR), f"{number} ({manner}) was reset: {answer.reset}"
+            if self.ended and not answer.ended and len(answer.content) >= 1000:
+                continue  # no window, and the client has ended its side and can open none
+            assert answer.ended, f"{number} ({stream_id}, {manner}) was not answered whole: {str(answer)[:300]}"
+            assert answer.fields.get(b"x-number") == b"%d" % number, str(answer)[:300]
             content = b"%d:" % number + (bytes(200_000) if manner == "large" else b"")
             if manner == "deaf":
                 assert bytes(answer.content) == content

@@ -221,12 +221,14 @@ class Exchange:
 
     def receive_eof(self) -> None:
         """A request that is not whole never will be."""
-        if self.request.body_is_coming():
+        if not self.request.body_is_coming():
+            self.request.wake()
+        elif self.response.state is DONE:
+            self.reset_behind(ErrorCode.NO_ERROR)
+        else:
             self.response.lose()
             self.core.reset(self.stream_id, ErrorCode.CANCEL)
             self._rest()
-        else:
-            self.request.wake()
 
     def drained(self) -> None:
         """Nothing of the response waits any more."""
