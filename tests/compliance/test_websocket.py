@@ -31,7 +31,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         await send({**message, "type": "websocket.send"})
 
 
-@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+@pytest.fixture(scope="module", params=["uvloop", "asyncio", "uvloop over HTTP/2"])
 def server(request: pytest.FixtureRequest) -> Iterator[WebSocketServer]:
     with serving(echo, request.param) as running:
         yield running

@@ -20,7 +20,7 @@ HEADER = "sec-websocket-extensions: "
 TAIL = b"\0\0\xff\xff"
 
 
-@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+@pytest.fixture(scope="module", params=["uvloop", "asyncio", "uvloop over HTTP/2"])
 def server(request: pytest.FixtureRequest) -> Iterator[WebSocketServer]:
     with serving(echo, request.param) as running:
         yield running

@@ -6,6 +6,7 @@ What is the same is tested over both in tests/websocket.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import struct
 from collections.abc import Callable, Iterator
@@ -335,6 +336,37 @@ def test_calls_that_go_on_after_a_reset_count(serve2: Serve) -> None:
     another = Socket(client)
     client.sync()
     assert another.answer.reset is not ErrorCode.REFUSED_STREAM
+
+
+def test_one_that_has_ended_is_freed_without_the_collector(serve2: Serve) -> None:
+    """However it has ended."""
+    server = serve2(Recording())
+    client = server.client()
+
+    def left() -> list[str]:
+        kinds = {"WebSocketStream", "StreamTransport", "WebSocketSession", "WebSocketRequest", "MessageFraming"}
+        return [name for each in gc.get_objects() if (name := type(each).__name__) in kinds]
+
+    def use(end: Callable[[Socket], object]) -> None:
+        socket = Socket(client).open()
+        socket.send(1, b"hello")
+        assert socket.receive() == (1, b"hello")
+        end(socket)
+        client.wait(socket.stream_id)
+        client.sync()
+
+    gc.collect()
+    gc.disable()
+    try:
+        use(lambda socket: socket.send(8, b"\x03\xe8", ended=True))
+        use(Socket.end)
+        resetting = Socket(client).open()
+        client.reset(resetting.stream_id)
+        client.sync()
+        assert at_rest(server)
+        server.until(lambda: not left())
+    finally:
+        gc.enable()
 
 
 # ---- many on one connection

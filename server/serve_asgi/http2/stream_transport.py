@@ -24,6 +24,10 @@ WRITE_HIGH: Final = 64 * 1024
 """Bytes that wait for the client above which the protocol is paused; asyncio's own number for a socket."""
 
 
+NOBODY: Final = asyncio.Protocol()
+"""In place of a protocol that has been told of the end."""
+
+
 class StreamCarrier(StreamConnection, Protocol):
     """The connection, as far as a stream's transport needs it."""
 
@@ -134,7 +138,8 @@ class StreamTransport(asyncio.Transport):
         """Tell the protocol, behind what has come before it."""
         while self._held:
             self._deliver(self._held.popleft())
-        self._protocol.connection_lost(error)
+        protocol, self._protocol = self._protocol, NOBODY  # which refers to this: it is freed without the collector
+        protocol.connection_lost(error)
 
     def drained(self) -> None:
         """Nothing waits to be sent any more."""
