@@ -27,6 +27,7 @@ def row(beginning: str) -> list[str]:
     [
         ("requests at once", limits.MAX_STREAMS),
         ("requests at once", DEFAULTS.h2_max_streams),
+        ("requests that begin in one turn", limits.REQUESTS_AT_ONCE),
         ("a request's fields", DEFAULTS.max_head_size),
         ("… of a bomb", limits.BOMB_RATIO),
         ("window of a request's body", limits.STREAM_WINDOW),

@@ -29,6 +29,7 @@ from serve_asgi.http.connection_states import (
 )
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.connection_value import import_connection
+from serve_asgi.http.h2.limits import REQUESTS_AT_ONCE
 from serve_asgi.http.h2.receiving import Leaving
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.underlying_tls import UnderlyingTls, tls_of
@@ -86,7 +87,9 @@ class Http2Connection(asyncio.Protocol):
     def __init__(self, worker: WorkerContext, record: HandOverRecord | None = None) -> None:
         self.worker = worker
         config = worker.config
-        self.core = ConnectionCore(worker.max_head_size, worker.check_head, config.h2_max_streams)
+        self.core = ConnectionCore(
+            worker.max_head_size, worker.check_head, config.h2_max_streams, at_once=REQUESTS_AT_ONCE
+        )
         self.output = WriteBuffer(worker)
         self.streams = StreamDispatch()
         self.deadlines = Deadlines(worker)
@@ -165,8 +168,8 @@ class Http2Connection(asyncio.Protocol):
         self.core.begin(worker.max_head_size, worker.config.h2_max_streams)
 
     def _go_on(self) -> None:
-        """Process what another worker, or HTTP/1.1, had read."""
-        if self.state is not IDLE:
+        """Process what another worker, or HTTP/1.1, had read, or what was too much for one turn of the loop."""
+        if self.state is not IDLE and self.state is not REQUEST:
             return
         self.receive_arrived()
         if self.state is IDLE or self.state is REQUEST:
@@ -176,7 +179,7 @@ class Http2Connection(asyncio.Protocol):
         """Go on with what had to wait."""
         data, self.arrived = self.arrived, b""
         self._receive(data)
-        if self.eof:
+        if self.eof and not self.core.more:
             self._client_has_ended()
 
     def data_received(self, data: bytes) -> None:
@@ -207,7 +210,9 @@ class Http2Connection(asyncio.Protocol):
             self.deadlines.frame_arriving(core.in_the_middle)
         if core.shutting_down is not Leaving.NO:
             self.end_if_over()
-        if core.unwritten > READ_LIMIT:
+        if core.more:
+            self.worker.loop.call_soon(self._go_on)
+        if core.unwritten > READ_LIMIT or core.more or self.read_paused:
             self.adjust_reading()
 
     def release(self) -> None:
@@ -222,11 +227,11 @@ class Http2Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has shut down its write side; True keeps the transport for what is still to be written."""
         self.eof = True
-        if (self.state is IDLE or self.state is REQUEST) and not self.arrived:
+        if (self.state is IDLE or self.state is REQUEST) and not self.arrived and not self.core.more:
             self._client_has_ended()
         if self.state is CLOSING:
             return self._closing is not None and not self._closing.lingering
-        return self.state is not IDLE or bool(self.arrived) or self.core.waiting
+        return self.state is not IDLE or bool(self.arrived) or self.core.more or self.core.waiting
 
     def _client_has_ended(self) -> None:
         """Answer what has come whole, also of what was held back; nothing else will."""
@@ -297,7 +302,7 @@ class Http2Connection(asyncio.Protocol):
 
     def adjust_reading(self) -> None:
         """Pause reading while too much waits to be written, or while leaving; read on otherwise."""
-        pause = self.state is LEAVING or self.core.unwritten > READ_LIMIT
+        pause = self.state is LEAVING or self.core.more or self.core.unwritten > READ_LIMIT
         if pause is not self.read_paused and not self.transport.is_closing() and not self.eof:
             self.read_paused = pause
             if pause:

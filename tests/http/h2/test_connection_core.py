@@ -454,3 +454,44 @@ def test_streams_that_cannot_go_on_elsewhere() -> None:
     peer.said()
     with pytest.raises(RuntimeError, match="with stream 5"):
         export_connection(peer.core, [1, 5])
+
+
+# ---- no more at once than the others can wait for
+
+
+def test_requests_wait_for_the_next_turn() -> None:
+    """Nothing of what follows them is lost, nor comes before them."""
+    peer = H2Peer()
+    peer.core.receiver.at_once = 3
+    heads = [peer.headers(stream_id, POST, ended=False) for stream_id in range(1, 17, 2)]
+    turns = [peer.send(*heads, *(data(stream_id, b"body", True) for stream_id in range(1, 17, 2)))]
+    while peer.core.more:
+        turns.append(peer.core.receive(b""))
+    assert [len(of(StreamRequest, events)) for events in turns] == [3, 3, 2]
+    kinds = [type(event) for events in turns for event in events]
+    assert kinds == [StreamRequest] * 8 + [StreamData, StreamEnd] * 8
+    assert peer.core.receive(b"") == []
+
+
+def test_what_waits_for_the_next_turn_travels() -> None:
+    peer = H2Peer()
+    peer.core.receiver.at_once = 1
+    peer.send(*(peer.headers(stream_id) for stream_id in (1, 3, 5)))
+    assert peer.core.more
+    peer.core.send_head(1, OK, True)
+    peer.core.done(1)
+    peer.said()
+    move(peer)
+    assert [event.stream_id for event in of(StreamRequest, peer.events)] == [1, 3, 5]
+
+
+def test_a_connection_that_is_lost_has_nothing_more() -> None:
+    peer = H2Peer()
+    peer.core.receiver.at_once = 1
+    peer.send(peer.headers(1), peer.headers(3), frame(PING, 0, 0, b"too short"))
+    assert peer.core.more
+    peer.core.receive(b"")
+    peer.core.receive(b"")
+    assert peer.lost() is ErrorCode.FRAME_SIZE_ERROR
+    assert not peer.core.more
+    assert peer.core.receive(b"") == []

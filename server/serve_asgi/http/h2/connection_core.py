@@ -13,6 +13,7 @@ may be gone whenever the shell speaks of it: then nothing happens.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -42,12 +43,15 @@ class ConnectionCore:
         check: Callable[[Head], None],
         max_streams: int = MAX_STREAMS,
         clock: Callable[[], float] = time.monotonic,
+        at_once: float = math.inf,
     ) -> None:
         """`max_head_size`: bytes of a request head; `check` raises BadRequest for one that other limits refuse.
 
-        `max_streams`: requests in progress at once. `clock`: a monotonic time (s).
+        `max_streams`: requests in progress at once. `clock`: a monotonic time (s). `at_once`: requests that one
+        `receive` begins at most; while there is `more`, give it b"", in another turn of the loop.
         """
         self.receiver = FrameReceiver(max_head_size, check, max_streams, clock)
+        self.receiver.at_once = at_once
         self.receive: Callable[[bytes], list[Event]] = self.receiver.receive
         """Take bytes from the client; return what has happened, in its order."""
         self._sender = self.receiver.sender
@@ -211,6 +215,11 @@ class ConnectionCore:
     def settled(self) -> bool:
         """Whether the client has begun as it must: with the preface and SETTINGS."""
         return self.receiver.settled
+
+    @property
+    def more(self) -> bool:
+        """Whether `receive` has left some of what has come for its next call."""
+        return self.receiver.more
 
     @property
     def in_the_middle(self) -> bool:

@@ -9,7 +9,7 @@ header compression or windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from struct import Struct
 from typing import Final
 
@@ -101,10 +101,10 @@ class FrameReader:
         """What has come of a frame that is not whole yet."""
         return bytes(self._rest)
 
-    def frames(self, data: bytes) -> Iterator[Frame]:
-        """The frames that are whole with `data`; to be taken to the end before the next call.
+    def frames(self, data: bytes) -> Generator[Frame, None, None]:
+        """The frames that are whole with `data`; to be taken to the end, or closed, before the next call.
 
-        Raises ConnectionFault.
+        Of one that was closed the rest is kept, and comes with the next call. Raises ConnectionFault.
         """
         rest = self._rest
         if rest:
@@ -116,22 +116,24 @@ class FrameReader:
         position, size = 0, len(data)
         max_size, unpack = self._max_size, HEAD.unpack_from
         self._needed = HEAD_SIZE
-        while size - position >= HEAD_SIZE:
-            word, flags, stream_id = unpack(data, position)
-            kind = word & 0xFF
-            length = word >> 8
-            start = position + HEAD_SIZE
-            end = start + length
-            if kind > HEADERS or not 0 < stream_id <= MAX_STREAM_ID or length > max_size:
-                stream_id &= MAX_STREAM_ID
-                check_head(kind, stream_id, length, max_size)
-            if end > size:
-                self._needed = end - position
-                break
-            position = end
-            yield kind, flags, stream_id, data[start:end]
-        if position < size:
-            rest += data[position:] if position else data
+        try:
+            while size - position >= HEAD_SIZE:
+                word, flags, stream_id = unpack(data, position)
+                kind = word & 0xFF
+                length = word >> 8
+                start = position + HEAD_SIZE
+                end = start + length
+                if kind > HEADERS or not 0 < stream_id <= MAX_STREAM_ID or length > max_size:
+                    stream_id &= MAX_STREAM_ID
+                    check_head(kind, stream_id, length, max_size)
+                if end > size:
+                    self._needed = end - position
+                    break
+                position = end
+                yield kind, flags, stream_id, data[start:end]
+        finally:
+            if position < size:
+                rest += data[position:] if position else data
 
 
 def check_head(kind: int, stream_id: int, length: int, max_size: int) -> None:

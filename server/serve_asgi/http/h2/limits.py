@@ -21,6 +21,10 @@ One counts until its application has returned, also where the client has reset i
 (CVE-2023-44487) never has more work under way than this. One more is refused with REFUSED_STREAM, which tells the
 client that it may ask again."""
 
+REQUESTS_AT_ONCE: Final = 32
+"""Requests of one connection that a turn of the loop begins; the rest of what has come waits for the next turn. Without
+this the 250 that a rapid reset gets through before it is cut would keep everybody else waiting for some 8 ms."""
+
 STREAM_WINDOW: Final = 128 * 1024
 """Bytes of a request's body that are on their way or wait for the application. Twice the protocol's default, so that an
 upload gets 4 MB/s at a round trip of 30 ms."""

@@ -10,7 +10,8 @@ floods.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Generator
 from typing import Final
 
 from serve_asgi.http.h2 import frames
@@ -66,6 +67,7 @@ class FrameReceiver:
     """Of one connection."""
 
     __slots__ = (
+        "at_once",
         "blocks",
         "early_priorities",
         "floods",
@@ -73,6 +75,7 @@ class FrameReceiver:
         "held",
         "leaving",
         "lost",
+        "more",
         "preface",
         "reader",
         "requests",
@@ -104,18 +107,23 @@ class FrameReceiver:
         """Frames that are not looked at before it is known where the connection goes on; None: all are."""
         self.requests = 0
         """Requests that the client has begun, also with other processes before."""
+        self.at_once: float = math.inf
+        """Requests that one `receive` begins at most."""
+        self.more = False
+        """It has left some of what has come for the next call."""
         self.leaving = Leaving.NO
         self.lost: ConnectionLost | None = None
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the client; return what has happened, in its order. After a `ConnectionLost` nothing more."""
         events: list[Event] = []
+        self.more = False
         if self.lost is not None:
             return events
         try:
             if self.preface:
                 data = self._read_preface(data)
-            self._receive_frames(self.frames.frames(data), events)
+            self._receive_frames(self.frames.frames(data), events, self.requests + self.at_once)
         except ConnectionFault as fault:
             events.append(self.lose(fault))
         return events
@@ -129,8 +137,8 @@ class FrameReceiver:
         self.preface = preface[size:]
         return data[size:]
 
-    def _receive_frames(self, given: Iterator[Frame], events: list[Event]) -> None:
-        """Raises ConnectionFault."""
+    def _receive_frames(self, given: Generator[Frame, None, None], events: list[Event], most: float = math.inf) -> None:
+        """Stop at so many requests since the connection began. Raises ConnectionFault."""
         blocks = self.blocks
         for frame in given:
             held = self.held
@@ -163,6 +171,10 @@ class FrameReceiver:
                 if self.streams.reset(fault.stream_id, fault.code):
                     events.append(StreamReset(fault.stream_id, fault.code, fault.reason))
                 self.floods.count(FloodKind.RESETS, self.requests)  # CVE-2025-8671
+            if kind == HEADERS and self.requests >= most:
+                given.close()
+                self.more = bool(self.frames.rest)
+                return
 
     # ---- header blocks
 
