@@ -341,7 +341,7 @@ class MultiplexedConnection(asyncio.Protocol):
         if code:
             self.oddities.append(f"GOAWAY with {code_name(code)} {payload[8:60]!r}")
         if self.goaway is not None and last > self.goaway:
-            self.oddities.append(f"GOAWAY with stream {last} after one with {self.goaway} (RFC 9113 6.8)")
+            self.oddities.append("GOAWAY with a later last stream than the one before (RFC 9113 6.8)")
         self.goaway = last
         self._tell(Left.GOAWAY)
         for stream in [stream for number, stream in self._streams.items() if number > last]:
