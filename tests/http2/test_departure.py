@@ -332,14 +332,15 @@ def test_a_canary_is_lent_one_connection_that_rests(serve2: Serve) -> None:
     assert [client.goaways() for client in (busy, idle, other)] == [[], [], []]
 
 
-def test_draining_announces_the_end_behind_a_response(serve2: Serve) -> None:
-    server = serve2(echo)
+@pytest.mark.parametrize("path", [b"/", b"/ping"])
+def test_draining_announces_the_end_behind_a_response(serve2: Serve, path: bytes) -> None:
+    server = serve2(echo, health_path="/ping")
     client = server.client()
     client.wait(client.get())
     server.worker.announce_close = True
     client.sync()
     assert client.goaways() == []
-    assert client.wait(client.get()).status == 200
+    assert client.wait(client.get(path)).status == 200
     client.read_to_end()
     assert client.goaways() == [(LAST, NO_ERROR), (3, NO_ERROR)]
 

@@ -14,7 +14,7 @@ from serve_asgi.http.h2.limits import CONNECTION_WINDOW, STREAM_WINDOW
 from serve_asgi.http.worker_context import Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from tests.connection_server import Log
-from tests.http.h2.peer import POST
+from tests.http.h2.peer import GET, POST
 from tests.http.http_server import body, echo, read, respond, start
 from tests.http2.frame_client import data
 from tests.http2.http2_server import Http2Server
@@ -354,6 +354,29 @@ def test_more_requests_than_the_worker_takes_are_answered_503(serve2: Serve) -> 
     assert [client.wait(stream_id).status for stream_id in first] == [200, 200]
     assert server.cell(Cell.REFUSED) == 1
     assert sorted(record[4] for record in log.records) == [200, 200, 503]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_requests_of_one_moment_are_counted_at_once(serve2: Serve, whole: bool) -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go.wait()
+        await respond(send, b"ok")
+
+    server = serve2(app, max_concurrency=2)
+    client = server.client()
+    pieces, streams = [], []
+    for number in range(6):
+        has_body = number % 2 == 0
+        stream_id, head = client.head(POST if has_body else GET, not has_body)
+        streams.append(stream_id)
+        pieces.append(head + (data(stream_id, b"x", True) if has_body and whole else b""))
+    client.send(*pieces)
+    for stream_id in streams[2:]:
+        client.wait(stream_id)
+    server.run(go.set)
+    assert sorted(client.wait(stream_id).status for stream_id in streams) == [200, 200, 503, 503, 503, 503]
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -157,6 +157,7 @@ class StreamDispatch:
         if own.begin(response):
             self._handlers[stream_id] = own
         connection.flush_soon()
+        connection.is_last()
 
     # ---- handlers
 
