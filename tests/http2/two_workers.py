@@ -227,6 +227,7 @@ class History:
             (self._stick, 2),
             (self._pass_time, 3),
             (self._widen, 4),
+            (self._burst, 1),
             (self._end, 0.5 if self.breaks else 0),
             (self._lose, 0.2 if self.breaks else 0),
         ]
@@ -257,6 +258,12 @@ class History:
             )
         self.requests[stream_id] = number, manner, b""
         self._say(f"ask {stream_id} {path.decode()} {has_body}")
+
+    def _burst(self) -> None:
+        """More requests than are begun in one turn of the loop."""
+        for _ in range(40):
+            self._ask()
+        self._deliver(everything=True)
 
     def _answered(self) -> int:
         return sum(answer.over for answer in self.client.answers.values())
