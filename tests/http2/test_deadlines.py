@@ -255,6 +255,21 @@ def test_a_connection_whose_window_stays_shut_loses_the_streams_that_wait_for_it
     server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0 and not server.worker.tasks)
 
 
+def test_a_stream_that_waits_for_its_turn_is_not_held_against_a_client_that_reads(serve2: Serve) -> None:
+    server = serve2(endless, write_timeout=0.4)
+    client = server.client({4: 1 << 24}, 0)
+    urgent = client.get(b"/endless", (b"priority", b"u=0"))
+    starved = client.get(b"/endless", (b"priority", b"u=7"))
+    client.wait_for_content(urgent, 65_535)
+    for number in range(1, 9):
+        client.widen(0, 5000)
+        client.wait_for_content(urgent, 65_535 + 5000 * number)
+        server.wait_for(asyncio.sleep(0.15))
+    assert client.answers[starved].reset is None
+    assert client.wait(urgent).reset is ErrorCode.CANCEL  # now nobody takes anything
+    assert client.wait(starved).reset is ErrorCode.CANCEL
+
+
 def test_a_response_of_the_servers_own_that_nobody_takes_is_reset(serve2: Serve) -> None:
     server = serve2(echo, write_timeout=0.3, max_headers=3)
     client = server.client({4: 0})

@@ -114,7 +114,7 @@ class Exchange:
         self.deadline = INFINITY
         self._waiters: list[asyncio.Future[bool]] = []
         self._sent = -1
-        """Bytes of the response that had gone out when the deadline was set; -1: none of it waited."""
+        """How far the client had come with it when the deadline was set; -1: none of it waited."""
         self._returned = False
         """The application has."""
         self._code: ErrorCode | None = None
@@ -404,14 +404,14 @@ class Exchange:
 
     def _watch(self) -> None:
         """Some of the response waits for the client's window: it must take something in time."""
-        self._sent = self.core.sent(self.stream_id)
+        self._sent = self.core.progress(self.stream_id)
         self._look_again(self.connection.worker.config.write_timeout)
 
     def expire(self) -> None:
         """The deadline has passed: the client takes nothing, or sends nothing, or is not at fault."""
         self.deadline = INFINITY
         if self.core.waits(self.stream_id):
-            if self.core.sent(self.stream_id) == self._sent and not self.connection.blocked:
+            if self.core.progress(self.stream_id) == self._sent and not self.connection.blocked:
                 self.core.reset(self.stream_id, ErrorCode.CANCEL)
                 self.lose()
                 self._rest()

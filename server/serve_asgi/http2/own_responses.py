@@ -77,7 +77,7 @@ class OwnResponse:
 
     def _watch(self) -> None:
         worker = self._connection.worker
-        self._sent = self._connection.core.sent(self._stream_id)
+        self._sent = self._connection.core.progress(self._stream_id)
         self.deadline = worker.loop.time() + worker.config.write_timeout
         self._connection.expect(self.deadline)
 
@@ -105,7 +105,7 @@ class OwnResponse:
     def expire(self) -> None:
         """The client takes nothing of it."""
         core, stream_id = self._connection.core, self._stream_id
-        if core.sent(stream_id) != self._sent or self._connection.blocked:
+        if core.progress(stream_id) != self._sent or self._connection.blocked:
             self._watch()
             return
         core.reset(stream_id, ErrorCode.CANCEL)

@@ -192,11 +192,16 @@ class ConnectionCore:
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.queued
 
-    def sent(self, stream_id: int) -> int:
-        """Bytes of its response's body that have gone out; where that stays the same while more `waits`, the client
-        gives no window or does not read."""
+    def progress(self, stream_id: int) -> int:
+        """A number from 0 that stays the same while some of the body `waits` and the client takes nothing.
+
+        What waits with an open window of its own waits for the connection's, or for its turn behind what is more urgent
+        (RFC 9218 4.1): as long as the client takes anything, it is not the client that is to blame.
+        """
         stream = self._streams.get(stream_id)
-        return 0 if stream is None else stream.sent
+        if stream is None:
+            return 0
+        return stream.sent if stream.send_window <= 0 else self._sender.granted - self._sender.window
 
     def may_receive(self, stream_id: int) -> bool:
         """Whether the windows allow the client to send more of its request's body."""

@@ -79,7 +79,7 @@ def import_connection(core: ConnectionCore, value: dict[str, Any]) -> None:
     receiver.reader.restore(decoder_size, _fields_from_json(decoder_entries))
     size, smallest, encoder_entries = value["encoder"]
     receiver.sender.encoder.restore((size, smallest), _fields_from_json(encoder_entries))
-    receiver.sender.window = value["send_window"]
+    receiver.sender.window = receiver.sender.granted = value["send_window"]
     receiver.streams.window.restore(value["receive_window"])
     receiver.streams.ended.restore(value["ended"])
     receiver.requests = value["requests"]

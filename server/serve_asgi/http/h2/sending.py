@@ -45,6 +45,7 @@ class FrameSender:
         "closed",
         "drained",
         "encoder",
+        "granted",
         "window",
     )
 
@@ -59,7 +60,9 @@ class FrameSender:
         self._size = 0
         self.encoder = HeaderEncoder()
         self.window = DEFAULT_WINDOW
-        """What we may send on the connection."""
+        """What we may send on the connection,"""
+        self.granted = DEFAULT_WINDOW
+        """and what the client has granted in all."""
         self.closed: list[Stream] = []
         """Streams with a request's body that have ended with what was sent, since somebody last emptied this."""
         self.drained: list[int] = []
@@ -258,6 +261,7 @@ class FrameSender:
     def widen(self, increment: int) -> None:
         """The connection's window. Raises OverflowError."""
         self.window = widened(self.window, increment)
+        self.granted += increment
 
     def widen_stream(self, stream: Stream, increment: int) -> None:
         """A stream's window. Raises OverflowError."""
