@@ -175,6 +175,7 @@ SIZES = st.lists(st.none() | st.integers(0, 4096), min_size=12, max_size=12)
 
 
 @given(BLOCKS, SIZES, st.booleans())
+@settings(deadline=None)
 def test_it_reads_what_the_library_writes(
     blocks: list[list[tuple[bytes, bytes, bool]]], sizes: list[int | None], coded: bool
 ) -> None:
@@ -190,6 +191,7 @@ def test_it_reads_what_the_library_writes(
 
 
 @given(BLOCKS, SIZES)
+@settings(deadline=None)
 def test_the_library_reads_what_it_writes(
     blocks: list[list[tuple[bytes, bytes, bool]]], sizes: list[int | None]
 ) -> None:
@@ -209,6 +211,7 @@ def test_the_library_reads_what_it_writes(
 
 
 @given(st.binary(max_size=300))
+@settings(deadline=None)
 def test_whatever_comes_is_read_or_refused(data: bytes) -> None:
     """And where the library reads it, it reads the same."""
     decoder, oracle = HeaderDecoder(), hpack.Decoder()
@@ -226,6 +229,7 @@ def test_whatever_comes_is_read_or_refused(data: bytes) -> None:
 
 
 @given(st.binary(max_size=100))
+@settings(deadline=None)
 def test_huffman(text: bytes) -> None:
     library = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
     coded = huffman.encode(text)
@@ -234,6 +238,7 @@ def test_huffman(text: bytes) -> None:
 
 
 @given(st.binary(max_size=20))
+@settings(deadline=None)
 def test_huffman_is_read_in_one_way(data: bytes) -> None:
     """What is read is what would have been written: there is one code for a string."""
     try:
@@ -244,7 +249,7 @@ def test_huffman_is_read_in_one_way(data: bytes) -> None:
 
 
 @given(st.integers(0, 1 << 21), st.integers(4, 7))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_integers(value: int, bits: int) -> None:
     assert integer(value, (1 << bits) - 1, 0) == bytes(hpack.hpack.encode_integer(value, bits))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_asgi.http.h2 import frames
@@ -48,6 +48,7 @@ def test_what_is_read(value: bytes, priority: tuple[int, bool]) -> None:
 
 
 @given(st.binary(max_size=30))
+@settings(deadline=None)
 def test_nothing_is_too_strange(value: bytes) -> None:
     assert 0 <= read_priority(value).urgency <= 7
 
