@@ -60,7 +60,8 @@ class Http2Client:
         entry.planned = request.planned + sum(pause for pause, _ in request.pieces)
         connection = None
         try:
-            connection = await self._connected()
+            while (connection := await self._connected()).full:
+                await asyncio.wait([connection.changed()])  # it may also end: what was not sent yet goes to another one
             entry.connection = connection.number
             head = [(b":scheme", b"http" if self._load.tls is None else b"https"), *request.head]
             stream = connection.begin(head, end=request.bodiless)

@@ -27,7 +27,7 @@ from h2.settings import SettingCodes, Settings
 
 from loadtest import tls
 from loadtest.connection import CONNECT_TIMEOUT, Failure, Response
-from loadtest.http2_frames import FRAME_HEAD, FrameWriter, whole_frames
+from loadtest.http2_frames import FRAME_HEAD, FrameWriter, code_name, whole_frames
 from loadtest.ledger import Cause, Left
 
 Fields = Sequence[tuple[bytes, bytes]]
@@ -85,7 +85,7 @@ class Stream:
             if sent == len(data):
                 return
             if not room:
-                changes: list[asyncio.Future[Any]] = [self.answer, self._connection.window_opened()]
+                changes: list[asyncio.Future[Any]] = [self.answer, self._connection.changed()]
                 await asyncio.wait(changes, return_when="FIRST_COMPLETED")
 
     def end(self, trailers: Fields) -> None:
@@ -122,7 +122,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._incoming = bytearray()
         self._streams: dict[int, Stream] = {}
         self._ended: deque[tuple[float, float]] = deque(maxlen=LATEST)
-        self._window: asyncio.Future[None] | None = None
+        self._change: asyncio.Future[None] | None = None
         self._told = False  # `left` has been told
         self.number = 0
         """Whose turn it was to be opened in this run: 1 is the first."""
@@ -187,6 +187,11 @@ class MultiplexedConnection(asyncio.Protocol):
         return self.ended is None and self.goaway is None
 
     @property
+    def full(self) -> bool:
+        """Whether the server allows no more requests at once (SETTINGS_MAX_CONCURRENT_STREAMS, RFC 9113 5.1.2)."""
+        return self.usable and self._h2.open_outbound_streams >= self._h2.remote_settings.max_concurrent_streams
+
+    @property
     def open_streams(self) -> int:
         """Requests in progress."""
         return len(self._streams)
@@ -217,11 +222,11 @@ class MultiplexedConnection(asyncio.Protocol):
         """How many bytes of a body may be sent now, in one frame."""
         return max(0, min(self._h2.local_flow_control_window(stream), self._h2.max_outbound_frame_size))
 
-    def window_opened(self) -> asyncio.Future[None]:
-        """Done when there may be more room."""
-        if self._window is None:
-            self._window = asyncio.get_running_loop().create_future()
-        return self._window
+    def changed(self) -> asyncio.Future[None]:
+        """Done when the server has said something, or has ended the connection: there may be more room."""
+        if self._change is None:
+            self._change = asyncio.get_running_loop().create_future()
+        return self._change
 
     def send_data(self, stream: int, data: bytes, *, end: bool) -> None:
         """One DATA frame."""
@@ -240,6 +245,7 @@ class MultiplexedConnection(asyncio.Protocol):
         if self._streams.pop(stream, None) is not None and self.ended is None:
             self._h2.reset_stream(stream, ErrorCodes.CANCEL)
             self._flush()
+            self._has_changed()
 
     # what the loop does
 
@@ -270,9 +276,7 @@ class MultiplexedConnection(asyncio.Protocol):
             self._end(Cause.WRONG, f"{type(error).__name__}: {error}")
             return
         self._flush()
-        if self._window is not None and not self._window.done():
-            self._window.set_result(None)
-        self._window = None
+        self._has_changed()
 
     def eof_received(self) -> bool:
         self._tell(Left.EOF)
@@ -363,8 +367,14 @@ class MultiplexedConnection(asyncio.Protocol):
         if not stream.answer.done():
             stream.answer.set_exception(failure)
 
+    def _has_changed(self) -> None:
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+        self._change = None
+
     def _end(self, cause: Cause, detail: str = "") -> None:
         self.ended = self.ended or cause
+        self._has_changed()
         for stream in list(self._streams.values()):
             cut = Cause.TRUNCATED if stream.begun and cause is Cause.EOF else cause
             self._fail(stream, Failure(cut, f"{detail or cause.value}, {self.open_streams} streams were open"))
@@ -382,11 +392,3 @@ class MultiplexedConnection(asyncio.Protocol):
     def _flush(self) -> None:
         if data := self._h2.data_to_send():
             self._writer.write(data)
-
-
-def code_name(code: int) -> str:
-    """The name of an error code (RFC 9113 7)."""
-    try:
-        return ErrorCodes(code).name
-    except ValueError:
-        return f"error code {code:#x}"

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from random import Random
 from typing import Final
 
+from h2.errors import ErrorCodes
+
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client says first (RFC 9113 3.4)."""
 FRAME_HEAD: Final = 9
@@ -109,3 +111,11 @@ def in_several_frames(data: bytes, random: Random) -> bytes:
                 flags |= END_HEADERS
             out += (end - start).to_bytes(3) + bytes((kind, flags)) + stream + block[start:end]
     return out + bytes(buffer)
+
+
+def code_name(code: int) -> str:
+    """The name of an error code (RFC 9113 7)."""
+    try:
+        return ErrorCodes(code).name
+    except ValueError:
+        return f"error code {code:#x}"

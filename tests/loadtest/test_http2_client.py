@@ -14,6 +14,7 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
 from loadtest.app import TRAILER
@@ -222,6 +223,24 @@ def test_right_answers_on_one_connection(cut: bool) -> None:
     outcome = exchange(answer_rightly, four_at_once, manner=Manner(cut=cut))
     assert (outcome.causes, outcome.left, len(outcome.peers)) == ([None] * 4, [], 1)
     assert not outcome.ledger.oddities
+
+
+def test_no_more_requests_at_once_than_the_server_allows() -> None:
+    most = 0
+
+    def act(peer: Peer, stream: int, number: int, answer: bytes) -> None:
+        nonlocal most
+        most = max(most, peer.core.open_inbound_streams)
+        if number == 1:
+            peer.core.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 1})
+        peer.answer(stream, number, answer)
+
+    async def one_and_then_four(client: Http2Client) -> None:
+        await client.exchange(asking)
+        await four_at_once(client)
+
+    outcome = exchange(act, one_and_then_four)
+    assert (outcome.causes, len(outcome.peers), most) == ([None] * 5, 1, 1)
 
 
 def test_one_stream_that_is_reset_hurts_no_other() -> None:
