@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_asgi.http.client_socket import unacknowledged
+from serve_asgi.http.client_socket import acknowledged, unacknowledged
 from tests.connection_server import LOOPS
 
 SIZE = 20_000_000
@@ -37,15 +37,19 @@ def test_reading_shows_though_the_transport_is_not_asked_for_more(
             await asyncio.sleep(0)
             full = unacknowledged(transport)
             assert full > transport.get_write_buffer_size()
+            known = 0 <= acknowledged(transport) < SIZE
+            assert known is (ours.family == socket.AF_INET)
             got = 0
             while unacknowledged(transport) >= full:
                 with contextlib.suppress(BlockingIOError):
                     got += len(client.recv(65536))
                 await asyncio.sleep(0.001)
             assert 0 < got < SIZE
+            assert (acknowledged(transport) > 0) is known
             transport.abort()
             await asyncio.sleep(0.01)
             assert unacknowledged(transport) == transport.get_write_buffer_size()
+            assert acknowledged(transport) == -1
 
     with contextlib.closing(LOOPS[loop_name]()) as loop:
         loop.run_until_complete(asyncio.wait_for(main(), 20))

@@ -594,21 +594,21 @@ def test_a_ping_that_waits_behind_others_is_not_held_against_the_client(serve2: 
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await respond(send, bytes(12_000_000))
+            await respond(send, bytes(8_000_000))
             return
         await receive()
         await send({"type": "websocket.accept"})
         while (await receive())["type"] == "websocket.receive":
             pass
 
-    server = serve2(app, ws_ping_interval=0.2, ws_ping_timeout=0.2)
+    server = serve2(app, ws_ping_interval=0.2, ws_ping_timeout=0.7)
     client = server.client({Setting.INITIAL_WINDOW_SIZE: 1 << 30}, SO_RCVBUF=65536)
     socket = Socket(client).open()
     request = client.get()
     received = client.answers[request].content
-    while len(received) < 12_000_000:
+    while len(received) < 8_000_000:
         server.settled(lambda: False, 0.01)  # it reads slowly
-        client.receive(client.sock.recv(60_000))
+        client.receive(client.sock.recv(25_000))
         for opcode, _ in socket.frames():
             assert opcode == 9
             socket.send(10)

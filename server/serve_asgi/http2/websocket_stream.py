@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Final, cast
 
-from serve_asgi.http.client_socket import unacknowledged
+from serve_asgi.http.client_socket import acknowledged, unacknowledged
 from serve_asgi.http.h2.events import Fields, StreamRequest
 from serve_asgi.http.survival import Survival
 from serve_asgi.http2.own_responses import fields_of_head
@@ -30,19 +30,20 @@ _WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
 class StreamWriteFlow(WriteFlow):
     """Whether the client takes what is written to a stream, on a connection that carries other streams as well."""
 
-    __slots__ = ("_carrier", "_untaken")
+    __slots__ = ("_before", "_carrier", "_target")
 
     def __init__(self, carrier: StreamCarrier) -> None:
         super().__init__(carrier.worker.loop)
         self._carrier = carrier
-        self._untaken = 0
-        """What the client had not taken of the whole connection when it was last looked at."""
+        self._before = self._target = 0
+        """Bytes of the whole connection, at the last look: those that the client had taken, and all."""
 
     def is_behind(self, transport: asyncio.Transport) -> bool:
-        """See `WriteFlow`; a ping may also wait behind what others have written, while the client takes that."""
-        untaken, before = unacknowledged(self._carrier.transport), self._untaken
-        self._untaken = untaken
-        return super().is_behind(transport) or (untaken != 0 and untaken != before)
+        """See `WriteFlow`; also whether it has taken some, and not all, of what others had written by the last look."""
+        connection = self._carrier.transport
+        taken, before, target = acknowledged(connection), self._before, self._target
+        self._before, self._target = taken, taken + unacknowledged(connection)
+        return super().is_behind(transport) or before < taken < target
 
     def is_stalled(self, transport: asyncio.Transport, now: float, timeout: float) -> bool:
         """See `WriteFlow`; where the client takes nothing of the whole connection, that is the connection's matter."""
