@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import random
 import struct
 from random import Random
 
@@ -24,7 +25,6 @@ from tests.http2.http2_server import NO_LIMIT, CheckedHttp2Connection
 from tests.http2.test_websockets import CONNECT, VERSION
 from tests.http2.two_workers import MemoryClient, StickyTransport
 from tests.rows import cells
-from tests.websocket.websocket_server import frame
 
 RUNS = 8
 EACH = 25
@@ -74,7 +74,8 @@ class Application:
         if manner == "deaf":
             await told.go_on.wait()
         while (message := await receive())["type"] == "websocket.receive":
-            told.received.append(message["bytes"])
+            content = message["bytes"] if "bytes" in message else message["text"].encode()
+            told.received.append(content)
             if manner == "raises":
                 raise ZeroDivisionError
             if manner == "returns":
@@ -83,7 +84,7 @@ class Application:
                 await send({"type": "websocket.close", "code": 4000})
                 continue
             for _ in range(20 if manner == "floods" else 1):
-                await send({"type": "websocket.send", "bytes": message["bytes"]})
+                await send({"type": "websocket.send", "bytes": content})
         told.codes.append(message["code"])
         assert (await receive()) == message
         await send({"type": "websocket.send", "bytes": b"nobody gets this"})
@@ -94,6 +95,7 @@ class History:
 
     def __init__(self, seed: int, steps: int) -> None:
         self.random = Random(seed)
+        random.seed(seed)  # by which the worker chooses when each WebSocket closes
         self.loop = Loop()
         self.scoreboard = Scoreboard.create(1, 1)
         self.application = Application()
@@ -166,12 +168,19 @@ class History:
         self.client.send(data(stream_id, content))
         return True
 
+    def _frame(self, opcode: int, payload: bytes) -> bytes:
+        """With a mask that the seed gives."""
+        size, key = len(payload), self.random.randbytes(4)
+        length = bytes([0x80 | size]) if size < 126 else struct.pack("!BH", 0x80 | 126, size)
+        masked = int.from_bytes(payload) ^ int.from_bytes((key * (size // 4 + 1))[:size])
+        return bytes([0x80 | opcode]) + length + key + masked.to_bytes(size)
+
     def _message(self) -> None:
         stream_id = self._some()
         if stream_id and stream_id not in self.rest:
             size = self.random.choice([0, 1, 10, 100, 1000, 5000, 40_000])
             payload = struct.pack(">I", len(self.sent[stream_id])) + bytes(size)
-            whole = frame(2, payload)
+            whole = self._frame(2, payload)
             cut = self.random.choice([len(whole), len(whole), self.random.randrange(1, len(whole))])
             if self._send(stream_id, whole[:cut]):
                 self.sent[stream_id].append(payload)
@@ -187,11 +196,13 @@ class History:
     def _ping(self) -> None:
         stream_id = self._some()
         if stream_id and stream_id not in self.rest:
-            self._send(stream_id, frame(9, b"x" * self.random.choice([0, 10, 125])) * self.random.choice([1, 1, 50]))
+            self._send(
+                stream_id, self._frame(9, b"x" * self.random.choice([0, 10, 125])) * self.random.choice([1, 1, 50])
+            )
 
     def _close(self) -> None:
         stream_id = self._some()
-        if stream_id and stream_id not in self.rest and self._send(stream_id, frame(8, b"\x03\xe8")):
+        if stream_id and stream_id not in self.rest and self._send(stream_id, self._frame(8, b"\x03\xe8")):
             self.open.remove(stream_id)
             if self.random.random() < 0.7:
                 self.client.send(data(stream_id, b"", True))
