@@ -256,7 +256,7 @@ def test_a_connection_whose_window_stays_shut_loses_the_streams_that_wait_for_it
 
 
 def test_a_stream_that_waits_for_its_turn_is_not_held_against_a_client_that_reads(serve2: Serve) -> None:
-    server = serve2(endless, write_timeout=0.4)
+    server = serve2(endless, write_timeout=0.8)
     client = server.client({4: 1 << 24}, 0)
     urgent = client.get(b"/endless", (b"priority", b"u=0"))
     starved = client.get(b"/endless", (b"priority", b"u=7"))
@@ -280,10 +280,10 @@ def test_a_response_of_the_servers_own_that_nobody_takes_is_reset(serve2: Serve)
 
 
 def test_a_stream_that_gets_a_little_window_again_and_again_is_served(serve2: Serve) -> None:
-    server = serve2(endless, write_timeout=0.4)
+    server = serve2(endless, write_timeout=0.8)
     client = server.client({4: 1000})
     slow = client.get(b"/endless")
-    for number in range(1, 7):
+    for number in range(1, 9):
         client.wait_for_content(slow, 1000 * number)
         server.wait_for(asyncio.sleep(0.15))
         client.widen(slow, 1000)
@@ -335,7 +335,7 @@ def test_a_client_that_reads_slowly_is_served(serve2: Serve) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send, bytes(size))
 
-    server = serve2(app, write_timeout=0.4)
+    server = serve2(app, write_timeout=0.8)
     client = server.client({4: 1 << 30}, SO_RCVBUF=65536)
     stream_id = client.get()
     for part in range(500_000, size + 1, 500_000):
