@@ -44,7 +44,8 @@ def ask(history: History, count: int, manner: bytes, has_body: bool, resets: boo
 
 def garbage_of(act: Callable[[], None]) -> Counter[str]:
     """The kinds of what only the collector would free, after this."""
-    gc.collect()
+    for _ in range(3):  # what other tests have left may have finalizers, which let go of more
+        gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
@@ -89,7 +90,7 @@ def test_many_requests_leave_nothing_behind() -> None:
     assert core.receiver.streams.by_id == {}
     assert core.receiver.streams.busy == set()
     assert len(core.receiver.streams.ended._reset) <= 256
-    assert history.workers[0].numbered == {}
+    assert list(history.workers[0].numbered.values()) == [history.connection]
     history.close()
 
 

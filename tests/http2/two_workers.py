@@ -15,6 +15,7 @@ from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.survival import EXTENSION
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard
 from tests.http.memory import Loop, MemoryTransport
@@ -36,6 +37,10 @@ PHASES: Final = (
 QUICK: Final = ("now", "now", "now", "now", "now", "now", "deaf", "large", "wait")
 SLOW: Final = ("now", "now", "now", "wait", "wait", "stream", "late", "deaf", "large")
 """How an application answers."""
+LIVES: Final = ("live", "live", "tell")
+"""The same where its streams may survive: a number each time that it is let go."""
+LAST: Final = 6
+"""How many numbers."""
 
 
 class StickyTransport(MemoryTransport):
@@ -124,11 +129,15 @@ class NumberedApplication:
         self.calls: dict[int, int] = {}
         self.waiting: dict[int, asyncio.Event] = {}
         self.disconnected: set[int] = set()
+        self.workers: list[WorkerContext] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         _, number_text, manner = scope["path"].split("/")
         number = int(number_text)
         self.calls[number] = self.calls.get(number, 0) + 1
+        if manner in LIVES:
+            await self._live(number, manner, scope, receive, send)
+            return
         start = {"type": "http.response.start", "status": 200, "headers": [(b"x-number", number_text.encode())]}
         content = b"%d:" % number
         if manner == "stream":
@@ -157,12 +166,49 @@ class NumberedApplication:
             await event.wait()
             del self.waiting[number]
 
+    async def _live(self, number: int, manner: str, scope: Scope, receive: Receive, send: Send) -> None:
+        index = (scope["extensions"][EXTENSION].get("state") or [0])[0]
+        kept: Any = None
+        if manner == "live":
+            serve = scope["extensions"]["serve"]
+            connection = self.workers[serve["slot"]].numbered.get(serve["connection"])
+            kept = None if connection is None else connection.opt_in(scope["extensions"], None)
+        await send({"type": EXTENSION, "state": [index]})
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-number", b"%d" % number)]})
+        body = b""
+        gone = asyncio.ensure_future(self._until_gone(number, receive))
+        while index < LAST:
+            event = self.waiting[number] = asyncio.Event()
+            let_go = asyncio.ensure_future(event.wait())
+            await asyncio.wait([gone, let_go], return_when=asyncio.FIRST_COMPLETED)
+            del self.waiting[number]
+            let_go.cancel()
+            if gone.done():
+                await asyncio.gather(let_go, return_exceptions=True)
+                return
+            body = b"%d;" % index
+            await send({"type": "http.response.body", "body": body * 1000, "more_body": True})
+            index += 1
+            if kept is None:
+                await send({"type": EXTENSION, "state": [index]})
+            else:
+                kept.state = [index]
+        await send({"type": "http.response.body", "body": b""})
+        await gone
+
+    async def _until_gone(self, number: int, receive: Receive) -> None:
+        while (await receive())["type"] == "http.request":
+            pass
+        self.disconnected.add(number)
+
 
 class History:
     """One connection's life. `close` judges it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, lives: bool = False) -> None:
+        """`lives`: some streams are to survive."""
         self.random = Random(seed)
+        self.lives = lives
         self.quick = seed % 2 == 0
         """Requests end soon, so that the connection can move often."""
         self.breaks = seed % 5 == 0
@@ -189,11 +235,15 @@ class History:
         self.open_bodies: set[int] = set()
         self.resets: set[int] = set()
         self.moves = 0
+        self.moves_of_lives = 0
         self._attach(0, None, bytearray())
 
     def _worker(self) -> WorkerContext:
-        config = Config(health=False, h2_hold=HOLD, min_body_rate=0)
-        return WorkerContext(self.application, config, self.loop, self.scoreboard, cells(), RetiringFlag())
+        config = Config(health=False, h2_hold=HOLD, min_body_rate=0, survive_window=0.0)
+        worker = WorkerContext(self.application, config, self.loop, self.scoreboard, cells(), RetiringFlag())
+        worker.slot = len(self.application.workers)
+        self.application.workers.append(worker)
+        return worker
 
     def _attach(self, holder: int, record: HandOverRecord | None, output: bytearray) -> None:
         self.holder = holder
@@ -247,7 +297,9 @@ class History:
             return
         number = len(self.requests)
         manner = self.random.choice(QUICK if self.quick else SLOW)
-        has_body = self.random.random() < (0.1 if self.quick else 0.4)
+        if self.lives:
+            manner = self.random.choice(LIVES if self.random.random() < 0.4 else ("now", "now", "now", manner))
+        has_body = self.random.random() < (0.03 if self.lives else 0.1 if self.quick else 0.4)
         path = b"/%d/%b" % (number, manner.encode())
         if has_body:
             stream_id = self.client.post(path)
@@ -364,6 +416,7 @@ class History:
         connection.gone()
         self._say("gone")
         self.moves += 1
+        self.moves_of_lives += record.survives
         travelled = HandOverRecord.from_json(json.loads(json.dumps(record.to_json())))
         self._attach(1 - self.holder, travelled, output)
 
@@ -479,10 +532,12 @@ class History:
             answer = self.client.answers[stream_id]
             calls = self.application.calls.get(number, 0)
             if stream_id in self.resets or self.lost:
-                assert calls <= 1, f"{number} was called {calls} times"
+                assert calls <= 1 or manner in LIVES, f"{number} was called {calls} times"
                 continue
-            assert calls == 1, f"{number} ({stream_id}) was called {calls} times"
+            assert calls == 1 or (calls and manner in LIVES), f"{number} ({stream_id}) was called {calls} times"
             if stream_id in self.open_bodies:  # never whole: the client has ended its side
+                continue
+            if self.ended and manner in LIVES:  # it has heard a second later that the client is gone, and has returned
                 continue
             assert answer.reset in (None, ErrorCode.NO_ERROR), f"{number} ({manner}) was reset: {answer.reset}"
             if self.ended and not answer.ended and len(answer.content) >= 1000:
@@ -490,7 +545,12 @@ class History:
             assert answer.ended, f"{number} ({stream_id}, {manner}) was not answered whole: {str(answer)[:300]}"
             assert answer.fields.get(b"x-number") == b"%d" % number, str(answer)[:300]
             content = b"%d:" % number + (bytes(200_000) if manner == "large" else b"")
-            if manner == "deaf":
+            if manner in LIVES:
+                assert bytes(answer.content) == b"".join(b"%d;" % index * 1000 for index in range(LAST)), (
+                    number,
+                    manner,
+                )
+            elif manner == "deaf":
                 assert bytes(answer.content) == content
             else:
                 begun = b"begun:" if manner == "stream" else b""
@@ -520,9 +580,9 @@ class History:
         self.loop.close()
 
 
-def history(seed: int, steps: int = 150) -> History:
+def history(seed: int, steps: int = 150, lives: bool = False) -> History:
     """One, judged."""
-    one = History(seed)
+    one = History(seed, lives)
     try:
         one.run(steps)
         one.settle()

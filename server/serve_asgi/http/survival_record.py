@@ -1,15 +1,16 @@
 """What travels with a connection that survives: all that its next life begins with. Pure.
 
 Encoded it is the leftover of the `serve_asgi.http.hand_over_record.HandOverRecord`, in place of the bytes that another
-connection has read. The request's head travels as HTTP/1.1, so that its reader judges it again by the limits of the
-new worker.
+connection has read; of an HTTP/2 connection there may be several, one for each of its streams (`pack_streams`). The
+request's head travels as its protocol sends it, so that the same reader judges it again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
 
 from serve_asgi.http.request_head import Head
 
@@ -74,3 +75,51 @@ def head_bytes(head: Head, id_name: bytes = b"", identity: str = "") -> bytes:
     if identity:
         lines.append(b"%b: %b" % (id_name, identity.encode()))
     return b"\r\n".join((*lines, b"", b""))
+
+
+def field_bytes(head: Head, scheme: str, id_name: bytes = b"", identity: str = "") -> bytes:
+    """The fields of a request's head over HTTP/2, each in a line, with this request id in place of what it had."""
+    (_, authority), *headers = head.headers
+    fields = [
+        (b":method", head.method.encode()),
+        (b":scheme", scheme.encode()),
+        (b":authority", authority),
+        (b":path", head.target),
+        *(field for field in headers if not identity or field[0] != id_name),
+    ]
+    if identity:
+        fields.append((id_name, identity.encode()))
+    return b"\r\n".join(b"%b: %b" % field for field in fields)
+
+
+def fields_of(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The reverse."""
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in data.split(b"\r\n"))]
+
+
+class MovedStream(NamedTuple):
+    """A stream of an HTTP/2 connection whose response goes on elsewhere."""
+
+    stream_id: int
+    record: SurvivalRecord
+    unsent: bytes
+    """What of its response waits for a window."""
+
+
+def pack_streams(streams: Iterable[MovedStream], unread: bytes) -> bytes:
+    """Those of one connection, and what has come and was not looked at."""
+    packed = [(stream_id, record.to_bytes(), unsent) for stream_id, record, unsent in streams]
+    sizes = json.dumps([[stream_id, len(record), len(unsent)] for stream_id, record, unsent in packed]).encode()
+    pieces = [piece for _, record, unsent in packed for piece in (record, unsent)]
+    return b"".join((len(sizes).to_bytes(LENGTH_SIZE), sizes, *pieces, unread))
+
+
+def unpack_streams(data: bytes) -> tuple[list[MovedStream], bytes]:
+    """The reverse. Raises ValueError or LookupError for anything else."""
+    start = LENGTH_SIZE + int.from_bytes(data[:LENGTH_SIZE])
+    streams = []
+    for stream_id, record_size, unsent_size in json.loads(data[LENGTH_SIZE:start]):
+        middle, end = start + record_size, start + record_size + unsent_size
+        streams.append(MovedStream(stream_id, SurvivalRecord.from_bytes(data[start:middle]), data[middle:end]))
+        start = end
+    return streams, data[start:]

@@ -188,7 +188,7 @@ class SurvivingResponse:
             state,
             self.survival.writes_version,
             b"",
-            response={**response.travels(), "begun": request.begun},
+            response={**response.travels(), "begun": request.begun, "request_body": request.body is not None},
             body=b"" if request.body is None else request.body.take(),
         )
         self.move_on()

@@ -32,12 +32,15 @@ from serve_asgi.http.h2.connection_value import import_connection
 from serve_asgi.http.h2.limits import REQUESTS_AT_ONCE
 from serve_asgi.http.h2.receiving import Leaving
 from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.survival import Survival
+from serve_asgi.http.survival_record import unpack_streams
 from serve_asgi.http.underlying_tls import UnderlyingTls, tls_of
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.http2.deadlines import Deadlines
 from serve_asgi.http2.departure import Departure, can_leave, is_stationary
 from serve_asgi.http2.stream_dispatch import StreamDispatch
+from serve_asgi.http2.stream_lives import StreamLives, arrive
 from serve_asgi.ipc.peer_address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
 
@@ -70,6 +73,8 @@ class Http2Connection(asyncio.Protocol):
         "deadlines",
         "departure",
         "eof",
+        "lives",
+        "number",
         "output",
         "read_paused",
         "scheme",
@@ -94,6 +99,10 @@ class Http2Connection(asyncio.Protocol):
         self.streams = StreamDispatch()
         self.deadlines = Deadlines(worker)
         self.departure = Departure(record)
+        self.lives: StreamLives | None = None
+        """Of the streams that are to survive, once the worker retires."""
+        self.number = 0
+        """By which the applications' calls find it: `serve_asgi.http.worker_context.WorkerContext.numbered`."""
         self._closing: PoliteClose | None = None
         self.arrived = b""
         """What was read before the connection could begin, or after it has left."""
@@ -137,6 +146,7 @@ class Http2Connection(asyncio.Protocol):
         worker.connections.add(self)
         if not self._counted:
             worker.cells[_CONNECTIONS] += 1
+        self.number = worker.number(self)
         self.become(IDLE)
         if record is None or record.http2 is None:
             self._begin(record)
@@ -144,8 +154,13 @@ class Http2Connection(asyncio.Protocol):
             self.client, self.server, self.scheme = record.client, record.server, record.scheme
             self.trusted = worker.forwarding.trusts(record.client) if record.trusted is None else record.trusted
             import_connection(self.core, record.http2)
-            self.arrived = record.leftover
             self.deadlines.begin(record.deadline)
+            if record.survives:
+                self.lives = StreamLives(worker, worker.loop.time())
+                streams, self.arrived = unpack_streams(record.leftover)
+                arrive(self, streams)
+            else:
+                self.arrived = record.leftover
         if self.arrived or worker.phase is not _SERVING or self.core.waiting:
             worker.loop.call_soon(self._go_on)  # uvloop begins to read after this, whatever it has said of reading
 
@@ -259,6 +274,8 @@ class Http2Connection(asyncio.Protocol):
         self.deadline = INFINITY
         self.departure.stop_holding()
         self.core.abandon()
+        if self.lives is not None:
+            self.lives.stop()
         self.streams.lose()
 
     def forget(self) -> None:
@@ -266,6 +283,7 @@ class Http2Connection(asyncio.Protocol):
         worker = self.worker
         if self in worker.connections:
             worker.cells[_CONNECTIONS] -= 1
+            worker.numbered.pop(self.number, None)
             worker.forget(self)
 
     def pause_writing(self) -> None:
@@ -324,6 +342,21 @@ class Http2Connection(asyncio.Protocol):
         """Nobody works for the stream any more."""
         if self.streams.forget(stream_id):
             self.rest()
+        elif self.lives is not None:
+            self.lives.changed(self)
+
+    def opt_in(self, extensions: object, version: int | None) -> Survival | None:
+        """See `serve_asgi.http.survival.SurvivableConnection`."""
+        return self.streams.opt_in(extensions, version)
+
+    def refuse_life(self, reason: str) -> None:
+        """What the application of a stream says of its life it says to that stream's."""
+
+    def lives_changed(self) -> None:
+        """The worker retires, and something has happened to a stream that is to survive."""
+        if self.lives is None:
+            self.lives = StreamLives(self.worker, -INFINITY)
+        self.lives.changed(self)
 
     def is_last(self) -> None:
         """A response is complete: the connection's last if the worker says so to all clients."""
@@ -507,6 +540,9 @@ class Http2Connection(asyncio.Protocol):
         if self.state is IDLE:
             self.transport.set_write_buffer_limits()
             self.departure.serve(self)
+        elif self.state is REQUEST and self.lives is not None:
+            self.departure.serve(self)
+            self.lives.go_on_here(self)
 
     def can_leave(self) -> bool:
         """Whether `leave()` is possible now."""
@@ -532,4 +568,5 @@ class Http2Connection(asyncio.Protocol):
     def gone(self) -> None:
         """The hand-over is committed: drop this end. The client sees nothing: a duplicate lives elsewhere."""
         if self.departure.gone(self):
+            self.streams.drop()
             self._end_streams()

@@ -10,14 +10,15 @@ wherever the connection goes on. It must not know how the worker finds a receive
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from serve_asgi.http.connection_states import IDLE, REQUEST
+from serve_asgi.http.connection_states import IDLE, PARTED, REQUEST
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.connection_value import export_connection
 from serve_asgi.http.h2.receiving import Leaving
 from serve_asgi.http.hand_over import HandOver, LeavingConnection
 from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.survival_record import MovedStream, pack_streams
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.http2.deadlines import Deadlines
@@ -29,6 +30,25 @@ FRESH_TIME: Final = 2.0
 
 _MOVED: Final = int(Cell.HTTP2_MOVED)
 _GOAWAYS: Final = int(Cell.HTTP2_GOAWAYS)
+
+
+class Lives(Protocol):
+    """Of streams that are to survive (`serve_asgi.http2.stream_lives`)."""
+
+    def settle(self, connection: Any) -> bool:
+        """Do what can be done now. Whether the connection has no more to do."""
+
+    def changed(self, connection: Any) -> None:
+        """Look soon what can be done now."""
+
+    def hinder(self, connection: Any) -> bool:
+        """Whether there is a stream with which the connection cannot leave."""
+
+    def may_leave(self, connection: Any) -> bool:
+        """Whether all streams are between two lives, and the connection is to leave with them."""
+
+    def records(self, connection: Any) -> list[MovedStream]:
+        """What the next lives begin with, if all streams are between two."""
 
 
 class DepartingConnection(LeavingConnection, Protocol):
@@ -44,6 +64,10 @@ class DepartingConnection(LeavingConnection, Protocol):
     scheme: str
     trusted: bool
     eof: bool
+
+    @property
+    def lives(self) -> Lives | None:
+        """Of its streams that are to survive."""
 
     def flush(self) -> None:
         """Write what the core has to say."""
@@ -81,7 +105,11 @@ class Departure:
         if connection.tls is not None:
             connection.tls.flush()
         worker, core = connection.worker, connection.core
-        if connection.end_if_over() or core.shutting_down is not Leaving.NO:
+        if connection.end_if_over():
+            return
+        if (connection.lives is not None and connection.lives.settle(connection)) or (
+            core.shutting_down is not Leaving.NO
+        ):
             return
         if worker.phase is WorkerPhase.SERVING or connection.eof:
             self.serve(connection)
@@ -117,14 +145,25 @@ class Departure:
 
     def _leave_soon(self, connection: DepartingConnection) -> None:
         """Leave now, or hold back what begins new requests until those in progress have ended."""
-        worker, core, output = connection.worker, connection.core, connection.output
-        if core.resting and connection.state is IDLE:
-            if connection.transport.get_write_buffer_size() or output.unwritten():
-                output.flush()
-                connection.transport.set_write_buffer_limits(0)  # comes again from resume_writing
-            if worker.hand_over is not None and output.unwritten() == 0:
-                worker.hand_over(connection)
-        elif self._hold_ends is None:
+        if connection.core.resting and connection.state is IDLE:
+            self.offer(connection)
+        else:
+            self.hold_back(connection)
+
+    @staticmethod
+    def offer(connection: DepartingConnection) -> None:
+        """Leave as soon as the kernel has every byte."""
+        worker, output = connection.worker, connection.output
+        if connection.transport.get_write_buffer_size() or output.unwritten():
+            output.flush()
+            connection.transport.set_write_buffer_limits(0)  # comes again from resume_writing
+        if worker.hand_over is not None and output.unwritten() == 0:
+            worker.hand_over(connection)
+
+    def hold_back(self, connection: DepartingConnection) -> None:
+        """Hold back what begins new requests, for a while."""
+        worker, core = connection.worker, connection.core
+        if self._hold_ends is None:
             core.hold()
             self._hold_ends = worker.loop.call_later(worker.config.h2_hold, self._hold_no_longer, connection)
         elif not core.holding:  # more has come than may wait
@@ -134,12 +173,14 @@ class Departure:
         """The requests in progress take longer: the client is told to open another connection, and served meanwhile."""
         if connection.state is not IDLE and connection.state is not REQUEST:
             return
-        worker = connection.worker
-        waits_for_its_turn = connection.core.resting
+        worker, lives = connection.worker, connection.lives
+        waits_for_its_turn = connection.core.resting or (lives is not None and not lives.hinder(connection))
         self.serve(connection)
         if not waits_for_its_turn and worker.phase is not WorkerPhase.SERVING:
             worker.cells[_GOAWAYS] += 1
             connection.announce_end()
+        if lives is not None:
+            lives.changed(connection)
 
     def stop_holding(self) -> None:
         """The time for which it holds back requests does not matter any more."""
@@ -154,24 +195,36 @@ class Departure:
 
         Raises OSError, with nothing changed, if there is no descriptor to be had.
         """
-        value, unread = export_connection(connection.core)
+        streams = [] if connection.lives is None else connection.lives.records(connection)
+        value, unread = export_connection(connection.core, [moved.stream_id for moved in streams])
+        unread += connection.arrived
         record = HandOverRecord(
-            unread + connection.arrived,
+            pack_streams(streams, unread) if streams else unread,
             connection.client,
             connection.server,
             connection.deadline,
             connection.core.requests,
             connection.scheme,
             connection.trusted,
+            survives=bool(streams),
             http2=value,
         )
-        left = self.hand_over.leave(connection, record)
+        if streams:
+            connection.become(PARTED)
+        try:
+            left = self.hand_over.leave(connection, record)
+        except OSError:
+            if streams:
+                connection.become(REQUEST)
+            raise
         self.stop_holding()
         return left
 
     def stay(self, connection: DepartingConnection) -> None:
         """The hand-over failed: go on exactly as before."""
         if self.hand_over.stay(connection):
+            if connection.state is PARTED:
+                connection.become(REQUEST)
             connection.transport.set_write_buffer_limits()
             connection.worker.loop.call_soon(self._resume, connection)
 
@@ -180,7 +233,7 @@ class Departure:
             return
         self.serve(connection)
         connection.receive_arrived()
-        if connection.worker.phase is WorkerPhase.CLOSING:
+        if connection.worker.phase is WorkerPhase.CLOSING or connection.lives is not None:
             connection.settle()
 
     def gone(self, connection: DepartingConnection) -> bool:
@@ -192,15 +245,19 @@ class Departure:
 
 
 def can_leave(connection: DepartingConnection) -> bool:
-    """Whether it can leave now: nothing in progress; all that is written with the kernel; the client still there."""
+    """Whether it can leave now: nothing in progress, or all between two lives; all that is written with the kernel; the
+    client still there.
+    """
     core = connection.core
+    if connection.state is IDLE:
+        may = not connection.eof and core.resting and core.shutting_down is Leaving.NO
+    else:
+        lives = connection.lives
+        may = connection.state is REQUEST and lives is not None and lives.may_leave(connection)
     return (
-        connection.state is IDLE
-        and not connection.eof
-        and core.resting
+        may
         and not core.waiting
         and core.lost is None
-        and core.shutting_down is Leaving.NO
         and not connection.transport.is_closing()
         and connection.output.unwritten() == 0
         and (connection.tls is None or connection.tls.can_move())

@@ -17,20 +17,23 @@ from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import Fields
 from serve_asgi.http.h2.header_decoder import Field
+from serve_asgi.http.h2.request_fields import read_request
 from serve_asgi.http.h2.response_fields import STATUS_FIELDS
 from serve_asgi.http.request_cycle import call_application
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import DISCARD_TIME
 from serve_asgi.http.request_receive import Request
 from serve_asgi.http.response import Response
-from serve_asgi.http.response_states import DONE, LOST, OVER, STARTED, WAITING
-from serve_asgi.http.survival import EXTENSION
+from serve_asgi.http.response_states import DONE, LOST, OVER, PARTED, RESUMING, STARTED, WAITING
+from serve_asgi.http.survival import Survival
+from serve_asgi.http.survival_record import SurvivalRecord, fields_of
 from serve_asgi.http.timeouts import BODY_WINDOW
 from serve_asgi.http.underlying_tls import UnderlyingTls
 from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.http2.own_responses import write_response
 from serve_asgi.http2.response import Http2Response
 from serve_asgi.http2.stream_body import StreamBody
+from serve_asgi.http2.stream_life import StreamLife
 from serve_asgi.ipc.peer_address import Address
 
 MOST_WAITING: Final = 64 * 1024
@@ -51,6 +54,8 @@ class StreamConnection(Protocol):
     trusted: bool
     tls: UnderlyingTls | None
     eof: bool
+    number: int
+    """By which the application's calls find it (`serve_asgi.http.worker_context.WorkerContext.numbered`)."""
 
     @property
     def blocked(self) -> bool:
@@ -67,6 +72,9 @@ class StreamConnection(Protocol):
 
     def is_last(self) -> None:
         """A response is complete: perhaps it was to be the connection's last."""
+
+    def lives_changed(self) -> None:
+        """The worker retires, and something has happened to a stream that is to survive."""
 
 
 class Exchange:
@@ -85,6 +93,7 @@ class Exchange:
         "connection",
         "core",
         "deadline",
+        "life",
         "number",
         "paused",
         "request",
@@ -108,7 +117,9 @@ class Exchange:
         self.scheme = connection.scheme
         self.trusted = connection.trusted
         self.tls = connection.tls
-        self.number = 0
+        self.number = connection.number
+        self.life: StreamLife | None = None
+        """Of the response, if that is to survive."""
         self.paused = False
         """Enough of the response waits for the client's window."""
         self.deadline = INFINITY
@@ -123,9 +134,8 @@ class Exchange:
     def prepare(self, head: Head) -> None:
         """Make what the application is called with. What has come of the body may then be given to it."""
         worker = self.connection.worker
-        self.request = request = Request(self, worker, head)
-        request.scope["extensions"].pop(EXTENSION, None)  # which TLS 1.2 has not got anyway
-        self.response = Http2Response(self, worker, request)
+        self.request = Request(self, worker, head)
+        self.response = Http2Response(self, worker, self.request)
 
     def begin(self) -> bool:
         """Call the application. Whether anything is left to do afterwards.
@@ -142,14 +152,16 @@ class Exchange:
             if self.core.is_open(self.stream_id):
                 return True
             del self.request, self.response
+            self.life = None
             return False
         task.add_done_callback(self._has_returned)
         return self.core.is_open(self.stream_id) or response.state not in _ENDED
 
     def _has_returned(self, task: asyncio.Task[None]) -> None:
         self._returned = True
-        self.core.done(self.stream_id)
-        self._rest()
+        if self.response.state is not PARTED:  # else somebody goes on to work for it
+            self.core.done(self.stream_id)
+            self._rest()
 
     def _rest(self) -> None:
         """Nothing is left to do once the stream is closed. A call that goes on after that is no longer its business."""
@@ -157,6 +169,7 @@ class Exchange:
             self.connection.forget_stream(self.stream_id)
             if self._returned and hasattr(self, "request"):
                 del self.request, self.response  # which know this: a cycle
+                self.life = None
 
     # ---- RequestSource
 
@@ -191,6 +204,60 @@ class Exchange:
         self.send_interim([STATUS_FIELDS[100]])
         self.expect_body()
 
+    # ---- lives of a response that is to survive
+
+    def resume(self, record: SurvivalRecord) -> None:
+        """Be the next life of a response. Its application is called by `call`.
+
+        Raises BadRequest, LookupError, TypeError or ValueError for a record that makes no sense here.
+        """
+        worker, values = self.connection.worker, record.response or {}
+        if worker.published[0] > worker.shared.applied:
+            worker.catch_up()
+        head, _ = read_request(fields_of(record.head), not values["request_body"])
+        head.forwarding = worker.forwarding.mentioned(head.headers)
+        self.request = request = Request(self, worker, head)
+        request.resume(values["begun"], record.body)
+        self.response = response = Http2Response(self, worker, request)
+        response.resume(values)
+        self.life = StreamLife(self, worker, response, record)
+        self.core.take_up(self.stream_id)
+        if self.core.waits(self.stream_id):
+            self.paused = True
+            self._watch()
+
+    def call(self) -> None:
+        """Call the application of a next life, unless the client has gone."""
+        if self.response.state is RESUMING:
+            call_application(self.connection.worker, self.request, self.response).add_done_callback(self._has_returned)
+        else:
+            self.core.done(self.stream_id)
+
+    def opt_in(self, extensions: object, version: int | None) -> Survival | None:
+        """See `serve_asgi.http.survival.SurvivableConnection`; None also if these are another stream's."""
+        request = getattr(self, "request", None)  # this may be another thread
+        if request is None or request.scope.get("extensions") is not extensions:
+            return None
+        life = self.life_of_response()
+        return None if life is None else life.opt_in(extensions, version)
+
+    def life_of_response(self) -> StreamLife | None:
+        """Of the response, whether it is to survive or not; None if it cannot, or is over."""
+        if self.response.state in _ENDED or (self.tls is not None and self.tls.stays()):
+            return None
+        if self.life is None:
+            self.life = StreamLife(self, self.connection.worker, self.response)
+        return self.life
+
+    def life_changed(self) -> None:
+        """The connection is to look whether it can leave now."""
+        self.connection.lives_changed()
+
+    def refuse_life(self, reason: str) -> None:
+        """See `serve_asgi.http.survival.SurvivableConnection`."""
+        if self.life is not None:
+            self.life.refuse_life(reason)
+
     # ---- what the connection says of the stream
 
     def receive_data(self, data: bytes) -> None:
@@ -212,6 +279,8 @@ class Exchange:
         if isinstance(body, StreamBody):
             body.end()
             self.request.wake()
+            if self.life is not None:
+                self.life.may_end()
         self._rest()
 
     def receive_reset(self) -> None:
@@ -240,17 +309,25 @@ class Exchange:
 
     def lose(self) -> None:
         """The client has gone, or wants no more of it."""
+        if self.response.state is PARTED:
+            self.core.done(self.stream_id)
         self.response.lose()
+        if self.life is not None:
+            self.life.call_off()
         self._wake()
 
     def retire(self) -> None:
-        """A request in progress is finished here."""
+        """A request in progress is finished here, unless it is to survive."""
+        if self.life is not None:
+            self.life.retire()
 
     def cut(self) -> bool:
         """At the graceful timeout: the client sees that the response is not whole."""
         if self.response.state is DONE or self.response.state is LOST:
             return False
         task = self.request.task
+        if self.life is not None:
+            self.life.cut()
         self.response.lose()
         self.core.reset(self.stream_id, ErrorCode.INTERNAL_ERROR)
         if task is not None:
@@ -259,18 +336,10 @@ class Exchange:
 
     # ---- ResponseStream
 
-    life: Final = None
-
     @property
     def output(self) -> Exchange:
         """The stream is written through this."""
         return self
-
-    def life_of_response(self) -> None:
-        """It cannot survive."""
-
-    def refuse_life(self, reason: str) -> None:
-        """There is none."""
 
     def response_complete(self, response: Response) -> None:
         """All of it has been given to the core; in state OVER, the application still sends."""

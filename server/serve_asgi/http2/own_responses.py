@@ -118,3 +118,6 @@ class OwnResponse:
     def cut(self) -> bool:
         """Nothing of an application's is cut."""
         return False
+
+    def opt_in(self, extensions: object, version: int | None) -> None:
+        """No application is called."""

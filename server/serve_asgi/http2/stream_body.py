@@ -38,6 +38,11 @@ class StreamBody(RequestBody):
         self._push(data)
         return None
 
+    def resume(self, unread: bytes) -> None:
+        """See `RequestBody.resume`; the client has been granted as much again when the earlier life ended."""
+        super().resume(unread)
+        self._taken = _ignore
+
     def end(self) -> None:
         """It is whole."""
         self.left = 0
@@ -50,3 +55,7 @@ class StreamBody(RequestBody):
         if size:
             self._taken(size)
         return data
+
+
+def _ignore(size: int) -> None:
+    """Nobody is to be told."""

@@ -25,6 +25,7 @@ from serve_asgi.http.h2.events import (
     StreamReset,
 )
 from serve_asgi.http.h2.request_fields import MalformedRequest
+from serve_asgi.http.survival import Survival
 from serve_asgi.http2.exchange import Exchange
 from serve_asgi.http2.own_responses import OwnResponse
 from serve_asgi.http2.stream_handler import StreamHandler
@@ -54,10 +55,12 @@ class DispatchingConnection(StreamCarrier, Protocol):
 class StreamDispatch:
     """Of one connection."""
 
-    __slots__ = ("_handlers",)
+    __slots__ = ("_beginning", "_handlers")
 
     def __init__(self) -> None:
         self._handlers: dict[int, StreamHandler] = {}
+        self._beginning: Exchange | None = None
+        """Its application is being called, and perhaps ends at once."""
 
     # ---- what the client has done
 
@@ -92,6 +95,8 @@ class StreamDispatch:
                 self._handle_rare(connection, event)
         for exchange in with_body:
             self._call(exchange)
+            if exchange.stream_id in self._handlers and not connection.core.is_open(exchange.stream_id):
+                exchange.receive_reset()  # it has come with the request
         if not self._handlers:
             connection.rest()
 
@@ -139,7 +144,10 @@ class StreamDispatch:
     def _call(self, exchange: Exchange) -> None:
         """Call the application."""
         handlers = self._handlers
-        if exchange.begin():
+        self._beginning = exchange
+        going_on = exchange.begin()
+        self._beginning = None
+        if going_on:
             handlers[exchange.stream_id] = exchange
         else:
             handlers.pop(exchange.stream_id, None)
@@ -160,6 +168,32 @@ class StreamDispatch:
         connection.is_last()
 
     # ---- handlers
+
+    def all(self) -> list[tuple[int, StreamHandler]]:
+        """Each stream that somebody works for, and who does."""
+        return list(self._handlers.items())
+
+    def handler(self, stream_id: int) -> StreamHandler | None:
+        """Who works for the stream."""
+        return self._handlers.get(stream_id)
+
+    def put(self, stream_id: int, handler: StreamHandler) -> None:
+        """Somebody else works for the stream from now on."""
+        self._handlers[stream_id] = handler
+
+    def drop(self) -> None:
+        """The connection has gone to another worker, with all its streams."""
+        self._handlers.clear()
+
+    def opt_in(self, extensions: object, version: int | None) -> Survival | None:
+        """See `serve_asgi.http.survival.SurvivableConnection`: the stream is found by its `extensions`."""
+        beginning = self._beginning
+        handlers = list(self._handlers.values())  # perhaps in another thread
+        for handler in handlers if beginning is None else (beginning, *handlers):
+            found = handler.opt_in(extensions, version)
+            if found is not None:
+                return found
+        return None
 
     def forget(self, stream_id: int) -> bool:
         """Nobody works for the stream any more. Whether it was the last that somebody worked for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from serve_asgi.http.h2.events import Fields
+from serve_asgi.http.survival import Survival
 
 
 class StreamHandler(Protocol):
@@ -44,3 +45,6 @@ class StreamHandler(Protocol):
 
     def cut(self) -> bool:
         """At the graceful timeout: end at once. True if anything was cut."""
+
+    def opt_in(self, extensions: object, version: int | None) -> Survival | None:
+        """See `serve_asgi.http.survival.SurvivableConnection`. None unless its scope has these `extensions`."""

@@ -124,6 +124,11 @@ class ConnectionCore:
         resets, self._open.resets = self._open.resets, 0
         return resets
 
+    def take_up(self, stream_id: int) -> None:
+        """Somebody works for an open stream again, after its last `done`."""
+        if stream_id in self._streams:
+            self._open.busy.add(stream_id)
+
     def done(self, stream_id: int) -> None:
         """Nobody works for the stream any more: it stops counting, once it is closed."""
         self._open.busy.discard(stream_id)
@@ -177,6 +182,10 @@ class ConnectionCore:
         return [stream for stream in self._streams.values() if stream.queued]
 
     # ---- what is asked of a stream
+
+    def open_streams(self) -> list[int]:
+        """Those on which either side may still send."""
+        return list(self._streams)
 
     def is_open(self, stream_id: int) -> bool:
         """Whether either side may still send on it."""
