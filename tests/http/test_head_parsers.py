@@ -116,6 +116,7 @@ def test_one_parser_for_many_requests() -> None:
         b"GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
         b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\n",
     ]
     for new in PARSERS:
         parser = new()
@@ -205,7 +206,7 @@ def test_starts_that_may_become_a_request(good: bytes) -> None:
     [
         b"A" * 64,
         b"FOO / HTTP/1.1\r\n",
-        b"PRI * HTTP/2.0\r\n",
+        b"GET * HTTP/2.0\r\n",
         b"GET /" + b"x" * 70 + b"\x80",
         b"\x16\x03\x01",
         b" GET",

@@ -186,3 +186,14 @@ def test_own_lines() -> None:
     head = b"HTTP/1.1 404 Not Found\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 3\r\n\r\n"
     assert plain_response(404, "no\n", b"", b"") == head + b"no\n"
     assert plain_response(404, "no\n", b"", b"", with_body=False) == head
+
+
+@pytest.mark.parametrize(("length", "more"), [(-1, True), (-1, False), (1, False)])
+def test_over_http2_the_end_of_the_stream_ends_the_body(length: int, more: bool) -> None:
+    over_http2 = Head("GET", b"/", "2", [(b"host", b"a")], b"/", b"")
+    framing = ResponseFraming(over_http2, 200, TRAILERS, length, 1, more)
+    assert framing.kind is (BodyFraming.STREAM if length < 0 else BodyFraming.LENGTH)
+    assert (framing.field, framing.payload(b"a", more), framing.around(1, more)) == (b"", b"a", (b"", b""))
+    assert not framing.trailers_follow
+    over_http2.te_trailers = True
+    assert ResponseFraming(over_http2, 200, TRAILERS, length, 1, more).trailers_follow

@@ -42,6 +42,12 @@ def test_bytes_on_the_wire(start: dict[str, Any], bodies: list[dict[str, Any]], 
     assert written(start, *bodies) == b"HTTP/1.1 " + wire
 
 
+def test_over_http2_the_end_of_the_stream_ends_it() -> None:
+    denial = Denial({"status": 403}, DEFAULTS, chunks=False)
+    head = b"HTTP/1.1 403 Forbidden\r\n" + DEFAULTS + b"connection: close\r\n\r\n"
+    assert denial.body({"body": b"a", "more_body": True}) + denial.body({"body": b"b"}) == head + b"ab"
+
+
 @pytest.mark.parametrize(
     ("start", "body", "error"),
     [

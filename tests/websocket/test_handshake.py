@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from serve_asgi.http.head_parsers import HttptoolsParser
+from serve_asgi.http.request_head import Head
 from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal, offered_again, open_handshake
 
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -95,3 +96,12 @@ def test_a_request_that_is_not_valid_is_refused(more: dict[str, bytes], status: 
     assert response.startswith(b"HTTP/1.1 %d " % status)
     assert line in response
     assert len(response.partition(b"\r\n\r\n")[2]) == size
+
+
+@pytest.mark.parametrize("key", [[], [(b"sec-websocket-key", b"nonsense")]])
+def test_over_http2_there_is_no_key(key: list[tuple[bytes, bytes]]) -> None:
+    fields = [(b"host", b"a"), *key, (b"sec-websocket-version", b"13"), (b"sec-websocket-protocol", b"chat")]
+    handshake = open_handshake(Head("CONNECT", b"/", "2", fields, b"/", b""), True)
+    assert list(handshake.subprotocols) == ["chat"]
+    with pytest.raises(HandshakeRefusal, match="missing Sec-WebSocket-Version"):
+        open_handshake(Head("CONNECT", b"/", "2", fields[:-2], b"/", b""), True)

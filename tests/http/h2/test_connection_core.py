@@ -13,7 +13,9 @@ from serve_asgi.http.h2.connection_value import export_connection, import_connec
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import PingAnswered, StreamData, StreamEnd, StreamRequest, StreamReset
 from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame, reset_frame, window_update_frame
+from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.receiving import SHUTDOWN_PING, Leaving
+from serve_asgi.http.h2.settings import Setting
 from serve_asgi.ipc.packets import check_http2_state
 from tests.http.h2.peer import GET, MAX_HEAD, OK, POST, H2Peer, Said, accept_all, data, of
 
@@ -495,3 +497,59 @@ def test_a_connection_that_is_lost_has_nothing_more() -> None:
     assert peer.lost() is ErrorCode.FRAME_SIZE_ERROR
     assert not peer.core.more
     assert peer.core.receive(b"") == []
+
+
+LARGE: Field = (b"x", b"".join(b"%08x" % (number * 2654435761 % (1 << 32)) for number in range(4096)))
+"""More than a frame has, also compressed."""
+
+
+def test_a_head_of_several_frames() -> None:
+    peer = H2Peer()
+    for stream_id in (1, 3):
+        peer.request(stream_id)
+    peer.core.send_head(1, [*OK, LARGE], True)
+    peer.respond(3, b"abc", [*OK, LARGE])
+    said = [(each.kind, each.stream_id) for each in peer.said()]
+    several = [frames.HEADERS, *[frames.CONTINUATION] * (len([kind for kind, of in said if of == 1]) - 1)]
+    assert len(several) > 1
+    assert said == [*((kind, 1) for kind in several), *((kind, 3) for kind in several), (frames.DATA, 3)]
+
+
+def test_what_is_asked_of_streams() -> None:
+    peer = H2Peer(begun=False)
+    core = peer.core
+    assert (core.settled, core.in_the_middle) == (False, True)
+    core.begin(MAX_HEAD)
+    peer.send(frames.PREFACE, frames.settings_frame({Setting.INITIAL_WINDOW_SIZE: 10}))
+    assert (core.settled, core.in_the_middle, core.more, core.requests) == (True, False, False, 0)
+    peer.request(1, POST, False)
+    assert core.requests == 1
+    assert core.is_open(1)
+    assert not core.is_open(3)
+    assert core.may_receive(1)
+    assert not core.may_receive(3)
+    core.send_head(1, OK, False)
+    core.send_data(1, b"x" * 30, False)
+    before = core.progress(1)
+    peer.said()
+    assert (core.waits(1), core.queued(1), core.progress(1) > before) == (True, 20, True)
+    assert (core.waits(3), core.queued(3), core.progress(3)) == (False, 0, 0)
+    stuck = core.progress(1)
+    peer.send(frames.ping_frame(bytes(8), False))
+    peer.said()
+    assert core.progress(1) == stuck
+    peer.send(frames.window_update_frame(1, 40))
+    peer.said()
+    assert not core.waits(1)
+    core.reset(1, ErrorCode.CANCEL)
+    assert (core.take_resets(), core.take_resets()) == (1, 0)
+    peer.send(frames.ping_frame(bytes(8), False)[:12])
+    assert core.in_the_middle
+
+
+def test_an_abandoned_connection_has_no_streams() -> None:
+    peer = H2Peer()
+    peer.request(1)
+    peer.core.abandon()
+    assert peer.core.resting
+    assert not peer.core.is_open(1)

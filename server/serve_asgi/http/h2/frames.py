@@ -248,10 +248,8 @@ def window_update_frame(stream_id: int, increment: int) -> bytes:
 
 
 def header_frames(stream_id: int, block: bytes, end_stream: bool, max_size: int) -> list[bytes]:
-    """A field block as HEADERS, with CONTINUATION frames if it is larger than `max_size` (RFC 9113 4.3)."""
+    """A field block of more than `max_size` bytes as HEADERS and CONTINUATION frames (RFC 9113 4.3)."""
     first = END_STREAM if end_stream else 0
-    if len(block) <= max_size:
-        return [frame(HEADERS, first | END_HEADERS, stream_id, block)]
     pieces = [frame(HEADERS, first, stream_id, block[:max_size])]
     for start in range(max_size, len(block), max_size):
         last = END_HEADERS if start + max_size >= len(block) else 0
