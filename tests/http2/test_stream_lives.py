@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from serve_asgi.http import survival
+from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.h2.error_codes import ErrorCode
+from serve_asgi.http.h2.frames import reset_frame
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.survival_record import SurvivalRecord, pack_streams, unpack_streams
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
@@ -18,8 +20,10 @@ from serve_asgi.http2.connection import Http2Connection
 from serve_asgi.ipc.packets import check_http2_state
 from serve_asgi.ipc.scoreboard import Cell
 from tests.connection_server import Log
+from tests.http.h2.peer import POST
 from tests.http.http_server import body, start
 from tests.http.numbers_application import EVENTS, Numbers, piece, retire, serve_again, survive
+from tests.http2.frame_client import data
 from tests.http2.http2_server import Http2Client, Http2Server
 
 Serve = Callable[..., Http2Server]
@@ -482,3 +486,21 @@ def test_application_that_asks_by_messages_while_the_worker_retires(serve2: Serv
     client.wait_for_content(stream_id, 2)
     assert lives == [{}, {"resumed": True, "state": [1], "version": 2}]
     assert client.wait(stream_id).reset is ErrorCode.INTERNAL_ERROR  # this worker does not retire
+
+
+def test_reset_that_comes_with_a_whole_request_is_told(serve2: Serve) -> None:
+    """Also where the application ends only when its client has gone."""
+    received: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start(200, EVENTS))
+        await send(body(b"begun", more=True))
+        while not received or received[-1] != "http.disconnect":
+            received.append((await receive())["type"])
+
+    server = serve2(app)
+    client = server.client()
+    stream_id, head = client.head(POST, False)
+    client.send(head, data(stream_id, b"abc", True), reset_frame(stream_id, ErrorCode.CANCEL))
+    server.until(lambda: received[-1:] == ["http.disconnect"] and server.cell(Cell.IN_FLIGHT) == 0)
+    server.until(lambda: server.newest().state is ConnectionState.IDLE)
