@@ -352,7 +352,8 @@ class Exchange:
                 self._look_again(DISCARD_TIME)
             else:
                 self.reset_behind(ErrorCode.NO_ERROR)
-        self._rest()
+        if response.request.task is not None:  # else `begin` has not returned, and says itself what is left
+            self._rest()
         self.connection.is_last()
 
     def response_left(self, response: Response) -> None:

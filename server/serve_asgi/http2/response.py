@@ -63,11 +63,13 @@ class Http2Response(Response):
         self.output.send_interim([STATUS_FIELDS[103], *fields_of_lines(hints.partition(b"\r\n")[2])])
 
     def _fields(self, flags: int) -> list[Field]:
-        """Those of the head, the server's own included."""
+        """Those of the head, the server's own included; other responses may have the same list."""
         block, default = self._block, self.worker.default_headers
-        known = _known_fields(block) if len(block) <= LARGEST_HEADERS else tuple(fields_of_lines(block))
-        own = _known_fields(without(default, flags) if flags & _OWN_LINES else default)
-        return [STATUS_FIELDS[self.status], *known, *own]
+        if flags & _OWN_LINES:
+            default = without(default, flags)
+        if len(block) > LARGEST_HEADERS:
+            return [STATUS_FIELDS[self.status], *fields_of_lines(block), *_known_fields(default)]
+        return _known_head(self.status, block, default)
 
     def _first(self, body: bytes, more: bool) -> None:
         """Write the head together with the first of the body."""
@@ -80,7 +82,7 @@ class Http2Response(Response):
             raise RuntimeError(wrong_length(size, length))
         fields = self._fields(flags)
         if length < 0:
-            fields.append((b"content-length", b"%d" % size))
+            fields = [*fields, (b"content-length", b"%d" % size)]
         self.sent = size
         output.send_response(fields, body)
         self._complete()
@@ -103,7 +105,7 @@ class Http2Response(Response):
         framing = self._frame(size, more)
         fields = self._fields(self._flags)
         if framing.field:
-            fields += fields_of_lines(framing.field)
+            fields = fields + fields_of_lines(framing.field)
         if self.request.body is not None:
             self.request.body.may_continue = False
         self.output.send_head(fields, framing.kind is NONE)
@@ -151,6 +153,11 @@ class Http2Response(Response):
 
     async def _copy(self, file: FileBody) -> None:
         await file.send_pieces(self.output)
+
+
+@lru_cache(KNOWN_HEADERS)
+def _known_head(status: int, block: bytes, default: bytes) -> list[Field]:
+    return [STATUS_FIELDS[status], *_known_fields(block), *_known_fields(default)]
 
 
 @lru_cache(KNOWN_HEADERS)
