@@ -180,16 +180,16 @@ class Flood:
 
     frames: Callable[[], Iterator[bytes]]
     code: int = 0xB
-    pause: float = 0.2
+    pause: float = 1.0
     """Seconds after which the flooder is there again. Where each frame is a request, as many are served until the
     connection ends as in some 10 ms of an honest client's: that client comes back more rarely too."""
 
 
 FLOODS: Final = {
-    "rapid reset": Flood(rapid_reset, pause=2.0),
-    "made you reset": Flood(made_you_reset, pause=2.0),
-    "malformed requests": Flood(malformed, pause=2.0),
-    "too many streams": Flood(too_many_streams, pause=2.0),
+    "rapid reset": Flood(rapid_reset, pause=3.0),
+    "made you reset": Flood(made_you_reset, pause=3.0),
+    "malformed requests": Flood(malformed, pause=3.0),
+    "too many streams": Flood(too_many_streams, pause=3.0),
     "CONTINUATION": Flood(continuations),
     "large CONTINUATION": Flood(large_continuations),
     "empty DATA": Flood(empty_data),
@@ -281,7 +281,7 @@ def main() -> None:
     told: dict[str, Any] = {"connections": 0, "sent": 0}
     made = list(itertools.islice(pieces(FLOODS[kind].frames()), MOST_PIECES))
     print("floods", flush=True)
-    while not select.select([sys.stdin], [], [], float(pause))[0]:
+    while not told["connections"] or not select.select([sys.stdin], [], [], float(pause))[0]:
         found = attack((host, int(port)), made)
         codes[str(found.code) if found.ended else "not ended"] += 1
         told["connections"] += 1

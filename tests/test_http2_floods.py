@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import json
 import socket
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve_asgi.http.h2.frames import PREFACE, RST_STREAM, ping_frame
 from tests.h2_client import H2Client
 from tests.h2_floods import FLOODS, SETTINGS, attack, pieces, stalled_windows
-from tests.running import PATIENCE, RunningServer, running, until
+from tests.running import PATIENCE, ROOT, RunningServer, running, until
 
 CONNECTIONS = 5
 """Of each flood, whose costs are added up."""
@@ -23,7 +29,8 @@ ROOM = 16 << 20
 """Bytes by which a worker may grow."""
 LIMIT = 2.0
 """What the p99 of other clients may be, as a multiple of that without a flood."""
-TRIES = 6
+TRIES = 4
+REQUESTS = 800
 EVERY = 0.003
 """Seconds between two requests of the others."""
 SHORT = ("--write-timeout", "1", "--head-timeout", "1", "--first-byte-timeout", "1", "--keep-alive", "2")
@@ -178,3 +185,77 @@ def test_as_many_requests_as_are_allowed_in_one_piece_are_no_flood(server: Runni
             if streams[-1] > 900:
                 client.socket.shutdown(socket.SHUT_WR)
             assert [client.response(stream) for stream in streams] == [(200, b"ok")] * 100
+
+
+# ---- what others notice
+
+
+def p99(pid: int, clients: list[socket.socket], count: int = REQUESTS) -> float:
+    """What requests at a fixed rate wait for their responses, in ms of the worker's processor time: what else runs on
+    the machine, the flooder above all, delays them too, and says nothing of this server."""
+    taken = []
+    gc.collect()
+    gc.disable()
+    begun = time.perf_counter()
+    for number in range(count):
+        client = clients[number % len(clients)]
+        time.sleep(max(0.0, begun + number * EVERY - time.perf_counter()))
+        asked = cpu(pid)
+        client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            piece = client.recv(4096)
+            assert piece, "closed"
+            answer += piece
+        taken.append(1000 * (cpu(pid) - asked))
+    gc.enable()
+    return sorted(taken)[-1 - count // 100]
+
+
+@contextlib.contextmanager
+def flooding(server: RunningServer, kind: str) -> Iterator[dict[str, Any]]:
+    """Another process floods, again and again; what it tells is there in the end."""
+    host, port = server.address()
+    command = [sys.executable, "-m", "tests.h2_floods", kind, host, str(port), str(FLOODS[kind].pause)]
+    told: dict[str, Any] = {}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"floods\n"
+        yield told
+        process.stdin.close()
+        told |= json.loads(process.stdout.readline())
+
+
+@pytest.mark.once
+@pytest.mark.timeout(600)
+def test_other_clients_notice_nothing(tmp_path: Path) -> None:
+    """A client floods, and comes back whenever the server has ended its connection; of four others it is counted what
+    they wait for. Kinds whose round was not calm come again.
+    """
+    (tmp_path / "app.py").write_text(APPLICATION)
+    with running("app:app", "--no-access-log", directory=tmp_path) as server:
+        measure(server)
+        assert server.stop() == 0
+
+
+def measure(server: RunningServer) -> None:
+    """All kinds in turn."""
+    pid = worker(server)
+    idle: list[float] = []
+    flooded: dict[str, list[float]] = {kind: [] for kind in FLOODS}
+    left = list(FLOODS)
+    for _ in range(TRIES):
+        for kind in left:
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(socket.create_connection(server.address())) for _ in range(4)]
+                p99(pid, clients, 40)
+                idle.append(p99(pid, clients))
+                with flooding(server, kind) as told:
+                    flooded[kind].append(p99(pid, clients))
+            assert set(told["codes"]) == {str(FLOODS[kind].code)}, told
+        left = [kind for kind in left if min(flooded[kind]) > LIMIT * statistics.median(idle)]
+        if not left:
+            break
+    assert not left, (statistics.median(idle), {kind: flooded[kind] for kind in left})
+    assert worker(server) == pid
