@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -35,26 +36,47 @@ HANDLERS = {"long": long, **{
 WITH_LONG = APPLICATION.replace("\nHANDLERS = {\n", LONG).replace('asks".split()\n}', 'asks".split()\n}}')
 
 
+class LockedClient(Http2Client):
+    """One thread reads, another one writes: never both at once, since an SSLSocket is not made for that."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(Client(sock))
+        self._lock = threading.RLock()
+
+    def send(self, *data: bytes) -> None:
+        with self._lock:
+            super().send(*data)
+
+    def read_some(self) -> None:
+        if select.select([self.sock], [], [], 0.05)[0]:
+            with self._lock:
+                super().read_some()
+                while isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+                    super().read_some()
+
+
 class Streams:
     """A client with several streams on one connection, read in a thread; `short` asks for something besides."""
 
     def __init__(self, sock: socket.socket, paths: tuple[str, ...]) -> None:
         sock.settimeout(PATIENCE)
-        self.client = Http2Client(Client(sock))
+        self.client = LockedClient(sock)
         self.client.begin({4: 1 << 22}, NO_LIMIT)
         self.paths = {self.client.get(f"/{path}".encode()): path for path in paths}
-        self._lock = threading.Lock()
+        self.failure: OSError | None = None
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while not self.client.closed:
                 self.client.read_some()
+        except OSError as error:
+            self.failure = error
 
     def wait(self, condition: Callable[[], bool]) -> None:
         until(lambda: condition() or not self._thread.is_alive())
-        assert condition(), self.client.frames[-5:]
+        assert condition(), (self.failure, self.client.frames[-5:])
 
     def short(self) -> None:
         """A request that is answered at once."""
