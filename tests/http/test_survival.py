@@ -14,6 +14,7 @@ from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.head_parsers import parser_factory
 from serve_asgi.http.request_body import RequestBody
+from serve_asgi.http.request_head import Head
 from serve_asgi.http.response_framing import BodyFraming, ResponseFraming
 from serve_asgi.http.survival import (
     EXTENSION,
@@ -25,7 +26,15 @@ from serve_asgi.http.survival import (
     encode_state,
     tells_of_end,
 )
-from serve_asgi.http.survival_record import SurvivalRecord, head_bytes
+from serve_asgi.http.survival_record import (
+    MovedStream,
+    SurvivalRecord,
+    field_bytes,
+    fields_of,
+    head_bytes,
+    pack_streams,
+    unpack_streams,
+)
 from serve_asgi.ipc import packets
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.tls.moved_session import MovedSession
@@ -242,6 +251,42 @@ def test_the_record_travels() -> None:
     for wrong in (b"", encoded[:-1], encoded + b"x", encoded[:20], b"\xff\xff\xff\xff" + encoded[4:]):
         with pytest.raises((ValueError, LookupError)):
             SurvivalRecord.from_bytes(wrong)
+
+
+def test_the_records_of_several_streams_travel_together() -> None:
+    def record(state: bytes) -> SurvivalRecord:
+        return SurvivalRecord(b"head", state, None, b"", response={"status": 200})
+
+    streams = [MovedStream(1, record(b"1"), b""), MovedStream(7, record(b"[2]"), b"waits for its window")]
+    for moved in (streams, streams[:1], []):
+        for unread in (b"", b"frames"):
+            assert unpack_streams(pack_streams(moved, unread)) == (moved, unread)
+    packed = pack_streams(streams, b"")
+    for wrong in (b"", packed[:20], b"\xff\xff\xff\xff" + packed[4:]):
+        with pytest.raises((ValueError, LookupError)):
+            unpack_streams(wrong)
+
+
+@pytest.mark.parametrize("identity", ["", "of the server's"])
+def test_the_head_of_a_stream_travels_as_fields(identity: str) -> None:
+    headers = [(b"host", b"a:1"), (b"x", b"b: c"), (b"x-request-id", b"the client's")]
+    head = Head("GET", b"/p?q", "2", headers, b"/p", b"q")
+    last = [(b"x-request-id", identity.encode() or b"the client's")]
+    assert fields_of(field_bytes(head, "https", b"x-request-id", identity)) == [
+        *((b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a:1"), (b":path", b"/p?q")),
+        *((b"x", b"b: c"), *last),
+    ]
+
+
+@pytest.mark.parametrize("survives", [False, True])
+def test_a_version_without_http2_refuses_its_record_as_tls_of_an_unknown_format(survives: bool) -> None:
+    record = HandOverRecord(b"x", None, None, math.inf, 1, tls={"format": 1}, survives=survives, http2={"version": 1})
+    values = record.to_json()
+    assert HandOverRecord.from_json(values) == record
+    del values["http2"]
+    for each in (values["tls"], *([values["survives"]["tls"]] if survives else [])):
+        with pytest.raises(ValueError, match="format 0"):
+            MovedSession.from_json(each)
 
 
 def test_a_version_that_knows_nothing_of_it_refuses_the_record_as_tls_of_an_unknown_format() -> None:

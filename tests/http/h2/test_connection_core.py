@@ -547,6 +547,21 @@ def test_what_is_asked_of_streams() -> None:
     assert core.in_the_middle
 
 
+def test_a_stream_that_is_taken_up_again_counts_for_the_limit() -> None:
+    peer = H2Peer(max_streams=1)
+    peer.request(1)
+    peer.core.done(1)
+    peer.core.take_up(1)
+    assert peer.core.open_streams() == [1]
+    peer.core.take_up(3)
+    peer.send(reset_frame(1, ErrorCode.CANCEL))
+    peer.said()
+    peer.request(3)
+    assert peer.reset_code() is ErrorCode.REFUSED_STREAM
+    peer.core.done(1)
+    assert of(StreamRequest, peer.request(5))
+
+
 def test_an_abandoned_connection_has_no_streams() -> None:
     peer = H2Peer()
     peer.request(1)
