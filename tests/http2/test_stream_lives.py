@@ -11,7 +11,7 @@ import pytest
 from serve_asgi.http import survival
 from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.h2.error_codes import ErrorCode
-from serve_asgi.http.h2.frames import reset_frame
+from serve_asgi.http.h2.frames import MAX_STREAM_ID, reset_frame
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.survival_record import SurvivalRecord, pack_streams, unpack_streams
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
@@ -25,6 +25,7 @@ from tests.http.http_server import body, start
 from tests.http.numbers_application import EVENTS, Numbers, piece, retire, serve_again, survive
 from tests.http2.frame_client import data
 from tests.http2.http2_server import Http2Client, Http2Server
+from tests.http2.test_websockets import Recording, Socket
 
 Serve = Callable[..., Http2Server]
 
@@ -504,3 +505,37 @@ def test_reset_that_comes_with_a_whole_request_is_told(serve2: Serve) -> None:
     client.send(head, data(stream_id, b"abc", True), reset_frame(stream_id, ErrorCode.CANCEL))
     server.until(lambda: received[-1:] == ["http.disconnect"] and server.cell(Cell.IN_FLIGHT) == 0)
     server.until(lambda: server.newest().state is ConnectionState.IDLE)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_websocket_beside_them_is_opened_again_on_another_connection(serve2: Serve, again: bool) -> None:
+    """The client is told to before its WebSocket is closed: here it would be closed again and again."""
+    first, second, sockets = Numbers(last=20), Numbers(last=20), Recording()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (sockets if scope["type"] == "websocket" else first)(scope, receive, send)
+
+    first.server = old = serve2(app, survive_window=0.0, ws_retire="early", ws_retire_window=0.0)
+    new = on(second, serve2)
+    client = old.client()
+    stream_id = client.get(b"/")
+    first.allow(3)
+    expect(client, stream_id, 3)
+    open_sockets = [Socket(client, b"/socket").open()]
+    old.run(lambda: old.retiring.begin("reload"))
+    if again:
+        retire(old)
+        open_sockets.append(Socket(client, b"/again").open())
+        assert client.goaways()[0] == (MAX_STREAM_ID, ErrorCode.NO_ERROR)
+    departing = retire(old)
+    for socket in open_sockets:
+        assert socket.close_code() == 1012
+        socket.send(8, (1012).to_bytes(2, "big"), ended=True)
+    assert client.goaways()[0] == (MAX_STREAM_ID, ErrorCode.NO_ERROR)
+    old.until(lambda: bool(departing) and departing[-1].can_leave())
+    descriptor, record = old.run(departing[-1].leave)
+    old.run(departing[-1].gone)
+    new.take(descriptor, HandOverRecord.from_json(record.to_json()))
+    second.allow(20)
+    assert bytes(client.wait(stream_id).content) == numbers(0, 20)
+    assert [code for _, code in client.goaways()] == [ErrorCode.NO_ERROR] * 2

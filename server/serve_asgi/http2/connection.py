@@ -51,6 +51,7 @@ INFINITY: Final = math.inf
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _TLS_NOT_MOVED: Final = int(Cell.TLS_NOT_MOVED)
 _BEGUN: Final = int(Cell.HTTP2_CONNECTIONS)
+_GOAWAYS: Final = int(Cell.HTTP2_GOAWAYS)
 _RESETS_SENT: Final = int(Cell.HTTP2_RESETS_SENT)
 _SERVING: Final = WorkerPhase.SERVING
 _RETIRING: Final = frozenset({WorkerPhase.HANDING_OVER, WorkerPhase.CLOSING})
@@ -452,6 +453,12 @@ class Http2Connection(asyncio.Protocol):
         self.flush_soon()
         self.worker.loop.call_soon(self.end_if_over)
 
+    def leave_to_another(self) -> None:
+        """The worker retires: tell the client to begin on another connection what it begins next."""
+        if self.worker.phase in _RETIRING and self.core.shutting_down is Leaving.NO:
+            self.worker.cells[_GOAWAYS] += 1
+            self.announce_end()
+
     def end_soon(self) -> None:
         """The client begins nothing more: end once what there is has been answered."""
         self.worker.loop.call_soon(self._end_soon)
@@ -528,7 +535,7 @@ class Http2Connection(asyncio.Protocol):
 
     def retire(self) -> None:
         """The worker's phase has left SERVING: leave as soon as that loses nothing. May be called again."""
-        self.streams.retire()
+        self.streams.retire(self)
         self.settle()
 
     def resume(self) -> None:

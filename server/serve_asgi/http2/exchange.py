@@ -316,6 +316,10 @@ class Exchange:
             self.life.call_off()
         self._wake()
 
+    def is_to_survive(self) -> bool:
+        """Whether its application wishes that, and it can."""
+        return self.life is not None and self.life.survival.wanted
+
     def retire(self) -> None:
         """A request in progress is finished here, unless it is to survive."""
         if self.life is not None:

@@ -51,6 +51,9 @@ class DispatchingConnection(StreamCarrier, Protocol):
     def end_soon(self) -> None:
         """The client begins nothing more: end once what there is has been answered."""
 
+    def leave_to_another(self) -> None:
+        """The worker retires: tell the client to begin on another connection what it begins next."""
+
 
 class StreamDispatch:
     """Of one connection."""
@@ -125,6 +128,8 @@ class StreamDispatch:
         if worker.published[0] > worker.shared.applied:
             worker.catch_up()
         if head.websocket:
+            if worker.retiring.is_set():  # it will be closed at once, and opened again
+                connection.leave_to_another()
             connection.begin_work()
             websocket = self._handlers[stream_id] = WebSocketStream(connection, event)
             websocket.begin(event.ended)
@@ -211,10 +216,24 @@ class StreamDispatch:
         for handler in list(self._handlers.values()):
             handler.receive_eof()
 
-    def retire(self) -> None:
-        """The worker's phase has changed."""
+    def retire(self, connection: DispatchingConnection) -> None:
+        """The worker's phase has changed.
+
+        A WebSocket is closed then, and its client opens it again at once: on another connection, if this one stays
+        here for the sake of streams that are to survive.
+        """
+        websockets: list[WebSocketStream] = []
+        waits = False
         for handler in list(self._handlers.values()):
-            handler.retire()
+            if isinstance(handler, WebSocketStream):
+                websockets.append(handler)
+            else:
+                handler.retire()
+                waits = waits or (isinstance(handler, Exchange) and handler.is_to_survive())
+        if websockets and waits:
+            connection.leave_to_another()
+        for websocket in websockets:
+            websocket.retire()
 
     def cut(self) -> bool:
         """At the graceful timeout. Whether anything was cut."""
