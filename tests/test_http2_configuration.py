@@ -120,7 +120,7 @@ def test_off_means_off_and_a_reload_changes_it(project: Path) -> None:
 
 
 def test_a_reload_that_turns_it_off_ends_idle_connections_politely(project: Path) -> None:
-    with running("app:app", directory=project) as server:
+    with running("app:app", "--graceful-timeout", "6", directory=project) as server:
         with H2Client.to(server.address()) as client:
             assert client.told()["generation"] == 1
             (project / "serve.toml").write_text("http2 = false\n")

@@ -180,7 +180,7 @@ def test_chromium_over_http1(tmp_path: Path) -> None:
 
 @pytest.mark.needs("chromium")
 def test_chromium_over_http2(tmp_path: Path) -> None:
-    """All on one connection. Its WebSocket connects again at each reload, its event stream goes on: nothing is missed."""
+    """All on one connection. Its WebSocket connects again at each reload, its event stream goes on."""
     with serving(tmp_path) as secure:
         _, counts = demonstrate(secure, tmp_path)
         reconnects = counts.pop("reconnects")
