@@ -84,7 +84,6 @@ class Exchange:
     """
 
     __slots__ = (
-        "_begun",
         "_code",
         "_returned",
         "_sent",

@@ -11,7 +11,7 @@ from serve_asgi.http.h2 import frames, header_encoder
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.connection_value import export_connection, import_connection, unsent
 from serve_asgi.http.h2.error_codes import ErrorCode
-from serve_asgi.http.h2.events import PingAnswered, StreamData, StreamEnd, StreamRequest, StreamReset
+from serve_asgi.http.h2.events import StreamData, StreamEnd, StreamRequest, StreamReset
 from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame, reset_frame, window_update_frame
 from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.receiving import SHUTDOWN_PING, Leaving
@@ -126,7 +126,7 @@ def test_shutdown_in_two_steps() -> None:
     assert first.payload[:8] == MAX_STREAM_ID.to_bytes(4) + bytes(4)
     assert ping.payload == SHUTDOWN_PING
     assert of(StreamRequest, peer.request(3))  # on its way meanwhile
-    assert peer.send(frames.ping_frame(b"elsewise", True)) == [PingAnswered(b"elsewise")]
+    assert peer.send(frames.ping_frame(b"elsewise", True)) == []
     assert peer.core.shutting_down is Leaving.ANNOUNCED
     peer.send(frames.ping_frame(SHUTDOWN_PING, True))
     (last,) = peer.said()
@@ -153,13 +153,6 @@ def test_a_client_that_does_not_answer() -> None:
     peer.core.finish_shutdown()
     assert [each.kind for each in peer.said()] == [GOAWAY, PING, GOAWAY]
     assert peer.core.shutting_down is Leaving.FINAL
-
-
-def test_pings() -> None:
-    peer = H2Peer()
-    peer.core.ping(b"12345678")
-    assert peer.said() == [Said(PING, 0, 0, b"12345678")]
-    assert peer.send(frames.ping_frame(b"12345678", True)) == [PingAnswered(b"12345678")]
 
 
 # ---- holding still
@@ -289,7 +282,7 @@ def test_a_connection_goes_on_elsewhere() -> None:
     assert receiver.streams.window.left == 512 * 1024 - 12 * 4096
 
 
-@pytest.mark.parametrize("cut", range(0, 60, 3))
+@pytest.mark.parametrize("cut", range(60))
 def test_it_may_leave_at_any_byte(cut: int) -> None:
     """Also within the preface, a frame's head, its payload, or a header block."""
     peer = H2Peer(begun=False)
@@ -300,8 +293,7 @@ def test_it_may_leave_at_any_byte(cut: int) -> None:
         + frame(9, 4, 1, b"")
     )  # fmt: skip
     peer.send(sent[:cut])
-    if not peer.core.resting:
-        pytest.skip("a request is in progress")
+    assert peer.core.resting
     peer.core.take_output()
     move(peer, sent[cut:])
     assert len(of(StreamRequest, peer.events)) == 1

@@ -124,7 +124,7 @@ def test_a_flood_ends_the_connection(flood: Callable[[H2Peer, int], bytes]) -> N
     assert peer.core.lost is not None
     assert peer.core.lost.code is CALM
     assert number < 3000
-    assert not peer.core.blocked()
+    assert peer.core.resting
 
 
 @pytest.mark.parametrize(("name", "sent"), SIMPLE, ids=[name for name, _ in SIMPLE])
@@ -184,7 +184,7 @@ def test_downloads_meet_no_bound() -> None:
     peer.core.send_head(1, OK, False)
     for _ in range(100):
         peer.core.send_data(1, bytes(1 << 20), False)
-        while peer.core.blocked():
+        while peer.core.waits(1):
             for said in peer.said():
                 size = len(said.payload)
                 if size and said.kind == DATA:

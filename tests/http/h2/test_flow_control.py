@@ -43,14 +43,14 @@ def test_a_stream_sends_what_its_window_has() -> None:
     peer.core.send_head(1, OK, False)
     assert peer.core.send_data(1, bytes(70_000), True) == 70_000
     assert sizes(peer.said()) == {1: 65535}
-    assert peer.core.blocked()[0].queued == 70_000 - 65535
+    assert peer.core.queued(1) == 70_000 - 65535
     assert peer.core.take_drained() == []
     peer.send(frames.window_update_frame(1, 1 << 20))
     assert sizes(peer.said()) == {}  # the connection's
     peer.send(frames.window_update_frame(0, 1 << 20))
     assert sizes(peer.said()) == {1: 70_000 - 65535}
     assert peer.core.take_drained() == [1]
-    assert peer.core.blocked() == []
+    assert not peer.core.waits(1)
 
 
 def test_settings_change_the_windows_of_all_streams() -> None:

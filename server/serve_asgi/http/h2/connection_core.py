@@ -25,7 +25,6 @@ from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.limits import CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW
 from serve_asgi.http.h2.receiving import SHUTDOWN_PING, FrameReceiver, Leaving
 from serve_asgi.http.h2.settings import DEFAULT_WINDOW, server_settings
-from serve_asgi.http.h2.streams import Stream
 from serve_asgi.http.request_head import Head
 
 ROOM: Final = 256 * 1024
@@ -177,10 +176,6 @@ class ConnectionCore:
         """Bytes that were said and not taken, beside bodies that wait for a window or their turn."""
         return self._sender.size
 
-    def blocked(self) -> list[Stream]:
-        """Streams with a body that waits."""
-        return [stream for stream in self._streams.values() if stream.queued]
-
     # ---- what is asked of a stream
 
     def open_streams(self) -> list[int]:
@@ -250,10 +245,6 @@ class ConnectionCore:
     def resting(self) -> bool:
         """Whether no stream is open. (Who works on for one that has ended needs no connection for that.)"""
         return not self._streams
-
-    def ping(self, payload: bytes) -> None:
-        """Ask for a sign of life; `payload` has eight bytes, and comes back as `PingAnswered`."""
-        self._sender.write(frames.ping_frame(payload, False))
 
     def announce_shutdown(self) -> None:
         """The first step (RFC 9113 6.8): GOAWAY without a last stream, and PING. What comes is still served; the PING's

@@ -58,12 +58,6 @@ class StreamReset(NamedTuple):
     """What the client did wrong; empty if it has reset the stream itself."""
 
 
-class PingAnswered(NamedTuple):
-    """A PING of ours has come back."""
-
-    payload: bytes
-
-
 class ClientLeaves(NamedTuple):
     """The client has sent GOAWAY: it begins nothing new, as a rule; what is in progress goes on."""
 
@@ -78,6 +72,4 @@ class ConnectionLost(NamedTuple):
     reason: str
 
 
-Event = (
-    StreamRequest | StreamRefusal | StreamData | StreamEnd | StreamReset | PingAnswered | ClientLeaves | ConnectionLost
-)
+Event = StreamRequest | StreamRefusal | StreamData | StreamEnd | StreamReset | ClientLeaves | ConnectionLost

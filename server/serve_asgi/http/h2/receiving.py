@@ -20,7 +20,6 @@ from serve_asgi.http.h2.events import (
     ClientLeaves,
     ConnectionLost,
     Event,
-    PingAnswered,
     StreamData,
     StreamEnd,
     StreamRefusal,
@@ -381,7 +380,6 @@ class FrameReceiver:
             self.leave()
         else:
             self.floods.count(FloodKind.IDLE)
-            events.append(PingAnswered(payload))
 
     def _receive_go_away(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         """RFC 9113 6.8."""
