@@ -64,6 +64,27 @@ def test_a_misspelt_command_is_told_from_an_application(capfd: pytest.CaptureFix
     assert "did you mean 'reload'?" in said(capfd, "relaod")
 
 
+@pytest.mark.parametrize("word", ["main", "example", "plain", "web", "nosuch"])
+def test_a_word_that_is_no_command_is_not_taken_for_one(capfd: pytest.CaptureFixture[str], word: str) -> None:
+    assert said(capfd, word) == f"{word!r} is not an application: write module:attribute, for example {word}:app"
+
+
+def test_a_module_of_a_misspelt_commands_name_is_a_module(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "drian.py").write_text("app = Application()")
+    monkeypatch.chdir(tmp_path)
+    assert said(capfd, "drian").endswith("for example drian:app")
+
+
+@pytest.mark.parametrize("path", ["main.py:app", "src/main.py", "./main.py:app"])
+def test_the_path_of_a_file_is_told_from_a_module(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said(capfd, path) == f"{path!r} is a path: name the module and what is in it, for example main:app"
+
+
 def test_http3_is_refused_with_a_way_out(capfd: pytest.CaptureFixture[str]) -> None:
     sentence = said(capfd, "app:asgi", "--quic-bind", "localhost:4433")
     assert sentence.startswith("--quic-bind is not offered: there is no HTTP/3")

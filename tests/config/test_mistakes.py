@@ -129,7 +129,7 @@ APPLICATIONS = {
     ".app:x": "write module:attribute",
     "app:x.": "write module:attribute",
     "1a:x": "write module:attribute",
-    "app/x:y": "write module:attribute",
+    "app/x:y": "is a path: name the module and what is in it, for example app.x:y",
     "app:make()": "is a call: write app:make, and --factory",
 }
 

@@ -21,6 +21,7 @@ import click
 from serve_asgi import __version__
 from serve_asgi.cli import MODULES, load
 from serve_asgi.cli.command import CONTEXT, INTERRUPTED, WIDTH, harmless
+from serve_asgi.config.application_name import holds
 from serve_asgi.config.options import GROUPS, Option, flag, flag_off, options
 from serve_asgi.config.sources import Given, kind, read, several
 from serve_asgi.config.unknown_options import of_another_server
@@ -28,6 +29,8 @@ from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.logs.nonblocking_sink import say
 
 COMPLETE: Final = "_SERVE_COMPLETE"  # set by shells that ask for completions (click, "Shell Completion")
+LIKENESS: Final = 0.75
+"""How alike a word and a command must be for a slip of the keyboard (difflib): "drian" and "drain", not "main"."""
 UNBROKEN: Final = "\u00a0"  # holds a note such as [default: 5] on one line; shown as a space
 
 
@@ -137,14 +140,22 @@ def _run(context: click.Context, /, app: str | None, **values: Any) -> int:
     request; kill -USR2 makes the health endpoint fail, so that a load balancer lets go first; kill -TERM stops
     gracefully.
     """
-    if app and ":" not in app and (near := difflib.get_close_matches(app, MODULES, 1)):
-        raise UsageError(
-            f"there is no command {app!r}: did you mean {near[0]!r}? (An application has a colon: module:attribute)"
-        )
+    if app and app.isidentifier() and not _is_module(app, values) and (near := _meant(app)):
+        raise UsageError(f"there is no command {app!r}: did you mean {near!r}? (An application is module:attribute)")
     settings = read(app or "", _given(context, values), os.environ)
     from serve_asgi.listener.start import run
 
     return run(settings)
+
+
+def _meant(word: str) -> str:
+    """The command that a word is a slip of the keyboard for, or ""."""
+    return next(iter(difflib.get_close_matches(word, MODULES, 1, LIKENESS)), "")
+
+
+def _is_module(word: str, values: dict[str, Any]) -> bool:
+    """Whether an application may be in it, so that its attribute is what is missing."""
+    return holds(os.path.join(values.get("chdir") or "", values.get("app_dir") or ""), word)
 
 
 def _run_command() -> RunCommand:

@@ -82,7 +82,7 @@ class Config:
         "Directory put first on the import path; resolved again at each reload.",
         APPLICATION,
         unit="PATH",
-        shown_default="the working directory",
+        shown_default="the working directory, or src below it",
     )
     chdir: str = option(
         "", "Working directory of the workers; resolved again at each reload.", APPLICATION, unit="PATH"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from serve_asgi.config import env_file as environment_file
+from serve_asgi.config.application_name import import_directory
 from serve_asgi.config.options import SECRET_VARIABLES, Config
 from serve_asgi.errors import UsageError
 
@@ -161,6 +162,8 @@ def resolve(config: Config, start_directory: str) -> Release:
     """
     directory = _directory(os.path.join(start_directory, config.chdir), "--chdir")
     app_dir = _directory(os.path.join(directory, config.app_dir), "--app-dir")
+    if not config.app_dir:
+        app_dir = import_directory(app_dir, config.app)
     environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
     environment["PWD"] = directory
     if config.env_file:

@@ -9,6 +9,7 @@ Single values are read by `serve_asgi.config.values`, the file by `serve_asgi.co
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -181,6 +182,10 @@ def build(app: str, given: Mapping[str, Given], environ: Mapping[str, str]) -> C
     return read(app, given, environ).config
 
 
+PLACES: Final = ("chdir", "app_dir")
+"""The options that say where the application is looked for, in their order."""
+
+
 def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], directory: str) -> Settings:
     found: Found = {}
     for name, (_, defined) in options().items():
@@ -200,6 +205,7 @@ def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], dire
     if "root_path" in found:
         found["root_path"] = dataclasses.replace(found["root_path"], value=found["root_path"].value.rstrip("/"))
     found["app"] = _application(app, environ, file)
+    check_application(found["app"], os.path.join(directory, *(found[n].value for n in PLACES if n in found)))
     names = [field.name for field in dataclasses.fields(Config)]
     return Settings(
         config=Config(**{name: value.value for name, value in found.items()}),
@@ -236,7 +242,6 @@ def _application(app: str, environ: Mapping[str, str], file: config_file.ConfigF
         value = FoundValue(entry.value, entry.source)
     else:
         raise UsageError(NO_APPLICATION)
-    check_application(value)
     return value
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from serve_asgi.config.accounts import find_group, find_user
+from serve_asgi.config.application_name import suggested
 from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, parse_address
 from serve_asgi.config.state_location import is_url, redis_address
@@ -80,25 +81,23 @@ def check(found: Found, directory: str) -> None:
         _check_agent(found["agent"])
 
 
-def check_application(app: FoundValue) -> None:
-    """Raise UsageError for what cannot be the name of an application."""
+def check_application(app: FoundValue, directory: str) -> None:
+    """Raise UsageError for what cannot be the name of an application, which is looked for in `directory`."""
     text = str(app.value)
-    module, colon, attribute = text.partition(":")
-    if IMPORTED.fullmatch(text):
+    module, _, attribute = text.partition(":")
+    is_path = "/" in module or (module.endswith(".py") and not os.path.isdir(os.path.join(directory, module[:-3])))
+    if IMPORTED.fullmatch(text) and not is_path:
         return
     where = "" if app.source.tier is SourcePriority.COMMAND_LINE else f"{app.source}: "
-    if not colon and (text.endswith(".py") or "/" in text):
-        example = os.path.basename(text.removesuffix(".py")) or "app"
-        raise UsageError(f"{where}{text!r} is a path: name the module and what is in it, for example {example}:app")
+    example = suggested(text, directory)
+    if is_path:
+        raise UsageError(f"{where}{text!r} is a path: name the module and what is in it, for example {example}")
     if attribute.endswith("()") and IMPORTED.fullmatch(text.removesuffix("()")):
         raise UsageError(
             f"{where}{text!r} is a call: write {text.removesuffix('()')}, and --factory (in a file, factory = "
             "true) if it returns the application"
         )
-    raise UsageError(
-        f"{where}{app.value!r} is not an application: write module:attribute, for example "
-        f"{module if IMPORTED.fullmatch(module + ':x') else 'app'}:app"
-    )
+    raise UsageError(f"{where}{app.value!r} is not an application: write module:attribute, for example {example}")
 
 
 def _check_agent(agent: FoundValue) -> None:
