@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from h2.events import RemoteSettingsChanged
 from h2.settings import SettingCodes
 
+from serve_asgi.cli import control_client
 from tests.certificates import Authority
 from tests.h2_client import H2Client
 from tests.running import PATIENCE, RunningServer, connect, running
@@ -119,14 +121,51 @@ def test_off_means_off_and_a_reload_changes_it(project: Path) -> None:
         assert server.stop() == 0
 
 
-def test_a_reload_that_turns_it_off_ends_idle_connections_politely(project: Path) -> None:
-    with running("app:app", "--graceful-timeout", "6", directory=project) as server:
-        with H2Client.to(server.address()) as client:
-            assert client.told()["generation"] == 1
-            (project / "serve.toml").write_text("http2 = false\n")
+def served_and_told_to_leave(client: H2Client, generation: int) -> None:
+    """It is told at once, the graceful timeout is far away; what it begins before it has read that is served."""
+    stream = client.begin()
+    assert json.loads(client.response(stream)[1])["generation"] == generation
+    assert client.ended() == [((1 << 31) - 1, 0), (stream, 0)]
+
+
+@pytest.mark.parametrize("rolled_back", [False, True], ids=["reload", "rollback"])
+def test_where_the_next_generation_has_it_off_clients_are_told_at_once(project: Path, rolled_back: bool) -> None:
+    configuration = project / "serve.toml"
+    configuration.write_text(f"http2 = {'false' if rolled_back else 'true'}\n")
+    arguments = ("--graceful-timeout", "600", "--keep-previous", "600")
+    with running("app:app", *arguments, directory=project) as server:
+        if rolled_back:
+            configuration.write_text("http2 = true\n")
             server.reload()
-            assert {code for _, code in client.ended()} == {0}
-        assert server.stop() == 0
+        with H2Client.to(server.address()) as client, connect(server) as plain:
+            now = client.told()["generation"]
+            plain.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert plain.recv(65536).startswith(b"HTTP/1.1 200 ")
+            if rolled_back:
+                control_client.ask(server.control, "rollback")
+            else:
+                configuration.write_text("http2 = false\n")
+                server.reload()
+            served_and_told_to_leave(client, now)
+            plain.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")  # which goes on with the others
+            assert f'"generation": {1 if rolled_back else 2}'.encode() in plain.recv(65536)
+        assert server.status()["totals"]["http2_goaways"] == 1
+
+
+def test_clients_of_a_canary_that_is_taken_back_are_told_at_once_where_the_others_have_it_off(project: Path) -> None:
+    (project / "serve.toml").write_text("http2 = false\n")
+    trial = ("--canary", "--canary-time", "600", "--canary-share", "50")
+    with running("app:app", "--graceful-timeout", "600", *trial, directory=project) as server:
+        (project / "serve.toml").write_text("http2 = true\n")
+        server.signal(signal.SIGHUP)
+        server.wait_until(lambda status: bool((status["canary"] or {}).get("seconds_left")))
+        while (client := H2Client(connect(server))).socket.recv(9, socket.MSG_PEEK).startswith(b"HTTP/1.1"):
+            client.socket.close()  # another generation's
+        with client:
+            assert client.told()["generation"] == 2
+            (project / "serve.toml").write_text("http2 = false\n")
+            control_client.ask(server.control, "reload", canary={"on": False})  # which ends the trial
+            served_and_told_to_leave(client, 2)
 
 
 def test_behind_the_proxy_protocol(project: Path) -> None:

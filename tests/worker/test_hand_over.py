@@ -51,6 +51,7 @@ class Connection:
         self.leftover = leftover
         self.events: list[str] = []
         self.remained = 0
+        self.refused = False
 
     def can_leave(self) -> bool:
         return not self.events or self.events[-1] == "stay"
@@ -62,6 +63,9 @@ class Connection:
 
     def stay(self) -> None:
         self.events.append("stay")
+
+    def refused_for_good(self) -> None:
+        self.refused = True
 
     def remain(self) -> None:
         self.remained += 1
@@ -227,7 +231,8 @@ def test_a_connection_that_is_not_understood_stays_alone(
         for each in others:
             world.sender.hand_over(each)
         await until(lambda: len(side.arrived) == 3)
-        await until(lambda: bool(world.again))
+        assert (connection.refused, connection.remained) == (True, 1)
+        assert not any(each.refused for each in others)
         world.sender.hand_over(connection)
         assert connection.remained == 2
         assert asked == [b"new", *[b"known"] * 3]
@@ -244,7 +249,7 @@ def test_a_connection_that_nobody_takes_stays(run: Callable[[Coroutine[Any, Any,
         connection = Connection()
         world.sender.hand_over(connection)
         await until(lambda: bool(connection.remained))
-        assert connection.events == ["leave", "stay"]
+        assert (connection.events, connection.refused) == (["leave", "stay"], False)
         await until(lambda: bool(world.again))  # it is tried again, and taken this time
         side.receiver.refusing = False
         world.sender.hand_over(connection)

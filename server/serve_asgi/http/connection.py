@@ -215,7 +215,8 @@ class Http1Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by either side."""
-        if self.state is CLOSING and self.worker.phase in _RETIRING and self.is_stationary():
+        stays = self.tls is not None and self.tls.stays()
+        if stays and self.state is CLOSING and self.worker.phase in _RETIRING:
             self.worker.cells[_TLS_NOT_MOVED] += 1
         if self.state is not CLOSED:
             hang_up(self.transport)  # unless that is done, or not ours to do
@@ -573,9 +574,14 @@ class Http1Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """The worker serves again: the phase says so, and the end of a life that was planned is off."""
+        self._hand_over.refused = False
         if self.life is not None:
             self.life.call_off()
             self.settle()
+
+    def refused_for_good(self) -> None:
+        """Nobody can go on with it: while the worker retires, the response to its next request is its last."""
+        self._hand_over.refused = self.worker.phase in _RETIRING
 
     def remain(self) -> None:
         """Nobody can take this connection now: it is served here until `retire()` is called again."""
@@ -597,8 +603,8 @@ class Http1Connection(asyncio.Protocol):
         )
 
     def is_stationary(self) -> bool:
-        """Whether no other process could go on with it: it ends when this worker does (TLS 1.2)."""
-        return self.tls is not None and self.tls.stays()
+        """Whether no other process could go on with it (TLS 1.2, or refused): it ends when this worker does."""
+        return self._hand_over.refused or (self.tls is not None and self.tls.stays())
 
     def leave(self) -> tuple[int, HandOverRecord]:
         """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.

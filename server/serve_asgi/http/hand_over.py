@@ -41,13 +41,15 @@ class LeavingConnection(Protocol):
 class HandOver:
     """Of one connection. With a `record`, another worker has handed it over to this one."""
 
-    __slots__ = ("_before", "_record", "_survival")
+    __slots__ = ("_before", "_record", "_survival", "refused")
 
     def __init__(self, record: HandOverRecord | None, survival: SurvivalRecord | None = None) -> None:
         """`survival`: the connection is in use, and this is what the next life of its response begins with."""
         self._record = record
         self._survival = survival
         self._before = IDLE
+        self.refused = False
+        """No worker that serves now could go on with it: one of its protocols is off there, or another version's."""
 
     def arrived(self) -> HandOverRecord | None:
         """What came with the connection; once, when its transport is attached."""

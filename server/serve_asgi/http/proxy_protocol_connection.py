@@ -237,6 +237,9 @@ class ProxyConnection(asyncio.Protocol):
     def resume(self) -> None:
         """The worker serves again: the header is still awaited here."""
 
+    def refused_for_good(self) -> None:
+        """Nobody can go on with it: what follows the header is served here."""
+
     def remain(self) -> None:
         """Nobody can take this connection now: the header is awaited here until `retire()` is called again."""
 

@@ -259,7 +259,8 @@ class Http2Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by either side."""
-        if self.state is CLOSING and self.worker.phase in _RETIRING and self.is_stationary():
+        stays = self.tls is not None and self.tls.stays()
+        if stays and self.state is CLOSING and self.worker.phase in _RETIRING:
             self.worker.cells[_TLS_NOT_MOVED] += 1
         if self.state is not CLOSED:
             hang_up(self.transport)  # unless that is done, or not ours to do
@@ -540,7 +541,12 @@ class Http2Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """The worker serves again."""
+        self.departure.hand_over.refused = False
         self.retire()
+
+    def refused_for_good(self) -> None:
+        """Nobody can go on with it: `remain()` follows, and tells the client to leave if the worker retires."""
+        self.departure.hand_over.refused = self.worker.phase in _RETIRING
 
     def remain(self) -> None:
         """Nobody can take this connection now: it is served here until `retire()` is called again."""
@@ -550,13 +556,15 @@ class Http2Connection(asyncio.Protocol):
         elif self.state is REQUEST and self.lives is not None:
             self.departure.serve(self)
             self.lives.go_on_here(self)
+        if self.departure.hand_over.refused:
+            self.settle()
 
     def can_leave(self) -> bool:
         """Whether `leave()` is possible now."""
         return can_leave(self)
 
     def is_stationary(self) -> bool:
-        """Whether no other process could go on with it: it ends when this worker does (TLS 1.2)."""
+        """Whether no other process could go on with it (TLS 1.2, or refused): it ends when this worker does."""
         return is_stationary(self)
 
     def leave(self) -> tuple[int, HandOverRecord]:

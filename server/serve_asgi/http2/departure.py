@@ -64,6 +64,7 @@ class DepartingConnection(LeavingConnection, Protocol):
     scheme: str
     trusted: bool
     eof: bool
+    departure: Departure
 
     @property
     def lives(self) -> Lives | None:
@@ -264,6 +265,7 @@ def can_leave(connection: DepartingConnection) -> bool:
     )
 
 
-def is_stationary(connection: LeavingConnection) -> bool:
-    """Whether no other process could go on with it: it ends when this worker does (TLS 1.2)."""
-    return connection.tls is not None and connection.tls.stays()
+def is_stationary(connection: DepartingConnection) -> bool:
+    """Whether no other process could go on with it (TLS 1.2, or refused): it ends when this worker does."""
+    refused = connection.departure.hand_over.refused
+    return refused or (connection.tls is not None and connection.tls.stays())

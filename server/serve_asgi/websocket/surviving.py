@@ -296,6 +296,9 @@ class SurvivingWebSocket:
                 tls.unmove()
             self._worker.loop.call_soon(self._after_staying)
 
+    def refused_for_good(self) -> None:
+        """Nobody can go on with it: `remain()` follows, and lives go on here until the graceful timeout."""
+
     def remain(self) -> None:
         """Nobody can take it now: the next life begins here, and is to end again a little later; or the connection
         ends."""

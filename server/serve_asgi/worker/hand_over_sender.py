@@ -52,6 +52,7 @@ class MovableConnection(Protocol):
     def can_leave(self) -> bool: ...
     def leave(self) -> tuple[int, HandOverRecord]: ...
     def stay(self) -> None: ...
+    def refused_for_good(self) -> None: ...
     def remain(self) -> None: ...
     def gone(self) -> None: ...
 
@@ -188,9 +189,13 @@ class HandOverSender:
         )
 
     def _keep(self, connection: MovableConnection) -> None:
-        """Nobody can take it now: serve it here, and try again a little later if there are receivers."""
+        """Nobody can take it now: serve it here, and try again a little later if there are receivers that may."""
+        receivers = [each for each in self._receivers if each.pair.open]
+        refused = bool(receivers) and all(connection in each.not_understood for each in receivers)
+        if refused:  # by one generation, with one configuration: nor will those that are still to be connected
+            connection.refused_for_good()
         connection.remain()
-        if self._receivers and self._again_at == math.inf:
+        if receivers and not refused and self._again_at == math.inf:
             self._again_at = self._loop.time() + AGAIN
             self._wake_at(self._again_at)
 
