@@ -115,21 +115,24 @@ def test_in_a_browser_two_reloads_change_the_generation_and_nothing_else(tmp_pat
         browser.wait_for("document.getElementById('live').textContent === 'live'")
         assert browser.text("command") == f"kill -HUP {server.pid}"
         assert browser.number("generation") == 1
-        connection = browser.number("connection")
+        port_of_requests = browser.number("port")
         for number in (2, 3):
-            enough = browser.number("received") + (48 if PICTURE else 24)
-            browser.wait_for(f"+document.getElementById('received').textContent > {enough}")
-            server.signal(signal.SIGHUP)
+            enough = browser.number("stream-received") + (24 if PICTURE else 12)
+            browser.wait_for(f"+document.getElementById('stream-received').textContent > {enough}")
+            if number == 2:
+                server.signal(signal.SIGHUP)
+            else:
+                browser.evaluate("document.getElementById('reload').click()")
             browser.wait_for(f"+document.getElementById('generation').textContent === {number}")
-            browser.wait_for(f"document.getElementById('kept').textContent === 'unchanged for {number} generations'")
-        before = {name: browser.number(name) for name in ("received", "fetches")}
-        browser.wait_for(
-            f"+document.getElementById('received').textContent > {before['received'] + (64 if PICTURE else 16)}"
-        )
-        browser.wait_for(f"+document.getElementById('fetches').textContent > {before['fetches'] + 8}")
-        assert browser.number("connection") == connection
-        assert browser.text("unchanged") == "unchanged for 3 generations"
-        nothing = ("failed", "missed", "duplicated", "reconnects")
+            for lane in ("requests", "stream", "socket"):
+                kept = f"on one connection, {number} generations"
+                browser.wait_for(f"document.getElementById('{lane}-kept').textContent === '{kept}'")
+        before = {name: browser.number(name) for name in ("stream-received", "fetches")}
+        for name, count in before.items():
+            browser.wait_for(f"+document.getElementById('{name}').textContent > {count + (32 if PICTURE else 8)}")
+        assert browser.number("port") == port_of_requests
+        assert (browser.text("connections"), browser.text("spanned")) == ("1 connection", "3 generations")
+        nothing = ("failed", "stream-missed", "stream-duplicated", "socket-missed", "socket-duplicated")
         assert {name: browser.number(name) for name in nothing} == dict.fromkeys(nothing, 0)
         assert server.status()["totals"]["survived"] == 4
         assert browser.evaluate("document.querySelectorAll('#generations li').length") == 3
@@ -174,6 +177,62 @@ def test_other_paths_and_methods_are_refused(server: RunningServer) -> None:
         assert request(connection, "/nothing")[0] == 404
         assert request(connection, "/who", body=b"x")[0] == 405
         assert request(connection, "/who")[0] == 200
+
+
+def token_of(server: RunningServer) -> str:
+    connection = http.client.HTTPConnection(*server.address(), timeout=PATIENCE)
+    connection.request("GET", "/")
+    page = connection.getresponse().read().decode()
+    connection.close()
+    return page.partition('name="reload-token" content="')[2].partition('"')[0]
+
+
+def press(server: RunningServer, headers: dict[str, str]) -> tuple[int, str]:
+    """The answer to the page's button, sent with these headers."""
+    connection = http.client.HTTPConnection(*server.address(), timeout=PATIENCE)
+    connection.request("POST", "/reload", headers=headers)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, text
+
+
+def test_the_button_reloads_with_the_token_that_all_workers_know(server: RunningServer) -> None:
+    before = generation(server)
+    origin = "http://{}:{}".format(*server.address())
+    headers = {"Origin": origin, "X-Reload-Token": token_of(server)}
+    assert press(server, headers) == (202, "The new generation is starting\n")
+    server.wait_until(lambda status: status["generation"] == before + 1)
+    assert token_of(server) == headers["X-Reload-Token"]  # a page that was loaded before it still works
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"X-Reload-Token": "guessed"}, "token"),
+        ({"X-Reload-Token": ""}, "token"),
+        ({"Origin": "http://elsewhere.example"}, "page itself"),
+        ({"Origin": "null"}, "page itself"),
+        ({"Host": "elsewhere.example"}, "own machine"),
+        ({"Host": "[::1"}, ""),
+        ({"X-Forwarded-For": "192.0.2.1"}, "own machine"),
+        ({"Via": "1.1 proxy"}, "own machine"),
+    ],
+)
+def test_nobody_else_can_press_it(server: RunningServer, change: dict[str, str], says: str) -> None:
+    before = generation(server)
+    headers = {"Origin": "http://{}:{}".format(*server.address()), "X-Reload-Token": token_of(server), **change}
+    status, text = press(server, headers)
+    assert status in (400, 403)
+    assert says in text
+    assert generation(server) == before
+
+
+def test_the_page_has_no_button_behind_a_proxy(server: RunningServer) -> None:
+    connection = http.client.HTTPConnection(*server.address(), timeout=PATIENCE)
+    connection.request("GET", "/", headers={"X-Forwarded-For": "192.0.2.1"})
+    assert 'name="reload-token" content=""' in connection.getresponse().read().decode()
+    connection.close()
 
 
 def test_streams_go_on_over_reloads_on_the_same_connection(server: RunningServer) -> None:

@@ -1,12 +1,13 @@
 """The built-in application: `serve serve_asgi.demo:asgi --workers 4`, a page on which a reload can be watched.
 
-It is written as any application would be, against ASGI 3 and `from serve_asgi import retiring, survive` alone; it knows
-nothing else of the server that runs it, and works under any other one, where generation and slot are 0.
+It is written as any application would be, against ASGI 3 and `from serve_asgi import retiring, shared, survive` alone;
+it knows nothing else of the server that runs it, and works under any other one, where generation and slot are 0.
 
     /         the page (page.html)
     /who      JSON: which worker serves the request, and on which TCP connection
     /events   server-sent events
     /socket   the same events over a WebSocket
+    /reload   POST: what the page's button does (reload_button.py)
 
 An event is a tick of the machine's clock: its id is CLOCK_MONOTONIC in quarter seconds. So every worker of every
 generation knows all past events. When a worker retires, its event streams and WebSockets go on in the next generation
@@ -26,6 +27,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from serve_asgi import retiring, survive
+from serve_asgi.demo import reload_button
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -47,9 +49,6 @@ SERVICE_RESTART: Final = 1012
 """Close codes (RFC 6455 7.4.1 and IANA's registry): the server stops, and reconnect at once."""
 
 PAGE: Final = files("serve_asgi.demo").joinpath("page.html").read_bytes()
-PID: Final = os.getpid()
-LISTENER: Final = os.getppid()
-"""Read once, since it would change if that process died: the process to send HUP to."""
 
 
 async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +69,10 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
     while True:
         match (await receive())["type"]:
             case "lifespan.startup":
-                scope.get("state", {})["started"] = time.monotonic()
+                # Not at import, which a template may do for all workers (--preload); and the parent, which is to get
+                # the HUP, is read once, since it changes if that process dies.
+                started = {"started": time.monotonic(), "pid": os.getpid(), "listener": os.getppid()}
+                scope.get("state", {}).update(started)
                 await send({"type": "lifespan.startup.complete"})
             case "lifespan.shutdown":
                 await send({"type": "lifespan.shutdown.complete"})
@@ -79,16 +81,27 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _http(scope: Scope, receive: Receive, send: Send) -> None:
     path = _path(scope)
-    if path not in ("/", "/who", "/events"):
+    if path == "/reload" and scope["method"] == "POST":
+        await _reload(scope, send)
+    elif path not in ("/", "/who", "/events"):
         await _respond(scope, send, 404, "text/plain; charset=utf-8", b"There is nothing here; the page is at /\n")
     elif scope["method"] not in ("GET", "HEAD"):
         await _respond(scope, send, 405, "text/plain; charset=utf-8", b"Only GET and HEAD\n", (b"allow", b"GET, HEAD"))
     elif path == "/":
-        await _respond(scope, send, 200, "text/html; charset=utf-8", PAGE)
+        page = PAGE.replace(b"RELOAD-TOKEN", (await reload_button.token(scope)).encode())
+        await _respond(scope, send, 200, "text/html; charset=utf-8", page)
     elif path == "/who":
         await _respond(scope, send, 200, "application/json", _encode(_who(scope)))
     else:
         await _events(scope, receive, send)
+
+
+async def _reload(scope: Scope, send: Send) -> None:
+    if (refusal := reload_button.refusal(scope)) is not None:
+        await _respond(scope, send, 403, "text/plain; charset=utf-8", f"{refusal}\n".encode())
+    else:
+        await _respond(scope, send, 202, "text/plain; charset=utf-8", b"The new generation is starting\n")
+        reload_button.press(scope["state"]["listener"])
 
 
 async def _respond(scope: Scope, send: Send, status: int, kind: str, body: bytes, *more: tuple[bytes, bytes]) -> None:
@@ -203,14 +216,14 @@ async def _disconnected(receive: Receive) -> None:
 
 def _who(scope: Scope) -> dict[str, Any]:
     """Which worker of which generation this is, and which TCP connection: the client's port tells them apart."""
-    here = scope.get("extensions", {}).get("serve", {})
+    here, state, now = scope.get("extensions", {}).get("serve", {}), scope.get("state", {}), time.monotonic()
     return {
         "generation": here.get("generation", 0),
         "slot": here.get("slot", 0),
-        "pid": PID,
-        "listener": LISTENER,
+        "pid": state.get("pid", os.getpid()),
+        "listener": state.get("listener", os.getppid()),
         "connection": scope["client"][1] if scope.get("client") else None,
-        "up": round(time.monotonic() - scope.get("state", {}).get("started", time.monotonic()), 1),
+        "up": round(now - state.get("started", now), 1),
     }
 
 
