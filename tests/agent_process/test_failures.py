@@ -86,7 +86,9 @@ def test_who_looks_at_a_server_without_its_agent_is_told_so(tmp_path: Path) -> N
 
 def test_an_agent_that_returns_stays_for_its_messages(tmp_path: Path) -> None:
     write(tmp_path)
-    with running("app:app", "--agent", "app:returns", "--admin", "127.0.0.1:0", directory=tmp_path) as server:
+    hook = f"agent_returned=sh -c 'cat >> {tmp_path}/hooked'"
+    options = ("--agent-required", "--hook", hook, "--admin", "127.0.0.1:0")
+    with running("app:app", "--agent", "app:returns", *options, directory=tmp_path) as server:
         assert ask(server)["agent"][2] is True
         assert len(server.logged(r"warning: the agent of generation 1 has returned, and is not called again")) == 1
         assert agent_states(server.status()) == ["returned"]
@@ -98,10 +100,28 @@ def test_an_agent_that_returns_stays_for_its_messages(tmp_path: Path) -> None:
             assert time.monotonic() < deadline, page
         assert page["now"]["agent_missing"] is False
         assert server.status()["agent_trouble"] == ""
+        with contextlib.closing(connect(server)) as client:
+            assert request(client, "/ping") == (503, b'{"status":"agent missing"}\n')
+            assert request(client, "/ping?live")[0] == 200
+        assert "unhealthy, since the agent is missing" in command(server, "status")
         server.reload()
         assert ask(server)["agent"][2] is True
         assert server.stop() == 0
     assert noted(tmp_path, "enter") == ["enter"] * 2
+    assert [json.loads(line)["event"] for line in (tmp_path / "hooked").read_text().splitlines()] == [
+        "agent_returned"
+    ] * 2
+
+
+def test_an_agent_that_returns_is_started_again_if_the_option_says_so(tmp_path: Path) -> None:
+    write(tmp_path)
+    options = ("--agent", "app:returns", "--agent-restart", "always")
+    with running("app:app", *options, directory=tmp_path) as server:
+        wait_for(tmp_path, "enter", 3)
+        assert server.logged(r"has returned, and another is started now \(--agent-restart always\)")
+        assert ask(server)["agent"][2] is True
+        assert server.stop() == 0
+    gaps(tmp_path)
 
 
 FAILS_AMID = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from serve_asgi.http.worker_context import Receive, Scope, Send
@@ -54,6 +56,14 @@ def test_health(serve: Serve, request_: bytes) -> None:
     for live in (b"/ping?live", b"/ping?a=b&live=1"):
         head, _ = ask(request_.replace(b"/ping?x=y", b"/ping").replace(b"/ping", live))
         assert head.startswith(b"HTTP/1.1 200 ")
+
+    server.scoreboard.draining_since = 0
+    server.scoreboard.agent_missing = True
+    assert ask(request_)[0].startswith(b"HTTP/1.1 200 ")
+    server.worker.config = dataclasses.replace(server.worker.config, agent_required=True)
+    head, content = ask(request_)
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert content == (b"" if bodiless else b'{"status":"agent missing"}\n')
 
     assert called == []
     assert log.records == []

@@ -546,6 +546,94 @@ def test_one_that_returns_stays() -> None:
     assert shell.of(actions.TellFinish)[-1].agent is agent
 
 
+def lost(shell: AgentShell) -> None:
+    """The agent dies, and its process is reaped."""
+    shell.end(shell.one(), "signal SIGKILL")
+
+
+def returned(shell: AgentShell) -> None:
+    shell.send(e.AgentReturned(shell.one()))
+
+
+@pytest.mark.parametrize(
+    ("restart", "event", "again"),
+    [
+        ("never", lost, False),
+        ("never", returned, False),
+        ("on-failure", lost, True),
+        ("on-failure", returned, False),
+        ("always", lost, True),
+        ("always", returned, True),
+    ],
+)
+def test_the_option_says_what_has_it_started_again(
+    restart: str, event: Callable[[AgentShell], None], again: bool
+) -> None:
+    shell = AgentShell(agent_restart=restart).up()
+    event(shell)
+    assert shell.supervisor.agents.missing
+    assert shell.of(actions.SetAgentMissing) == [actions.SetAgentMissing(True)]
+    assert bool(shell.agents(AgentState.STARTING)) is again
+    assert shell.supervisor.wants_agent
+    assert shell.supervisor.has_agent is (again or event is returned)  # messages to it wait, or fail at once
+    if not again:
+        shell.send(e.Wakeup(), after=3600.0)
+        assert not shell.agents(AgentState.STARTING)
+        assert shell.supervisor.next_deadline() == math.inf
+    if event is lost:
+        assert ("--agent-restart never" in shell.said("agent_failed")[0].text) is not again
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.make_ready()
+    shell.prepare()
+    shell.finish()
+    shell.enter()
+    shell.accept()
+    assert shell.one(AgentState.ACTIVE).generation is shell.supervisor.current
+    assert not shell.supervisor.agents.missing
+
+
+def test_one_that_returns_is_replaced_with_back_off_and_never_by_a_second_at_once() -> None:
+    shell = AgentShell(agent_restart="always").up()
+    delays = []
+    for _ in range(5):
+        agent = shell.one(AgentState.ACTIVE)
+        shell.send(e.AgentReturned(agent), after=1.0)
+        before = shell.now
+        while not shell.agents(AgentState.STARTING):
+            assert agent.state is AgentState.RETURNED  # its messages and schedules go on meanwhile
+            shell.tick_at_deadline()
+        delays.append(shell.now - before)
+        assert shell.said("agent_returned")[-1].about == {
+            "worker": agent.id,
+            "generation": 1,
+            "delay": delays[-1],
+        }
+        assert shell.of(actions.TellFinish)[-1] == actions.TellFinish(agent, "returned", ALLOWED)
+        assert shell.one(AgentState.STARTING).cause is Cause.RETURN
+        shell.prepare()
+        assert not shell.agents(AgentState.ENTERING)
+        assert shell.supervisor.agents.missing
+        shell.finish()
+        shell.enter()
+        assert not shell.supervisor.agents.missing
+    assert delays == [0.0, 1.0, 2.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize("restart", ["on-failure", "always"])
+def test_one_that_returns_before_the_server_has_started_does_not_delay_the_start(restart: str) -> None:
+    shell = AgentShell(agent_restart=restart)
+    shell.prepare()
+    shell.enter()
+    agent = shell.one()
+    shell.send(e.AgentReturned(agent))
+    shell.make_ready()
+    shell.send(e.PortsOpened())
+    shell.accept()
+    assert shell.supervisor.state is ServerState.RUNNING
+    assert shell.supervisor.agents.missing
+    assert (agent.state is AgentState.FINISHING) is (restart == "always")
+
+
 def test_one_that_waits_for_another_servers_says_so() -> None:
     shell = AgentShell()
     shell.prepare()

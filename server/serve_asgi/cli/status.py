@@ -35,7 +35,8 @@ def workers(control: str, pid_file: str, as_json: bool) -> int:
 def health(found: dict[str, Any]) -> str:
     """What the health endpoint reports, in words."""
     if not found["draining"]:
-        return "healthy"
+        sick = found.get("agent_required") and found.get("agent_missing")
+        return "unhealthy, since the agent is missing (--agent-required)" if sick else "healthy"
     return f"draining for {span(found['draining']['since'])}, until {found['draining']['until']}"
 
 

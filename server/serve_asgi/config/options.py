@@ -333,6 +333,18 @@ class Config:
         unit="SECONDS",
         minimum=0,
     )
+    agent_restart: str = option(
+        "on-failure",
+        "When the agent is started again, with growing delays: after a failure (it raises, dies or blocks), always "
+        "(also when its function returns), or never before the next reload.",
+        PROCESSES,
+        choices=("never", "on-failure", "always"),
+    )
+    agent_required: bool = option(
+        False,
+        "Have the health path say no while the agent is missing: it has failed, or its function has returned.",
+        PROCESSES,
+    )
     state: str = option(
         "",
         "Where the shared state is kept over restarts: a file (SQLite), or redis://HOST:PORT/DB for several servers.",

@@ -1,7 +1,7 @@
 """The health endpoint, answered by the worker itself.
 
-It owns the verdict and its bytes. It follows the drain flag alone: a worker that retires says nothing about its
-node, which still serves. It must not know the connection.
+It owns the verdict and its bytes. It follows the drain flag, and with `--agent-required` the flag of a missing agent:
+a worker that retires says nothing about its node, which still serves. It must not know the connection.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
 _SERVING: Final = b'{"status":"ok"}\n'
 _DRAINING: Final = b'{"status":"draining"}\n'
+_AGENT_MISSING: Final = b'{"status":"agent missing"}\n'
 
 
 def response(worker: WorkerContext, head: Head, close: bool) -> bytes:
-    """The whole response to a health request: 200, or `--drain-status` while the node drains; 200 for `?live`."""
-    draining = worker.scoreboard.draining_since != 0
+    """The whole response to a health request: 200, or `--drain-status` while the node drains or its agent is missing.
+
+    `?live` is always 200.
+    """
+    body = _SERVING
+    if worker.scoreboard.draining_since:
+        body = _DRAINING
+    elif worker.config.agent_required and worker.scoreboard.agent_missing:
+        body = _AGENT_MISSING
     live = any(item == b"live" or item.startswith(b"live=") for item in head.query.split(b"&"))
-    status = worker.config.drain_status if draining and not live else 200
-    body = _DRAINING if draining else _SERVING
+    status = 200 if live or body is _SERVING else worker.config.drain_status
     return b"%b\r\n%bcontent-type: application/json\r\ncache-control: no-store\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
         STATUS_LINES[status],
         worker.default_headers,

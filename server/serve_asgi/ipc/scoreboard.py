@@ -42,6 +42,7 @@ class Header(enum.IntEnum):
     ROW_WORDS = 4  # of each slot's totals: another version may have longer or shorter rows
     FOLDS = 5  # how often the listener has begun or finished folding a row: odd meanwhile
     STATE = 6  # how many changes the shared state has had: a process that has applied fewer is behind
+    AGENT_MISSING = 7  # 1 while the agent has failed or returned, and no other is active
 
 
 HEADER_WORDS: Final = 8
@@ -307,6 +308,15 @@ class Scoreboard:
     @draining_since.setter
     def draining_since(self, since: int) -> None:
         self.words[Header.DRAINING_SINCE] = since
+
+    @property
+    def agent_missing(self) -> bool:
+        """Whether the agent has failed or returned, and no other is active."""
+        return self.words[Header.AGENT_MISSING] != 0
+
+    @agent_missing.setter
+    def agent_missing(self, missing: bool) -> None:
+        self.words[Header.AGENT_MISSING] = missing
 
     def place(self, index: int) -> memoryview:
         """The owner of the row `index`, indexed by `RowOwner`."""

@@ -103,6 +103,8 @@ class ActionPerformer:
                 children.connect_pair(sender, receiver, pair)
             case actions.Kill(worker, why):
                 self._kill(worker, why)
+            case actions.SetAgentMissing(missing):
+                children.scoreboard.agent_missing = missing
             case actions.SetDrain(on):
                 children.scoreboard.draining_since = time.monotonic_ns() if on else 0
             case actions.ReopenLogs():

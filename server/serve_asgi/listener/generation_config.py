@@ -89,6 +89,8 @@ def policy_of(config: Config) -> Policy:
         drain_delay=config.drain_delay,
         agent=bool(config.agent),
         agent_timeout=config.agent_timeout,
+        agent_restart=config.agent_restart,
+        agent_required=config.agent_required,
         auto_rollback=config.auto_rollback,
         canary=config.canary,
         canary_share=config.canary_share / 100,

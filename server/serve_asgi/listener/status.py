@@ -82,6 +82,8 @@ def status(
         "workers": workers,
         "agents": agents,
         "agent_trouble": "" if any(a["state"] in HERE for a in agents) else supervisor.agents.restart.trouble,
+        "agent_missing": supervisor.agents.missing,
+        "agent_required": supervisor.processes.policy.agent_required,
         "totals": {name: totals[cell] for name, cell in NAMED_COUNTERS.items()},
         "durations": {"bounds": DURATION_BOUNDS, "counts": totals[DURATIONS]},
     }
@@ -230,7 +232,7 @@ def admin_state(
             for each in supervisor.generations.values()
         ],
         "agents": sorted(agents, key=lambda each: each["row"]),
-        "agent_wanted": supervisor.has_agent,
+        "agent_wanted": supervisor.wants_agent,
         "workers": sorted(workers, key=lambda each: (each["slot"], each["generation"])),
         "degraded": [
             number

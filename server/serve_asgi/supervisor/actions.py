@@ -193,6 +193,13 @@ class Kill(Action):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SetAgentMissing(Action):
+    """Say on the scoreboard whether the agent is missing, for the health endpoint (`--agent-required`)."""
+
+    missing: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class SetDrain(Action):
     on: bool
 

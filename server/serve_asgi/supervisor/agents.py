@@ -21,6 +21,7 @@ from serve_asgi.supervisor.lifecycles import (
     LEASED,
     STANDING,
     Agent,
+    AgentRestart,
     AgentState,
     Cause,
     Generation,
@@ -38,6 +39,8 @@ class Agents:
         self.all: dict[int, Agent] = {}
         self.restart = RestartBackoff()
         """When the current generation's agent is restarted, and what its trouble was."""
+        self.missing = False
+        """One that was active has failed or returned, and no other has become active since."""
         self.vacant_since = -math.inf
         """When the last one stopped being active (it was told to finish, failed or died)."""
         self._hurried = False
@@ -63,10 +66,14 @@ class Agents:
             return self.of(generation, *AT_WORK) is not None
         return self.holder() is None
 
+    def is_given_up(self) -> bool:
+        """Whether one was lost that is not started again before a reload."""
+        return self.restart.not_before == math.inf
+
     def next_deadline(self, now: float, holder: Generation | None) -> float:
         """When something has to be done if nothing happens before; `holder` as last given to `tend`."""
         deadline = min((agent.deadline for agent in self.all.values()), default=math.inf)
-        if holder is not None and self._is_missing(holder) and self.restart.not_before > now:
+        if holder is not None and self._is_to_start(holder, True) and self.restart.not_before > now:
             deadline = min(deadline, self.restart.not_before)
         return deadline
 
@@ -80,7 +87,9 @@ class Agents:
         for agent in list(self.all.values()):
             if agent.generation is not holder and (agent.generation is not preparing or agent.state in LEASED):
                 self._let_go(agent, now, "stop" if holder is None else "reload")
-        if holder is not None and self._is_missing(holder) and self.restart.not_before <= now:
+        if holder is not None and self._is_to_start(holder, again) and self.restart.not_before <= now:
+            if (returned := self.of(holder, AgentState.RETURNED)) is not None:
+                self._let_go(returned, now, "returned")
             cause = Cause.CRASH if self.restart.trouble else Cause.RETURN
             self._start(holder, cause if again else Cause.GENERATION, now)
         if preparing is not None and self._is_missing(preparing):
@@ -91,9 +100,10 @@ class Agents:
             coming.become(AgentState.ENTERING, now + policy.startup_timeout + policy.agent_timeout)
             self._do(actions.TellEnter(coming))
 
-    def begin_anew(self) -> None:
-        """Another generation is current, none of whose agents has been lost."""
+    def begin_anew(self, generation: Generation) -> None:
+        """`generation` is current from here on; none of its agents has been lost, though one may have returned."""
         self.restart = RestartBackoff()
+        self._set_missing(self.of(generation, AgentState.RETURNED) is not None)
 
     def hold(self, now: float) -> None:
         """The workers are leaving: the lease stays where it is until they have left, and passes to nobody."""
@@ -142,6 +152,7 @@ class Agents:
         agent.become(AgentState.ACTIVE)
         agent.active_since = now
         self.restart.trouble = ""
+        self._set_missing(False)
         vacant = now - self.vacant_since
         about: dict[str, Any] = {"cause": agent.cause.value}
         text = f"{agent} is active"
@@ -150,16 +161,22 @@ class Agents:
             text += f", {vacant:.3f} s after the previous one was"
         self._say_of(agent, logging.INFO, "agent_activated", text, **about)
 
-    def returned(self, agent: Agent) -> None:
-        """Its function has returned."""
-        if agent.state is AgentState.ACTIVE:
-            agent.become(AgentState.RETURNED)
-            text = (
-                f"{agent} has returned, and is not called again before a reload: its process stays for messages and "
-                "schedules only. If it should still run, find out why it returned; if it has nothing else to do, end "
-                "it with `await retiring.wait()`"
-            )
-            self._say_of(agent, logging.WARNING, "agent_returned", text)
+    def returned(self, agent: Agent, now: float) -> None:
+        """Its function has returned: it is missing, and perhaps called again after a while, in another process."""
+        if agent.state is not AgentState.ACTIVE:
+            return
+        agent.become(AgentState.RETURNED)
+        self._set_missing(True)
+        about: dict[str, Any] = {}
+        text = "and is not called again before a reload: its process stays for messages and schedules only"
+        if agent.generation.policy.agent_restart == AgentRestart.ALWAYS:
+            about["delay"] = delay = self.restart.failed(now, now - agent.active_since, "")
+            text = f"and another is started {_in(delay)} (--agent-restart always)"
+        text = (
+            f"{agent} has returned, {text}. If it should still run, find out why it returned; if it has nothing else "
+            "to do, end it with `await retiring.wait()`"
+        )
+        self._say_of(agent, logging.WARNING, "agent_returned", text, **about)
 
     def failed(self, agent: Agent, now: float) -> bool:
         """It reports that it failed, and exits by itself. Returns True if it was wanted."""
@@ -233,15 +250,32 @@ class Agents:
         about: dict[str, Any] = {"reason": trouble}
         then = "the server stops"
         if now is not None:
+            self._set_missing(True)
             active = now - agent.active_since if agent.active_since < math.inf else None
-            about["delay"] = delay = self.restart.failed(now, active, trouble)
-            then = f"another is started {f'in {delay:g} s' if delay else 'now'}, the workers serve on"
+            delay = self.restart.failed(now, active, trouble)
+            if agent.generation.policy.agent_restart == AgentRestart.NEVER:
+                self.restart.not_before = math.inf
+                then = "none is started before a reload (--agent-restart never), the workers serve on"
+            else:
+                about["delay"] = delay
+                then = f"another is started {_in(delay)}, the workers serve on"
         self._say_of(agent, logging.ERROR, "agent_failed", f"{agent} is lost; {then}: {trouble}", detail, **about)
 
     # Helpers
 
     def _is_missing(self, generation: Generation) -> bool:
         return generation.policy.agent and self.of(generation, *STANDING) is None
+
+    def _is_to_start(self, generation: Generation, again: bool) -> bool:
+        """Whether one is to be started when the back-off is over; `again` as for `tend`."""
+        replaces_returned = again and generation.policy.agent_restart == AgentRestart.ALWAYS
+        returned = replaces_returned and self.of(generation, AgentState.RETURNED) is not None
+        return returned or self._is_missing(generation)
+
+    def _set_missing(self, missing: bool) -> None:
+        if missing is not self.missing:
+            self.missing = missing
+            self._do(actions.SetAgentMissing(missing))
 
     def _start(self, generation: Generation, cause: Cause, now: float) -> None:
         agent = Agent(self._number(), generation, cause, deadline=now + generation.policy.startup_timeout)
@@ -286,3 +320,8 @@ class Agents:
     def _say_of(self, agent: Agent, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         who = {"worker": agent.id, "generation": agent.generation.number}
         self._do(actions.LogEvent(level, event, text, detail, who | about))
+
+
+def _in(delay: float) -> str:
+    """After how many seconds, in words."""
+    return f"in {delay:g} s" if delay else "now"

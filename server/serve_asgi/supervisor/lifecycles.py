@@ -42,6 +42,14 @@ HANDING_OVER: Final = frozenset({WorkerState.RETIRING, WorkerState.STANDING_DOWN
 """States in which a worker hands its connections over."""
 
 
+class AgentRestart(enum.StrEnum):
+    """When an agent is started again before the next reload (`--agent-restart`)."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"  # it raises, dies, does not start in time, or its loop is blocked
+    ALWAYS = "always"  # also when its function returns
+
+
 class AgentState(enum.Enum):
     """The states of one agent process. It has the lease from ENTERING until it has been reaped."""
 
@@ -49,7 +57,7 @@ class AgentState(enum.Enum):
     PREPARED = "prepared"  # ready; its work has not begun
     ENTERING = "entering"  # it has the lease and has been told to begin
     ACTIVE = "active"
-    RETURNED = "returned"  # its function has returned, and is not called again; its messages and schedules continue
+    RETURNED = "returned"  # its function has returned; its messages and schedules continue
     FINISHING = "finishing"  # told to finish, or failed: it exits by itself, or is killed at the deadline
     KILLED = "killed"  # it keeps the lease until it has been reaped
     ENDING = "ending"  # it never had the lease, and was told to quit, or killed
@@ -156,7 +164,7 @@ class Cause(enum.Enum):
     RECYCLE = "recycle"  # replaces one that retires once this one accepts
     BLOCKED = "blocked"  # replaces one whose event loop is blocked, which retires once this one accepts
     SCALE = "scale"  # for a new slot
-    RETURN = "return"  # an agent: replaces one that finished for a reload that failed or was rolled back
+    RETURN = "return"  # an agent: replaces one that returned, or finished for a reload that failed or was rolled back
 
 
 END_TIMEOUT: Final = 5.0
@@ -183,6 +191,8 @@ class Policy:
     drain_delay: float
     agent: bool = False  # whether there is to be one
     agent_timeout: float = 10.0
+    agent_restart: str = AgentRestart.ON_FAILURE.value
+    agent_required: bool = False  # whether the health endpoint fails while it is missing
     auto_rollback: bool = False  # whether it is watched after the switch, and rolled back if it is bad
     canary: bool = False  # whether a reload begins with a trial
     canary_share: float = 0.0  # of the traffic, below 1; 0: that of one worker

@@ -57,6 +57,7 @@ def to_state(supervisor: Supervisor) -> State:
         "workers": [_plain(worker) for worker in processes.workers.values()],
         "agents": [_plain(agent) for agent in supervisor.agents.all.values()],
         "agent_restart": _plain(supervisor.agents.restart),
+        "agent_missing": supervisor.agents.missing,
         "vacant_since": supervisor.agents.vacant_since,
         "slots": {str(number): _plain(slot) for number, slot in supervisor.slots.all.items()},
         "current": supervisor.current.number,
@@ -82,6 +83,7 @@ def from_state(state: State) -> Supervisor:
         agent = _made(Agent, {**each, "generation": supervisor.generations[each["generation"]]})
         supervisor.agents.all[agent.id] = agent
     supervisor.agents.restart = _made(RestartBackoff, state.get("agent_restart", {}))
+    supervisor.agents.missing = state.get("agent_missing", False)
     supervisor.agents.vacant_since = state.get("vacant_since", supervisor.agents.vacant_since)
     supervisor.slots.all = {int(number): _made(RestartBackoff, each) for number, each in state["slots"].items()}
     if state["draining"] is not None:

@@ -166,7 +166,7 @@ class ReloadTransaction:
         generation.become(GenerationState.CURRENT)
         self._slots.begin_anew(generation)
         processes.policy = generation.policy
-        self._agents.begin_anew()
+        self._agents.begin_anew(generation)
         self._decisions.do(actions.AdoptGeneration(generation))
         if old is None:
             processes.become(ServerState.RUNNING)

@@ -117,7 +117,7 @@ class Supervisor:
             e.AgentPrepared: lambda event: self.agents.prepared(event.agent),
             e.AgentWaits: lambda event: self.agents.waits(event.agent, event.holder),
             e.AgentEntered: lambda event: self.agents.entered(event.agent, decisions.now),
-            e.AgentReturned: lambda event: self.agents.returned(event.agent),
+            e.AgentReturned: lambda event: self.agents.returned(event.agent, decisions.now),
             e.AgentFailed: self._on_agent_failed,
             e.AgentBlocked: self._on_agent_blocked,
             e.AgentFinished: lambda event: self.agents.finished(event.agent),
@@ -165,7 +165,14 @@ class Supervisor:
     def has_agent(self) -> bool:
         """Whether there is an agent, or will be soon."""
         holder, preparing = self._lease()
-        return any(each is not None and each.policy.agent for each in (holder, preparing))
+        given_up = self.agents.is_given_up() and not self.agents.all
+        comes = preparing is not None or holder is not self.current
+        return self.wants_agent and (comes or not given_up)
+
+    @property
+    def wants_agent(self) -> bool:
+        """Whether there should be an agent: it may be lost, and not be started again before a reload."""
+        return any(each is not None and each.policy.agent for each in self._lease())
 
     # Entry points
 
