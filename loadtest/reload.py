@@ -319,7 +319,29 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
     """The client runs on uvloop, whatever the server runs on. TERM ends it as Ctrl-C does: the server is ended too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return runner.run(until_term(work))
+
+
+async def until_term(work: Coroutine[Any, Any, T]) -> T:
+    """Raises KeyboardInterrupt at TERM, out of here: one raised wherever the client is at the moment is taken by uvloop
+    for an error of the connection that is being read, and lost."""
+    loop, task, received = asyncio.get_running_loop(), asyncio.current_task(), []
+
+    def end() -> None:
+        received.append(signal.SIGTERM)
+        if task is not None:
+            task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if received:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @click.command(context_settings={"show_default": True})
