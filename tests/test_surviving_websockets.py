@@ -210,6 +210,15 @@ async def subprotocol(scope, receive, send):
         pass
 
 
+async def as_before(scope, receive, send):
+    """Chooses the same subprotocol in each life."""
+    kept = survive(scope)
+    await accept(receive, send, subprotocol=scope["subprotocols"][0])
+    await say(send, kept.resumed)
+    while (await receive())["type"] == "websocket.receive":
+        pass
+
+
 async def plain(scope, receive, send):
     await accept(receive, send)
     await say(send, "extension" if survive({**scope, "extensions": {}}) is None else "?")
@@ -226,7 +235,7 @@ HANDLERS = {
     name: globals()[name]
     for name in (
         "echo sink ticks messages last_words by_itself raises framework hangs unfit wrong refuses route returns "
-        "subprotocol plain none".split()
+        "subprotocol as_before plain none".split()
     )
 }
 '''
@@ -403,9 +412,9 @@ def test_last_words_go_out_before_anything_of_the_next_life_and_nothing_after_th
         assert "ClientDisconnected: The connection goes on in another worker" in notes.read_text()
 
 
-@pytest.mark.parametrize("path", ["by_itself", "framework"])
+@pytest.mark.parametrize("path", ["by_itself", "framework", "as_before"])
 def test_a_handler_may_end_by_itself_and_let_its_frameworks_exception_through(one: RunningServer, path: str) -> None:
-    with opened(one, path) as peer:
+    with opened(one, path, subprotocols=[Subprotocol("one"), Subprotocol("two")]) as peer:
         assert received(peer) == "False"
         deploy(one, 2)
         assert received(peer) == "True"

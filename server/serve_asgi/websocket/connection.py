@@ -47,6 +47,7 @@ from serve_asgi.websocket.denial import Denial
 from serve_asgi.websocket.frames import PING, control_frame
 from serve_asgi.websocket.framing import End, MessageFraming, weigh
 from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal, offered_again, open_handshake
+from serve_asgi.websocket.http1_life import Http1WebSocketLife
 from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
 from serve_asgi.websocket.receive_queue import INCOMING_HIGH, INCOMING_LOW, ReceiveQueue, wake
 from serve_asgi.websocket.request import WebSocketRequest
@@ -599,12 +600,16 @@ class WebSocketConnection(asyncio.Protocol):
         transport, self.transport = self.transport, instead
         return transport
 
-    # Survival: see `serve_asgi.websocket.surviving`
+    # Survival: see `serve_asgi.websocket.surviving`, `serve_asgi.websocket.http1_life`
+
+    def life(self, record: SurvivalRecord | None, state: object = None) -> SurvivingWebSocket:
+        """A life of it; `record` and `state` are of the one before, if there was one."""
+        return Http1WebSocketLife(self, self._worker, record, state)
 
     def survive(self) -> SurvivingWebSocket:
         """The application speaks of survival."""
         if self.surviving is None:
-            self.surviving = SurvivingWebSocket(self, self._worker, None)
+            self.surviving = self.life(None)
             if self.state is OPEN:
                 self.framing.keep()
         if self._worker.retiring.is_set():

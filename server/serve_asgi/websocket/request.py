@@ -52,6 +52,7 @@ class WebSocketRequest:
         "client",
         "head",
         "status",
+        "subprotocol",
     )
 
     def __init__(
@@ -80,6 +81,8 @@ class WebSocketRequest:
         """Whether it has got its response: the 101 or a whole HTTP response."""
         self.status = 0
         """Of that response; 0 if there was none."""
+        self.subprotocol: str | None = None
+        """What was agreed on with it."""
 
     def scope(self, subprotocols: list[str], number: int, survival: dict[str, Any] | None) -> Scope:
         """ASGI www, "WebSocket Connection Scope", with the subprotocols that the client offers.

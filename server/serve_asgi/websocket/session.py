@@ -306,7 +306,9 @@ class WebSocketSession:
         """The application's answer to `websocket.connect`."""
         connection, lines = self._connection, self.request.own_lines
         if kind == "websocket.accept":
-            connection.accept(self._handshake.response(message, lines(message)), self._handshake.deflate)
+            response = self._handshake.response(message, lines(message))
+            self.request.subprotocol = message.get("subprotocol")
+            connection.accept(response, self._handshake.deflate)
         elif kind == "websocket.close":
             connection.refuse(HandshakeRefusal(403, "The application has refused the WebSocket."))
         elif kind == START:

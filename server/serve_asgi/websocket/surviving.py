@@ -1,28 +1,26 @@
-"""How a WebSocket survives its worker: the end of one life of it, its hand-over, and the beginning of the next life.
+"""One life of a WebSocket that is to survive its worker: how it ends, what it leaves, and how the next one begins.
 
 A life is one call of the application (`serve_asgi.websocket.session`). This owns the steps between two of them, for one
-connection that its application wishes to survive or that has done so already:
+WebSocket that its application wishes to survive or that has done so already:
 
 OPEN -> PARTING     the moment has come: nothing is read any more, what was read and not received is for the next life,
                     and the application is told that the connection ends;
 PARTING -> PARTED   it has returned: its state is known, and what it sent goes out;
-PARTED -> LEAVING   all is with the kernel: the connection is handed over, or has to wait (back to PARTED);
-PARTED -> RESUMING  the worker serves again: the next life begins here;
+PARTED -> RESUMING  the next life begins, in another worker or in this one;
 RESUMING -> OPEN    the application of the next life has accepted what is open already.
 
-Whatever prevents that ends the connection as it would have ended without (code 1012), counted and logged. It must not
-know what frames look like, nor how the worker retires: what it needs of the connection is `PartingConnection`; to
-whoever hands connections over it is a `serve_asgi.worker.hand_over_sender.MovableConnection`.
+Whatever prevents that ends the WebSocket as it would have ended without (code 1012), counted and logged. It must not
+know what frames look like, nor when a life ends and how it goes to another worker: that is each protocol's own
+(`serve_asgi.websocket.http1_life`, `serve_asgi.http2.websocket_life`). What it needs of the WebSocket is
+`PartingConnection`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import TYPE_CHECKING, Final, Protocol
 
-from serve_asgi.http.client_socket import duplicate
-from serve_asgi.http.hand_over_record import MOST_LEFTOVER, HandOverRecord
+from serve_asgi.http.hand_over_record import MOST_LEFTOVER
 from serve_asgi.http.survival import (
     HANDED_OVER,
     RESTART,
@@ -33,22 +31,12 @@ from serve_asgi.http.survival import (
     encode_state,
 )
 from serve_asgi.http.survival_record import SurvivalRecord
-from serve_asgi.http.underlying_tls import tls_of
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.websocket.closing import retire_code
 from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.framing import MessageFraming
 from serve_asgi.websocket.receive_queue import ReceiveQueue
-from serve_asgi.websocket.states import (
-    CLOSED,
-    HANDSHAKE,
-    LEAVING,
-    OPEN,
-    PARTED,
-    PARTING,
-    RESUMING,
-    WebSocketState,
-)
+from serve_asgi.websocket.states import OPEN, PARTED, PARTING, RESUMING, WebSocketState
 from serve_asgi.websocket.write_flow import WriteFlow
 
 if TYPE_CHECKING:
@@ -59,7 +47,7 @@ MOST_UNREAD: Final = MOST_LEFTOVER - (1 << 20)
 
 
 class PartingConnection(SurvivableConnection, Protocol):
-    """The connection, as far as its survival needs it."""
+    """The WebSocket, as far as its survival needs it."""
 
     state: WebSocketState
     transport: asyncio.Transport
@@ -70,7 +58,6 @@ class PartingConnection(SurvivableConnection, Protocol):
     deadline: float
     early: bytes
     """What waits to be read as frames: it is the next life's, or the application has not accepted yet."""
-    trusted: bool
     surviving: SurvivingWebSocket | None
 
     def enter(self, state: WebSocketState) -> None:
@@ -78,6 +65,9 @@ class PartingConnection(SurvivableConnection, Protocol):
 
     def pause_reading(self) -> None:
         """Read nothing of the client any more."""
+
+    def life(self, record: SurvivalRecord | None, state: object = None) -> SurvivingWebSocket:
+        """A life of it; `record` and `state` are of the one before, if there was one."""
 
     def begin_life(self, survival: SurvivingWebSocket) -> None:
         """Call the application again, soon; in state RESUMING, what comes is `early`."""
@@ -88,15 +78,12 @@ class PartingConnection(SurvivableConnection, Protocol):
     def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake."""
 
-    def forget(self) -> None:
-        """The worker has one connection less."""
-
 
 class SurvivingWebSocket:
-    """Of one life of one connection: from when its application has spoken of survival, or from the beginning of a next
-    life on."""
+    """Of one life of one WebSocket: from when its application has spoken of survival, or from the beginning of a next
+    life on. What `raise NotImplementedError` is the protocol's."""
 
-    __slots__ = ("_connection", "_end", "_state", "_worker", "subprotocol", "survival")
+    __slots__ = ("_connection", "_end", "_state", "_worker", "survival")
 
     def __init__(
         self, connection: PartingConnection, worker: WorkerContext, record: SurvivalRecord | None, state: object = None
@@ -107,29 +94,20 @@ class SurvivingWebSocket:
         self._end = LifeEnd(worker)
         self._state = b""
         """Once the life has ended."""
-        self.subprotocol: str | None = None
-        """What was agreed on."""
         now = worker.loop.time()
         if record is None:
             self.survival = Survival(connection, now)
         else:
-            assert record.websocket is not None
             self.survival = Survival(connection, now, True, state, record.version)
-            self.subprotocol = record.websocket["subprotocol"]
 
     # ---- the beginning of a life
 
     def accept(self, subprotocol: str | None) -> None:
         """The application of a next life accepts."""
-        if subprotocol is not None and subprotocol != self.subprotocol:
+        if subprotocol is not None and subprotocol != self._connection.request.subprotocol:
             self.fail(f"the new version of the application chose the subprotocol {subprotocol!r}, not as before")
         else:
             self._connection.resume_life()
-
-    def opened(self) -> None:
-        """The connection is open in this life: its end may be due already."""
-        if self._end.overdue:
-            self._end_life()
 
     # ---- its end
 
@@ -138,25 +116,11 @@ class SurvivingWebSocket:
         """Whether the life is to end for the sake of another one, as its worker retires."""
         return self.survival.wanted and self._worker.phase is WorkerPhase.HANDING_OVER
 
-    def retire(self) -> None:
-        """The worker retires, and connections are handed over. May be called again."""
-        if self._connection.state is PARTED:
-            self.depart()
-        elif self.leaves and self._connection.state in (HANDSHAKE, RESUMING, OPEN):
-            self._end.plan(self.survival.begun, self._end_life)
-
-    def resume(self) -> None:
-        """The worker serves again."""
-        if self._connection.state is PARTED:
-            self.depart()
-        elif self._connection.state is not PARTING:
-            self._end.cancel()
-
     def cancel(self) -> None:
         """The connection is over, or nothing is handed over any more."""
         self._end.cancel()
 
-    def _end_life(self) -> None:
+    def end_life(self) -> None:
         """The moment has come."""
         connection = self._connection
         if connection.state is not OPEN:
@@ -188,7 +152,7 @@ class SurvivingWebSocket:
     def application_returned(self) -> bool:
         """The application has returned. False if that is no end of a life for the sake of another one."""
         if self._connection.state is OPEN and self.leaves:  # by itself, told by `retiring`
-            self._end_life()
+            self.end_life()
         if self._connection.state is not PARTING:
             return False
         try:
@@ -215,116 +179,52 @@ class SurvivingWebSocket:
             self._worker.did_not_survive("a WebSocket", reason)
         connection = self._connection
         if connection.state is PARTING or connection.state is PARTED:
-            connection.framing = framing_of(self._record(), self._worker.config.ws_max_size)
+            connection.framing = framing_of(self.record(), self._worker.config.ws_max_size)
             connection.transport.set_write_buffer_limits()
         if connection.state in (RESUMING, OPEN, PARTING, PARTED) and not connection.transport.is_closing():
             connection.close(retire_code(retires), "")
 
-    # ---- the way to the next life
+    # ---- what each protocol has of its own
+
+    def opened(self) -> None:
+        """The WebSocket is open in this life: its end may be due already."""
+        raise NotImplementedError
+
+    def retire(self) -> None:
+        """The worker retires, and connections are handed over. May be called again."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """The worker serves again."""
+        raise NotImplementedError
 
     def depart(self) -> None:
-        """Leave, as soon as everything is written; or begin the next life here, if the worker serves again."""
-        connection, phase = self._connection, self._worker.phase
-        transport = connection.transport
-        if not self._has_parted() or transport.is_closing():
-            return
-        if phase is WorkerPhase.CLOSING:
-            self.fail("no worker takes it")
-        elif phase is not WorkerPhase.HANDING_OVER:
-            transport.set_write_buffer_limits()
-            begin_life(connection, self._worker, self._record())
-        elif transport.get_write_buffer_size() or connection.output.pongs:
-            transport.set_write_buffer_limits(0)  # comes again from resume_writing when every byte is with the kernel
-        elif self._tls_allows() and self._worker.hand_over is not None:
-            self._worker.hand_over(self)
+        """This life has ended: have the next one begin in another worker, or here."""
+        raise NotImplementedError
 
-    def _has_parted(self) -> bool:
-        """Whether this life, and not a later one, has ended, and its connection is still here."""
-        return self._connection.state is PARTED and self._connection.surviving is self
+    # ---- what travels
 
-    def _tls_allows(self) -> bool:
-        tls = tls_of(self._connection.transport)
-        if tls is None:
-            return True
-        tls.flush()
-        if not tls.can_move():
-            self.fail("its TLS cannot be handed over now")
-            return False
-        return True
-
-    def _record(self) -> SurvivalRecord:
+    def record(self) -> SurvivalRecord:
         """What the next life begins with."""
         connection, deflate = self._connection, self._connection.framing.deflate
-        negotiated = {"subprotocol": self.subprotocol, "deflate": None if deflate is None else deflate.moved()}
+        subprotocol = connection.request.subprotocol
         return SurvivalRecord(
-            *(connection.request.moved_head(), self._state, self.survival.writes_version, connection.early),
-            websocket=negotiated,
+            *(self._head(), self._state, self.survival.writes_version, connection.early),
+            websocket={"subprotocol": subprotocol, "deflate": None if deflate is None else deflate.moved()},
             window=b"" if deflate is None else deflate.window,
         )
 
-    # ---- its hand-over
-
-    def can_leave(self) -> bool:
-        """Whether `leave()` is possible now."""
-        connection = self._connection
-        transport = connection.transport
-        if not self._has_parted() or transport.is_closing() or transport.get_write_buffer_size():
-            return False
-        tls = tls_of(transport)
-        return not connection.output.pongs and (tls is None or tls.can_move())
-
-    def leave(self) -> tuple[int, HandOverRecord]:
-        """Neither read nor write any more; a duplicate of the descriptor (the caller owns it) and the record.
-
-        Raises OSError, with nothing changed, if there is no descriptor to be had.
-        """
-        connection = self._connection
-        record = connection.request.hand_over_record(self._record().to_bytes(), connection.trusted)
-        descriptor = duplicate(connection.transport)
-        connection.enter(LEAVING)
-        tls = tls_of(connection.transport)
-        if tls is not None:
-            record = dataclasses.replace(record, tls=tls.move().to_json())
-        return descriptor, record
-
-    def stay(self) -> None:
-        """The hand-over failed."""
-        if self._connection.state is LEAVING:
-            self._connection.enter(PARTED)
-            tls = tls_of(self._connection.transport)
-            if tls is not None:
-                tls.unmove()
-            self._worker.loop.call_soon(self._after_staying)
-
-    def refused_for_good(self) -> None:
-        """Nobody can go on with it: `remain()` follows, and lives go on here until the graceful timeout."""
-
-    def remain(self) -> None:
-        """Nobody can take it now: the next life begins here, and is to end again a little later; or the connection
-        ends."""
-        if self._worker.phase is not WorkerPhase.HANDING_OVER:
-            self.depart()
-        elif self._has_parted() and not self._connection.transport.is_closing():
-            self._connection.transport.set_write_buffer_limits()
-            begin_life(self._connection, self._worker, self._record())
-
-    def _after_staying(self) -> None:
-        """It is offered again, unless the worker serves again or has given up."""
-        if self._worker.phase is not WorkerPhase.HANDING_OVER:
-            self.depart()
-
-    def gone(self) -> None:
-        """The hand-over is committed: drop this end. The client sees nothing: a duplicate lives elsewhere."""
-        connection = self._connection
-        if connection.state is LEAVING:
-            connection.enter(CLOSED)
-            connection.forget()
-            connection.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too
+    def _head(self) -> bytes:
+        """The request's head for the record."""
+        raise NotImplementedError
 
 
 def begin_life(connection: PartingConnection, worker: WorkerContext, record: SurvivalRecord) -> None:
-    """Begin the next life of a connection, in whichever worker."""
+    """Begin the next life of a WebSocket, in whichever worker. Raises LookupError, TypeError or ValueError for a record
+    that makes no sense here."""
+    assert record.websocket is not None
     connection.enter(RESUMING)
+    connection.request.subprotocol = record.websocket["subprotocol"]
     connection.framing = framing_of(record, worker.config.ws_max_size)
     connection.early = record.unread
     connection.messages = ReceiveQueue()
@@ -333,7 +233,7 @@ def begin_life(connection: PartingConnection, worker: WorkerContext, record: Sur
         state = record.decoded_state()
     except (ValueError, RecursionError) as error:
         unreadable = f"its state cannot be read again ({error})"
-    survival = SurvivingWebSocket(connection, worker, record, state)
+    survival = connection.life(record, state)
     connection.begin_life(survival)
     if unreadable:
         survival.fail(unreadable)
