@@ -44,6 +44,9 @@ PASS_ON = (
 )
 """A program that passes a listening socket as systemd does (sd_listen_fds(3)), and becomes another program."""
 
+COLOURS = ("#4e79a7", "#59a14f", "#b07aa1", "#b6992d")
+"""Of the workers in the picture."""
+
 Address = tuple[str, int] | str
 
 
@@ -191,25 +194,40 @@ def table(findings: list[Finding]) -> str:
 
 
 def plot(findings: list[Finding], path: Path) -> None:
-    """Draw the median runs as stacks of bars. Raises ImportError if matplotlib is missing."""
+    """Draw two bars: this server's kept connections over TCP, and those of the peer that spreads them worst.
+
+    Raises ImportError if matplotlib is missing.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, panel = pyplot.subplots(figsize=(8.0, 0.6 + 0.34 * len(findings)), layout="constrained", dpi=130)
-    for place, each in enumerate(findings):
-        start = 0
-        for number, size in enumerate(each.typical()):
-            panel.barh(place, size, left=start, color=f"C{number % 10}", edgecolor="white")
-            start += size
-    labels = [f"{each.server}, {each.kind}, {'kept' if each.keep else 'one-shot'}" for each in findings]
-    panel.set_yticks(range(len(findings)), labels)
-    panel.invert_yaxis()
-    panel.set_xlabel("connections, one colour per worker (the median run)")
-    panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
-    pyplot.close(figure)
+    from loadtest.plot import STYLE
+
+    kept = [each for each in findings if each.kind == "tcp" and each.keep]
+    shown = [each for each in kept if each.server == "serve"]
+    shown += sorted((each for each in kept if each not in shown), key=lambda each: -statistics.median(each.ratios))[:1]
+    count = sum(shown[0].typical())
+    with pyplot.rc_context(STYLE):
+        figure, panel = pyplot.subplots(figsize=(8.0, 0.7 + 0.55 * len(shown)), layout="constrained", dpi=130)
+        for place, each in enumerate(shown):
+            start = 0
+            for number, size in enumerate(each.typical()):
+                colour = COLOURS[number % len(COLOURS)]
+                panel.barh(place, size, left=start, color=colour, edgecolor="white", linewidth=2)
+                if size > count / 40:
+                    panel.text(start + size / 2, place, str(size), color="white", ha="center", va="center", fontsize=11)
+                start += size
+        panel.set_yticks(range(len(shown)), [each.server for each in shown], fontsize=11)
+        panel.set_title(f"Where {count} new connections went, by worker", fontsize=12, fontweight="bold")
+        panel.invert_yaxis()
+        panel.set_xlim(0, count)
+        panel.set_xticks([])
+        panel.tick_params(axis="y", length=0)
+        panel.spines[["left", "bottom"]].set_visible(False)
+        figure.savefig(path)
+        pyplot.close(figure)
 
 
 @contextlib.contextmanager

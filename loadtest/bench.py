@@ -215,9 +215,11 @@ def measure(
 )
 @click.option("--access-log", is_flag=True, help="Measure each server a second time with its access log on.")
 @click.option("--access-log-format", default=COMMON, help="Of this server's access log; the others' stays as it is.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the result into this PNG.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw the result into this PNG.")
 @click.option("--json", "document", type=click.Path(path_type=Path), help="Write all rounds as JSON.")
-def main(cases: str, servers: str, access_log: bool, plot: Path | None, document: Path | None, **options: Any) -> None:
+def main(
+    cases: str, servers: str, access_log: bool, picture: Path | None, document: Path | None, **options: Any
+) -> None:
     """What a request costs, on this server and on its peers. Exits 1 if a figure is in doubt."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are ended too
     names = [name.strip() for name in servers.split(",") if name.strip()]
@@ -240,8 +242,10 @@ def main(cases: str, servers: str, access_log: bool, plot: Path | None, document
     click.echo(bench_report.text(findings))
     if document is not None:
         document.write_text(bench_report.document(findings))
-    if plot is not None:
-        bench_report.plot(findings, plot)
+    if picture is not None:
+        from loadtest.bench_picture import plot
+
+        plot(findings, picture)
     sys.exit(1 if findings.doubts() else 0)
 
 

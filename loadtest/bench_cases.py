@@ -40,6 +40,8 @@ class Case:
     """One kind of request."""
 
     name: str
+    title: str
+    """What it is called in the picture, as in the README's table."""
     path: str = "/"
     app: str = "plain"
     """Which of the applications: loadtest/bench_app*.py."""
@@ -72,33 +74,38 @@ def http2(tls: bool) -> list[Case]:
     """The cases over HTTP/2, in clear text or over TLS."""
     many: dict[str, Any] = {"http2": True, "tls": tls, "connections": 8, "streams": 16}
     cases = [
-        Case(name="h2", **many),
-        Case(name="h2-single", http2=True, tls=tls),
-        Case(name="h2-new-paths", browser=True, varied="cookie", **many),
-        Case(name="h2-post", path="/echo", body=ECHO, answer=b"x" * ECHO, **many),
-        Case(name="h2-64k", path="/large", answer=bench_app.LARGE, **many),
+        Case(name="h2", title="HTTP/2: 8 connections of 16 streams", **many),
+        Case(name="h2-single", title="HTTP/2: 32 connections of 1 stream", http2=True, tls=tls),
+        Case(name="h2-new-paths", title="HTTP/2: new path and cookie each time", browser=True, varied="cookie", **many),
+        Case(name="h2-post", title="HTTP/2: POST 1 KiB, echoed", path="/echo", body=ECHO, answer=b"x" * ECHO, **many),
+        Case(name="h2-64k", title="HTTP/2: GET, 64 KiB", path="/large", answer=bench_app.LARGE, **many),
     ]
-    return [dataclasses.replace(case, name=f"{case.name}-tls") for case in cases] if tls else cases
+    if not tls:
+        return cases
+    return [
+        dataclasses.replace(case, name=f"{case.name}-tls", title=case.title.replace(":", " over TLS:"))
+        for case in cases
+    ]
 
 
 ALL = [
-    Case(name="plain"),
-    Case(name="browser", browser=True),
-    Case(name="varied", browser=True, varied="query"),
-    Case(name="unique", browser=True, varied="cookie"),
-    Case(name="echo", path="/echo", body=ECHO, answer=b"x" * ECHO),
-    Case(name="stream", path="/stream", answer=bench_app.CHUNK * bench_app.CHUNKS),
-    Case(name="64k", path="/large", answer=bench_app.LARGE),
-    Case(name="upload", path="/upload", body=UPLOAD, answer=b"%d" % UPLOAD, connections=8),
-    Case(name="connect", close=True),
-    Case(name="websocket", path="/", websocket=True),
-    Case(name="starlette", app="starlette", answer=JSON_BODY, framework=True),
-    Case(name="fastapi", app="fastapi", answer=JSON_BODY, framework=True),
-    Case(name="pipeline", pipelined=PIPELINED),
-    Case(name="tls", tls=True),
-    Case(name="tls-new", tls=True, close=True, handshake="new"),
-    Case(name="tls-resumed", tls=True, close=True, handshake="resumed"),
-    Case(name="tls-64k", path="/large", answer=bench_app.LARGE, tls=True),
+    Case(name="plain", title="GET, 13 bytes"),
+    Case(name="browser", title="GET by a browser", browser=True),
+    Case(name="varied", title="GET by a browser, new query each time", browser=True, varied="query"),
+    Case(name="unique", title="GET by a browser, new cookie each time", browser=True, varied="cookie"),
+    Case(name="echo", title="POST 1 KiB, echoed", path="/echo", body=ECHO, answer=b"x" * ECHO),
+    Case(name="stream", title="ten chunks of 1 KiB", path="/stream", answer=bench_app.CHUNK * bench_app.CHUNKS),
+    Case(name="64k", title="GET, 64 KiB", path="/large", answer=bench_app.LARGE),
+    Case(name="upload", title="upload of 1 MiB", path="/upload", body=UPLOAD, answer=b"%d" % UPLOAD, connections=8),
+    Case(name="connect", title="a new connection each", close=True),
+    Case(name="websocket", title="WebSocket, 64 bytes echoed", path="/", websocket=True),
+    Case(name="starlette", title="a Starlette route", app="starlette", answer=JSON_BODY, framework=True),
+    Case(name="fastapi", title="a FastAPI route", app="fastapi", answer=JSON_BODY, framework=True),
+    Case(name="pipeline", title="GET, 16 pipelined", pipelined=PIPELINED),
+    Case(name="tls", title="TLS: GET, 13 bytes", tls=True),
+    Case(name="tls-new", title="TLS: a new connection each", tls=True, close=True, handshake="new"),
+    Case(name="tls-resumed", title="TLS: a resumed connection each", tls=True, close=True, handshake="resumed"),
+    Case(name="tls-64k", title="TLS: GET, 64 KiB", path="/large", answer=bench_app.LARGE, tls=True),
     *(case for tls in (False, True) for case in http2(tls)),
 ]
 CASES = {case.name: case for case in ALL}

@@ -1,4 +1,4 @@
-"""What the bench has found: medians, ratios, tables, and the picture. Everything but `plot` is pure.
+"""What the bench has found: medians, ratios, and tables. Pure.
 
 The figure to trust is CPU time per request, and of it the ratio to another server in the same run: absolute figures
 drift with the machine. "Own" is what the server itself costs: CPU time per request, less the floor of that case (the
@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from loadtest.bench_usage import ENOUGH_TICKS, TICK
@@ -190,50 +189,3 @@ def document(findings: Findings) -> str:
     """All rounds as JSON."""
     rounds = [dataclasses.asdict(found) for found in findings.rounds]
     return json.dumps({"settings": findings.settings, "direct": findings.direct, "rounds": rounds}, indent=1)
-
-
-COLOURS = {FLOOR: "#cccccc", CALLING: "#bbbbbb", SERVE: "#4e79a7", AGAINST: "#76b7b2"}
-PEER_COLOURS = ("#b6992d", "#b07aa1", "#9c755f", "#59a14f")
-
-
-def plot(findings: Findings, path: Path) -> None:
-    """Draw CPU time per request, one panel per case. Raises ImportError if matplotlib is missing."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    cases = findings.cases()
-    across = min(5, len(cases))
-    down = -(-len(cases) // across)
-    style: Any = {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-    }
-    with pyplot.rc_context(style):
-        size = (3.0 * across, 2.4 * down + 0.6)
-        figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained", dpi=130)
-        panels = list(axes.flat)
-        for panel, case in zip(panels, cases, strict=False):
-            bars(panel, findings, case)
-        for panel in panels[len(cases) :]:
-            panel.set_axis_off()
-        figure.suptitle("CPU time per request, µs (less is better)", x=0.01, ha="left", fontsize=13)
-        figure.savefig(path)
-        pyplot.close(figure)
-
-
-def bars(panel: Any, findings: Findings, case: str) -> None:
-    """One bar per server, the cheapest on top."""
-    servers: Sequence[str] = sorted(findings.servers(case), key=lambda server: -findings.cpu(case, server))
-    values = [findings.cpu(case, server) for server in servers]
-    peers = [name for name in findings.servers(case) if name not in COLOURS and not name.endswith(LOGGED)]
-    colours = COLOURS | dict(zip(peers, PEER_COLOURS * len(peers), strict=False))
-    found = panel.barh(servers, values, color=[colours.get(name.removesuffix(LOGGED), "#888888") for name in servers])
-    panel.bar_label(found, fmt="%.1f", padding=2, fontsize=7)
-    panel.set_title(case)
-    panel.set_xlim(0, max(values) * 1.2)
-    panel.tick_params(axis="y", length=0)

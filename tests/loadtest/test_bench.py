@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import bench_app, bench_tls, bench_usage
+from loadtest import bench_app, bench_picture, bench_tls, bench_usage
 from loadtest.bench_cases import (
     BROWSER,
     CASES,
@@ -38,7 +38,6 @@ from loadtest.bench_report import (
     access_logs,
     case_table,
     document,
-    plot,
     summary,
     text,
 )
@@ -145,7 +144,7 @@ def test_json_holds_every_round(findings: Findings) -> None:
 
 def test_the_picture_is_drawn(findings: Findings, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    plot(findings, tmp_path / "bench.png")
+    bench_picture.plot(findings, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
