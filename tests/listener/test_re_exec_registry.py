@@ -220,7 +220,8 @@ def complete(settings: dict[str, Any]) -> None:
 
 
 def complete_processes(supervisor: dict[str, Any]) -> None:
-    """Add the members of processes, generations and their policies that did not exist either."""
+    """Add the members of processes, generations and their policies that did not exist either, nor the flag."""
+    supervisor.setdefault("agent_missing", False)
     policies = [supervisor["policy"], *(each["policy"] for each in supervisor["generations"])]
     for kind, parts in ((Policy, policies), (Generation, supervisor["generations"]), (Worker, supervisor["workers"])):
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
