@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tests.running import PATIENCE, ROOT, RunningServer, connect
@@ -67,11 +68,13 @@ def command(server: RunningServer | None, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "serve_asgi", *arguments, *reach]
 
 
-def serve(server: RunningServer | None, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+def serve(
+    server: RunningServer | None, *arguments: str, cwd: Path = ROOT, **more: str
+) -> subprocess.CompletedProcess[str]:
     """Type a command and wait for its end; `more` are variables of the environment."""
     return subprocess.run(
         command(server, *arguments),
-        cwd=ROOT,
+        cwd=cwd,
         env=environment(**more),
         capture_output=True,
         text=True,

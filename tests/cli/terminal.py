@@ -12,6 +12,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.cli.serving import command, environment
 from tests.running import PATIENCE, ROOT, RunningServer
@@ -27,14 +28,23 @@ def _take_terminal() -> None:
 class Terminal:
     """A terminal of so many columns and lines, and one command on it. Used as a context manager."""
 
-    def __init__(self, server: RunningServer | None, *arguments: str, columns: int = 80, lines: int = 24) -> None:
+    def __init__(
+        self,
+        server: RunningServer | None,
+        *arguments: str,
+        columns: int = 80,
+        lines: int = 24,
+        cwd: Path = ROOT,
+        **more: str,
+    ) -> None:
+        """`more` are variables of the environment."""
         self.seen = ""
         self._fd, other = pty.openpty()
         self.resize(columns, lines)
         self.process = subprocess.Popen(
             command(server, *arguments),
-            cwd=ROOT,
-            env=environment(TERM="xterm-256color"),
+            cwd=cwd,
+            env=environment(TERM="xterm-256color", **more),
             stdin=other,
             stdout=other,
             stderr=other,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import stat
@@ -20,6 +21,7 @@ from serve_asgi.cli import control_client
 from serve_asgi.errors import UsageError
 from tests.applications import info
 from tests.cli.serving import environment, serve
+from tests.cli.terminal import Terminal
 from tests.running import PATIENCE, RunningServer, children, running
 
 NOBODY = 65534
@@ -72,15 +74,16 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_by_itself_and_by_its_pid_file(runtime: Path) -> None:
+def test_by_itself_and_by_its_pid_file(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no server was found; name its socket with --control PATH or its pid file"):
         control_client.find()
     with unnamed(runtime) as pid:
         path = runtime / "serve" / f"{pid}.sock"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        assert control_client.find() == path
         assert control_client.find(pid_file=str(runtime / "serve.pid")) == path
+        monkeypatch.chdir(runtime)
+        assert control_client.find() == path
         done = serve(None, "status", "--pid-file", str(runtime / "serve.pid"))  # wherever its socket is
         assert f"PID {pid}: running, healthy" in done.stdout
     assert not path.exists()
@@ -88,19 +91,42 @@ def test_by_itself_and_by_its_pid_file(runtime: Path) -> None:
         control_client.find(pid_file=str(runtime / "serve.pid"))
 
 
-def test_several_are_told_apart(runtime: Path, server: RunningServer) -> None:
+def test_the_server_of_this_directory_is_meant_and_of_several_a_person_chooses(
+    runtime: Path, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (runtime / "elsewhere").mkdir()
+    (runtime / "current").symlink_to(".")
     with running("app:app", directory=runtime) as other:
         (runtime / "serve").mkdir()
         for each in (server, other):
             (runtime / "serve" / f"{each.pid}.sock").symlink_to(each.control)
-        with pytest.raises(UsageError, match="several servers run: ") as caught:
+        for place in (runtime, runtime / "current"):
+            monkeypatch.chdir(place)
+            assert control_client.find().stem == str(other.pid)
+
+        monkeypatch.chdir(runtime / "elsewhere")
+        told = serve(None, "reload", "--no-wait", cwd=runtime / "elsewhere", XDG_RUNTIME_DIR=str(runtime))
+        assert told.returncode == 2
+        with pytest.raises(UsageError) as caught:
             control_client.find()
+        assert str(caught.value).startswith(f"no server runs in this directory, {runtime}/elsewhere. Name the one")
         for each in (server, other):
-            host, port = each.address()
+            (host, port), path = each.address(), runtime / "serve" / f"{each.pid}.sock"
             assert f"PID {each.pid} (app:app on http://{host}:{port}" in str(caught.value)
-        assert str(caught.value).endswith("; name one with --control PATH or --pid-file PATH")
+            assert f", in {each.directory}): --control {path}" in str(caught.value)
+            assert f"serve reload --no-wait --control {path}" in told.stderr
+        assert other.status()["reloads"] == server.status()["reloads"] == 0
+
+        with Terminal(None, "status", cwd=runtime / "elsewhere", XDG_RUNTIME_DIR=str(runtime)) as terminal:
+            terminal.wait_for("Which one?")
+            shown = re.search(rf"(\d+)  PID {other.pid} ", terminal.seen)
+            assert shown, terminal.seen
+            terminal.hit(f"{shown[1]}\n")
+            terminal.wait_for(f"PID {other.pid}: running, healthy")
         assert other.stop() == 0
-        assert control_client.find().stem == str(server.pid)  # the other's socket is that of a dead server
+        with pytest.raises(UsageError, match="no server runs in this directory") as caught:
+            control_client.find()  # one only, but somebody else's
+        assert str(other.pid) not in str(caught.value)
 
 
 def test_a_pid_file_finds_the_socket_wherever_it_is(server: RunningServer) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
-from serve_asgi.cli.stop import remove_leftovers
+from serve_asgi.ipc.leftovers import ATTEMPTS, ListenerFiles, remove_dead_servers, remove_leftovers
 from serve_asgi.ipc.path_lock import PathLock
 from tests.cli.serving import HANDSHAKE, SLOW, begin, serve, start
 from tests.running import PATIENCE, connect, request, running, state_of
@@ -90,7 +92,8 @@ def test_what_has_not_ended_in_time_is_killed_with_its_workers(tmp_path: Path) -
         with begin(server, "/wait/60"):
             done = serve(server, "stop", "--timeout", "0.5")
         assert done.returncode == 1
-        assert "not ended in time: killed, 1 worker as well" in done.stdout  # the other had nothing to finish
+        text = "it had not ended 0.5 s after the stop began (--timeout): killed, 1 worker as well"
+        assert text in done.stdout  # the other worker had nothing to finish
         assert done.stdout.splitlines()[-1].endswith("; 1 request cut")
         assert server.wait() == -signal.SIGKILL
         assert [state_of(pid) for pid in pids] in (["", ""], ["Z", "Z"], ["", "Z"], ["Z", ""])
@@ -156,6 +159,52 @@ def test_a_server_that_was_killed_by_hand_is_followed_by_the_next_without_help(t
             assert (tmp_path / "serve.pid").read_text() == f"{following.pid}\n"
             assert following.stop() == 0
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["app.py"]
+
+
+def test_the_files_of_a_listener_that_is_killed_are_removed_by_its_orphans(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--pid-file", "serve.pid", directory=tmp_path) as server:
+        pids = server.worker_pids()
+        with begin(server, "/wait/60"):  # so that the worker lives on for a while
+            server.signal(signal.SIGKILL)
+            assert server.wait() == -signal.SIGKILL
+            deadline = time.monotonic() + PATIENCE
+            while (tmp_path / "serve.pid").exists() or server.control.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert not list(tmp_path.glob("*.lock"))
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_the_orphans_remove_nothing_of_the_next_server(tmp_path: Path) -> None:
+    pid_file, control = tmp_path / "serve.pid", tmp_path / "control.sock"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    pid_file.write_text("1\n")  # the next server's, which has just been started
+    files = ListenerFiles({"files": [gone.pid, str(pid_file), str(control)]})
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(control))
+        listening.listen()
+        for _ in range(ATTEMPTS + 1):
+            files.remove()
+        assert sorted(tmp_path.iterdir()) == [control, pid_file]
+    files.remove()  # it has looked often enough
+    assert control.exists()
+    ListenerFiles({}).remove()  # a listener of an earlier version
+
+
+def test_the_next_start_removes_dead_control_sockets_from_the_runtime_directory(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as starting:
+        dead.bind(str(tmp_path / f"{gone.pid}.sock"))
+        starting.bind(str(tmp_path / f"{os.getpid()}.sock"))  # not listening yet
+    (tmp_path / "other.sock").touch()
+    (tmp_path / "99999999999999999999.sock").touch()
+    assert remove_dead_servers(tmp_path) == [tmp_path / f"{gone.pid}.sock"]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_listener_that_turns_no_more_is_killed_as_well(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from serve_asgi.app.shared import shared
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.channel import Packet, SendQueue, close_descriptors
+from serve_asgi.ipc.leftovers import ListenerFiles
 from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.server_log import about
@@ -81,7 +82,7 @@ class AgentProcess:
 
     async def run(self) -> int:
         """Run the agent; return the exit status."""
-        orphan_exit.watch(self.channel.fileno(), self._time_to_leave)
+        orphan_exit.watch(self.channel.fileno(), self._time_to_leave, meanwhile=ListenerFiles(self.welcome).remove)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
         forks.claim(asyncio.get_running_loop())

@@ -7,15 +7,20 @@ root or of the same user are trusted (SO_PEERCRED, unix(7)), unless root asks.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
+import shlex
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+
+import click
 
 from serve_asgi.config import config_file
 from serve_asgi.config.invoker import invoker
@@ -30,6 +35,8 @@ SERVICES: Final = Path("/run")
 """Where a service manager makes directories for services (RuntimeDirectory=, systemd.exec(5))."""
 LOOK_TIME: Final = 2.0
 """Seconds that each server has to identify itself when several are running."""
+PLACES: Final = ("directory", "release", "app_dir")
+"""The members of a status that say where a server belongs."""
 
 
 class RequestRefused(StartError):
@@ -156,10 +163,11 @@ def look(path: Path) -> dict[str, Any]:
 
 
 def find(control: str = "", pid_file: str = "") -> Path:
-    """The control socket: the given one, that of the pid file's server, or that of the only running server.
+    """The control socket: the given one, that of the pid file's server, or that of the server of this directory.
 
-    If neither is given, the configuration file that a server would read here may name one. Raises UsageError if there
-    is none, or more than one.
+    If neither is given, the configuration file that a server would read here may name one; else it is the one server
+    that was started in this directory or whose release lies there. A server elsewhere is only ever chosen by a person:
+    on a terminal they are asked. Raises UsageError if there is none, or no choice.
     """
     if control:
         return Path(control)
@@ -167,15 +175,64 @@ def find(control: str = "", pid_file: str = "") -> Path:
         return _of_process(_pid_in(pid_file))
     if (configured := _of_configuration()) is not None:
         return configured
-    living = [path for path in _sockets() if _answers(path)]
-    if not living:
+    servers = [FoundServer.at(path) for path in _sockets() if _answers(path)]
+    if not servers:
         raise UsageError(
             "no server was found; name its socket with --control PATH or its pid file with --pid-file PATH"
         )
-    if len(living) > 1:
-        servers = "; ".join(_described(path) for path in living)
-        raise UsageError(f"several servers run: {servers}; name one with --control PATH or --pid-file PATH")
-    return living[0]
+    here = [server for server in servers if server.is_here()]
+    if len(here) == 1:
+        return here[0].path
+    return _chosen(here or servers, "several servers run" if here else "no server runs")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FoundServer:
+    """A server that responds, or whose socket at least takes connections."""
+
+    path: Path
+    status: dict[str, Any]
+    """Empty if it has not responded."""
+
+    @classmethod
+    def at(cls, path: Path) -> FoundServer:
+        """The server that listens at `path`."""
+        with contextlib.suppress(UsageError, RequestRefused), ControlConversation(path, "status") as conversation:
+            return cls(path, conversation.outcome(LOOK_TIME)["status"])
+        return cls(path, {})
+
+    def is_here(self) -> bool:
+        """Whether it was started in the working directory, or runs a release that lies there."""
+        here = os.path.realpath(".")
+        return any(os.path.realpath(self.status[name]) == here for name in PLACES if self.status.get(name))
+
+    def __str__(self) -> str:
+        found = self.status
+        if not found:
+            return f"PID {self.path.stem} (it does not respond)"
+        place = f", in {found['directory']}" if found.get("directory") else ""
+        return f"PID {found['pid']} ({found['app']} on {', '.join(found['listening'])}{place})"
+
+
+def _chosen(servers: list[FoundServer], what: str) -> Path:
+    """The one that a person chooses; without a terminal, the error that lists them with the command for each."""
+    what += f" in this directory, {os.getcwd()}"
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        each = "; ".join(f"for {server}: {_command_for(server.path)}" for server in servers)
+        raise UsageError(f"{what}. Name the one that you mean, {each}")
+    click.echo(f"{what}:", err=True)
+    for number, server in enumerate(servers, 1):
+        click.echo(f"  {number}  {server}", err=True)
+    numbers = click.Choice([str(number) for number in range(1, len(servers) + 1)])
+    chosen = click.prompt("Which one? (Ctrl-C for none)", type=numbers, show_choices=False, err=True)
+    return servers[int(chosen) - 1].path
+
+
+def _command_for(path: Path) -> str:
+    """This command, with the server at `path` named."""
+    if click.get_current_context(silent=True) is None:
+        return f"--control {path}"
+    return shlex.join(["serve", *sys.argv[1:], "--control", str(path)])
 
 
 def _of_configuration() -> Path | None:
@@ -243,14 +300,6 @@ def _directories() -> list[Path]:
     places = dict.fromkeys([*control_protocol.runtime_directories(), *sorted(SERVICES.glob("*/serve"))])
     root = os.geteuid() == 0
     return [directory for directory in places if control_protocol.private(directory, any_owner=root)]
-
-
-def _described(path: Path) -> str:
-    """A description that distinguishes one of several servers."""
-    with contextlib.suppress(UsageError, RequestRefused, KeyError), ControlConversation(path, "status") as conversation:
-        found = conversation.outcome(LOOK_TIME)["status"]
-        return f"PID {found['pid']} ({found['app']} on {', '.join(found['listening'])}, --control {path})"
-    return f"PID {path.stem} (it does not respond, --control {path})"
 
 
 def _answers(path: Path) -> bool:

@@ -12,7 +12,6 @@ import json
 import os
 import select
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +29,8 @@ from serve_asgi.cli.command import (
 )
 from serve_asgi.cli.control_client import PATIENCE, ControlConversation, RequestRefused, ServerEnded
 from serve_asgi.cli.process_handle import ProcessHandle, children, kill_all
-from serve_asgi.errors import ServeError, UsageError
-from serve_asgi.ipc.path_lock import PathLock
-from serve_asgi.listener.unix_socket import remove_dead
+from serve_asgi.errors import UsageError
+from serve_asgi.ipc.leftovers import remove_leftovers
 
 PROGRESS: Final = 5.0
 """Seconds between two lines about what is still in progress."""
@@ -92,6 +90,8 @@ class ServerStop:
         """When (CLOCK_MONOTONIC, s) the server is killed."""
         self._timeout = 0.0
         """How long (s) it has from the end of the drain."""
+        self._timeout_is = ""
+        """Where that number comes from."""
         self._told = False  # the server has sent everything
         self._left: tuple[str, list[str]] = ("", [])
         """Its pid file, if it has one, and its unix sockets."""
@@ -128,6 +128,7 @@ class ServerStop:
         )
         patience = own["graceful-timeout"] + own["shutdown-timeout"] + MARGIN
         self._timeout = patience if timeout is None else timeout
+        self._timeout_is = f"its own timeouts and {MARGIN:g} s" if timeout is None else "--timeout"
         with contextlib.suppress(ServerEnded, UsageError):  # it has ended meanwhile
             response = control_client.ask(self.path, "stop", delay=delay, patience=PATIENCE)
             if response["text"] != "stopping":
@@ -208,9 +209,9 @@ class ServerStop:
             found = asked.outcome(LAST_WORD)["status"]
             self.held, self.cut = in_progress(found), found["lost"]
         workers = children(self.process)
-        self._step(
-            "server_killed", f"not ended in time: killed, {counted(len(workers), 'worker')} as well", held=self.held
-        )
+        late = f"it had not ended {self._timeout:g} s after the stop began ({self._timeout_is})"
+        text = f"{late}: killed, {counted(len(workers), 'worker')} as well"
+        self._step("server_killed", text, held=self.held, timeout=self._timeout)
         try:
             left = kill_all([self.process, *workers], KILL_TIME)
         except PermissionError:
@@ -259,44 +260,6 @@ def _process(following: ControlConversation) -> ProcessHandle:
         raise UsageError(
             "the server's process cannot be watched from here; run serve stop where the server runs (in its container)"
         ) from None
-
-
-# What a killed server leaves behind. The next start does not need this (`serve_asgi.listener.pid_file`,
-# `serve_asgi.listener.unix_socket`), but scripts and people look for these files. Only files that are provably the dead
-# server's are removed: nobody holds the lock, they name its PID, or they refuse connections.
-
-
-def remove_leftovers(pid: int, pid_file: str, control: str, sockets: Iterable[str]) -> list[str]:
-    """Remove those of these files ("": none) that the dead server `pid` has left; return their paths."""
-    removed = [pid_file] if pid_file and _removed(pid_file, pid, _remove_pid_file) else []
-    removed += [path for path in sockets if _removed(path, pid, lambda path, _: remove_dead(path))]
-    with contextlib.suppress(OSError, ServeError):  # it has no lock
-        if remove_dead(control):
-            removed.append(control)
-    return removed
-
-
-def _removed(path: str, pid: int, remove: Callable[[str, int], bool]) -> bool:
-    """Remove it under its lock; return whether it was removed: not if another server holds the lock, or without
-    permission."""
-    try:
-        lock = PathLock(path, pid)
-    except (OSError, ServeError):
-        return False
-    try:
-        return remove(path, pid)
-    except (OSError, ServeError):
-        return False
-    finally:
-        lock.release()
-
-
-def _remove_pid_file(path: str, pid: int) -> bool:
-    with open(path, encoding="ascii", errors="replace") as file:
-        if file.read(32).strip() != str(pid):
-            return False
-    os.unlink(path)
-    return True
 
 
 COMMANDS: Final = {

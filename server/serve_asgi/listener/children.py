@@ -84,6 +84,8 @@ class Children:
         self._tls = tls
         self.listening_for: Callable[[Generation], Sequence[ListeningSocket]] = lambda _: ()
         """The sockets that workers of this generation have besides `listening`."""
+        self.files: Callable[[], Packet] = dict
+        """The part of the welcome packet that names the listener's files (`ListenerFiles.described`)."""
         self.tasks: TaskGroup
         """Serves the channels; set before the first start."""
         self.scoreboard = scoreboard
@@ -172,6 +174,7 @@ class Children:
             "protocol": PROTOCOL,
             "generation": worker.generation.number,
             **welcome.what,
+            **self.files(),
             "row": child.row,
             "config": config.to_json(),
             "directory": welcome.release.directory,

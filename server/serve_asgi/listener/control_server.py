@@ -22,6 +22,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from serve_asgi.errors import ServeError
 from serve_asgi.ipc import control_protocol
 from serve_asgi.ipc import open_files_limit as descriptors
+from serve_asgi.ipc.leftovers import remove_dead_servers
 from serve_asgi.ipc.shut_out_clients import Identity, unlink_own
 from serve_asgi.listener.control_commands import REQUEST_TIMEOUT, ControlCommands, Controlled, ControlRequest, send
 from serve_asgi.logs.server_log import about
@@ -95,6 +96,8 @@ class ControlServer:
 
     async def _make(self) -> Path:
         path = self._wanted_path or control_protocol.default_socket(os.getpid())
+        if self._wanted_path is None:
+            remove_dead_servers(path.parent)
         _check_free(path)
         self._listening = await anyio.create_unix_listener(path, mode=0o600)
         made = path.lstat()

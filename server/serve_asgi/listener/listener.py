@@ -28,6 +28,7 @@ from serve_asgi.config.tls_files import TlsFiles
 from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState
+from serve_asgi.ipc.leftovers import ListenerFiles
 from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.listener import garbage_collection, reload_on_change, sd_watchdog
 from serve_asgi.listener import listening_sockets as sockets
@@ -175,6 +176,7 @@ class Listener:
             lambda: self.control.path,
         )
         self.children.listening_for = self.canaries.listening_for
+        self.children.files = self._files
         self.recorder.recipients += [
             self.history.add,
             self.deploys.take,
@@ -460,6 +462,7 @@ class Listener:
         return {
             **shown,
             **past(self.history),
+            **self._places(),
             "last_deploy": self.deploys.newest(),
             "deploys": briefly(self.deploys),
             "admin": self.admin.names,
@@ -467,6 +470,16 @@ class Listener:
             "tls": self.certificates.status(),
             "templates": self.children.templates.status(),
         }
+
+    def _places(self) -> dict[str, Any]:
+        """Where it was started, and the directories of the release that serves."""
+        current = self.configs.of(self.supervisor.current)
+        release = {} if current is None else {"release": current.release.directory, "app_dir": current.release.app_dir}
+        return {"directory": self.start_directory, **release}
+
+    def _files(self) -> dict[str, Any]:
+        control = "" if self.control.path is None else os.path.join(self.start_directory, self.control.path)
+        return ListenerFiles.described("" if self.pid_file is None else self.pid_file.path, control)
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""

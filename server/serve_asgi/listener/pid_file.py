@@ -54,6 +54,11 @@ class PidFile:
                 f"the pid file {path} belongs to {who}, which is alive: stop it, or choose another path"
             ) from None
 
+    @property
+    def path(self) -> str:
+        """The absolute path."""
+        return self._path
+
     def write(self) -> None:
         """Write the file, unless that has been done. Raises UsageError if it cannot be written."""
         if self._identity is not None:

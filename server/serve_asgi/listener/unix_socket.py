@@ -9,16 +9,15 @@ be too long.)
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
-import stat
 
 from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.listen_addresses import UnixAddress
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
+from serve_asgi.ipc.leftovers import remove_dead
 from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
 from serve_asgi.ipc.shut_out_clients import Identity
 
@@ -64,30 +63,6 @@ def _bind_abstract(address: UnixAddress) -> socket.socket:
             raise InUseError() from None
         raise UsageError(f"cannot listen on {address}: {error.strerror}") from None
     return made
-
-
-def remove_dead(path: str) -> bool:
-    """Remove the socket of a server that has died; return whether there was one.
-
-    Raises InUseError if a server listens on it, UsageError if it is not a socket.
-    """
-    try:
-        mode = os.stat(path, follow_symlinks=False).st_mode
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{path} exists and is not a socket: remove it, or choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            return True
-        except BlockingIOError:
-            pass  # its queue is full: it is alive
-    raise InUseError()
 
 
 def _give_away(path: str, config: Config) -> None:

@@ -21,22 +21,34 @@ from serve_asgi.logs import stdio_guard
 PERIOD: Final = 0.1  # seconds between two checks of the remaining time
 
 
-def watch(channel: int, allowed: Callable[[], float], last: Callable[[], None] = lambda: None) -> None:
+def _nothing() -> None:
+    pass
+
+
+def watch(
+    channel: int,
+    allowed: Callable[[], float],
+    last: Callable[[], None] = _nothing,
+    meanwhile: Callable[[], None] = _nothing,
+) -> None:
     """Once the other end of the socket `channel` has closed, exit if the process is still alive after `allowed()` s.
 
-    `allowed` is called repeatedly, since the worker may begin to serve meanwhile; `last` is called before the exit.
+    `allowed` is called repeatedly, since the worker may begin to serve meanwhile, and so is `meanwhile`; `last` is
+    called before the exit.
     """
     own = os.dup(channel)  # stays valid whatever happens to the original
-    threading.Thread(target=_wait, args=(own, allowed, last), name="serve-orphan-exit", daemon=True).start()
+    threading.Thread(target=_wait, args=(own, allowed, last, meanwhile), name="serve-orphan-exit", daemon=True).start()
 
 
-def _wait(channel: int, allowed: Callable[[], float], last: Callable[[], None]) -> None:
+def _wait(channel: int, allowed: Callable[[], float], last: Callable[[], None], meanwhile: Callable[[], None]) -> None:
     poll = select.poll()
     poll.register(channel, 0)  # POLLHUP is always reported
     while not poll.poll():
         pass
     end = time.monotonic()
     while time.monotonic() < end + allowed():
+        with contextlib.suppress(Exception):
+            meanwhile()
         time.sleep(PERIOD)
     with contextlib.suppress(BaseException):
         last()

@@ -32,6 +32,7 @@ from serve_asgi.http.worker_context import ASGIApplication, WorkerContext, Worke
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.ipc.channel import Channel, Packet, SendQueue, TruncatedDescriptors
+from serve_asgi.ipc.leftovers import ListenerFiles
 from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
 from serve_asgi.logs import access_log_standard
@@ -123,7 +124,8 @@ class WorkerProcess:
 
     async def run(self) -> int:
         """Run the worker; return the exit status."""
-        orphan_exit.watch(self.channel.fileno(), self._time_to_leave, self.flush_access_log)
+        files = ListenerFiles(self.welcome)
+        orphan_exit.watch(self.channel.fileno(), self._time_to_leave, self.flush_access_log, files.remove)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
         forks.claim(asyncio.get_running_loop())
