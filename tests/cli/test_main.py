@@ -94,8 +94,8 @@ def test_http3_is_refused_with_a_way_out(capfd: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("option", "instead"),
     [
-        ("--http2-max-concurrent-streams", "is --h2-max-streams here"),
-        ("--http2-max-headers-size", "is --max-head-size here, for HTTP/1.1 and HTTP/2 alike"),
+        ("--http2-max-concurrent-streams", "is --h2-max-streams 1 here"),
+        ("--http2-max-headers-size", "is --max-head-size 1 here (that is for the whole head"),
         ("--http2-initial-window-size", "is not offered: windows, frames and buffers of HTTP/2 are fixed"),
         ("--http2-cleartext", "is not needed: --http2 on takes prior knowledge in clear text too"),
         ("--no-http1", "is not offered: HTTP/1.1 is always spoken, and --http2 on adds HTTP/2"),
@@ -109,7 +109,7 @@ def test_options_of_http2_of_other_servers(capfd: pytest.CaptureFixture[str], op
     ("option", "ours"), [("--certfile", "--tls-cert"), ("--keyfile", "--tls-key"), ("--ca-certs", "--tls-client-ca")]
 )
 def test_the_tls_options_of_others_are_told(capfd: pytest.CaptureFixture[str], option: str, ours: str) -> None:
-    assert said(capfd, "app:asgi", option, "x.pem") == f"{option} is {ours} here"
+    assert said(capfd, "app:asgi", option, "x.pem") == f"{option} is {ours} x.pem here"
 
 
 def test_the_tls_options_of_uvicorn_are_understood(capfd: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +126,28 @@ def test_the_tls_options_of_uvicorn_are_understood(capfd: pytest.CaptureFixture[
 )
 def test_options_of_other_servers_are_recognised(capfd: pytest.CaptureFixture[str], option: str, hint: str) -> None:
     assert hint in said(capfd, "app:asgi", option)
+
+
+def test_a_command_line_of_gunicorn_is_told_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    line = "app:app -w 4 -k uvicorn.workers.UvicornWorker --timeout 120 --access-logfile - --preload"
+    assert said(capfd, *line.split()) == (
+        "-k is not needed: every worker runs ASGI; the event loop is chosen with --loop; --timeout is --worker-timeout "
+        "120 here (how long an event loop may be blocked; how long a retiring worker has for its requests is "
+        "--graceful-timeout); --access-logfile is --access-log here (it goes to stdout)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--log-level critical", "one of debug, info, warning, error: critical is --log-level error here"),
+        ("--http 2", "one of auto, httptools, h11: 2 is --http2 here"),
+        ("--interface asginl", ": asginl is --interface asgi --lifespan off here"),
+        ("--proxy-protocol v2", "--proxy-protocol v2 is --proxy-protocol here"),
+    ],
+)
+def test_values_of_other_servers_are_told(capfd: pytest.CaptureFixture[str], line: str, sentence: str) -> None:
+    assert sentence in said(capfd, "app:app", *line.split())
 
 
 @pytest.mark.parametrize("columns", [80, 100, 140])

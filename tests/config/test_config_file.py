@@ -355,13 +355,13 @@ def test_where_each_value_came_from(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ('ssl-keyfile = "k"', "ssl-keyfile is tls-key here"),
-        ('ssl_certfile = "k"', "ssl_certfile is tls-cert here"),
-        ("ssl-cert-reqs = 2", "ssl-cert-reqs is tls-client-auth here: none, optional or required"),
-        ("http2-max-concurrent-streams = 9", "http2-max-concurrent-streams is h2-max-streams here"),
-        ('uds = "/a"', 'uds is written bind = "unix:PATH" here'),
-        ("timeout-keep-alive = 5", "timeout-keep-alive is keep-alive here"),
-        ('log-config = "x"', "log-config is not offered: use log-level, log-file and access-log-format"),
+        ('ssl-keyfile = "k"', 'ssl-keyfile is tls-key = "k" here'),
+        ('ssl_certfile = "k"', 'ssl_certfile is tls-cert = "k" here'),
+        ("ssl-cert-reqs = 2", 'ssl-cert-reqs is tls-client-auth = "required" here'),
+        ("http2-max-concurrent-streams = 9", "http2-max-concurrent-streams is h2-max-streams = 9 here"),
+        ('uds = "/a"', 'uds is bind = "unix:/a" here'),
+        ("timeout-keep-alive = 5", "timeout-keep-alive is keep-alive = 5 here"),
+        ('log-config = "x"', "log-config is not offered: use log-level, log-format, log-file and access-log-format"),
     ],
 )
 def test_options_of_other_servers_are_told_as_on_the_command_line(directory: Path, line: str, sentence: str) -> None:

@@ -269,3 +269,8 @@ def test_a_slash_at_the_end_of_the_root_path_is_not_part_of_it() -> None:
 def test_http2_is_on_or_off_however_that_is_written(text: str, value: str) -> None:
     assert configured({"http2": text}).http2 == value
     assert configured(SERVE_HTTP2=text).http2 == value
+
+
+def test_a_dash_is_the_standard_stream_that_a_log_goes_to_anyway() -> None:
+    config = build("app:asgi", {"log_file": "-", "access_log_file": "-"}, {})
+    assert (config.log_file, config.access_log_file) == ("", "")

@@ -65,8 +65,8 @@ def test_options_of_other_servers_are_told_as_on_the_command_line() -> None:
         for name in ("SERVE_QUIC_BIND", "SERVE_SSL_KEYFILE", "SERVE_UDS", "SERVE_WORKERZ")
     ]
     assert "there is no HTTP/3" in told[0]
-    assert told[1].endswith("--ssl-keyfile is --tls-key here")
-    assert told[2].endswith("--uds is written --bind unix:PATH here")
+    assert told[1].endswith("SERVE_SSL_KEYFILE is SERVE_TLS_KEY=k here")
+    assert told[2].endswith("SERVE_UDS is SERVE_BIND=unix:/a here")
     assert told[3].endswith("did you mean SERVE_WORKERS?")
 
 

@@ -23,8 +23,9 @@ from serve_asgi.cli import MODULES, load
 from serve_asgi.cli.command import CONTEXT, INTERRUPTED, WIDTH, harmless
 from serve_asgi.config.application_name import holds
 from serve_asgi.config.options import GROUPS, Option, flag, flag_off, options
+from serve_asgi.config.other_servers.lookup import about_flag
 from serve_asgi.config.sources import Given, kind, read, several
-from serve_asgi.config.unknown_options import of_another_server
+from serve_asgi.config.unknown_options import all_of_other_servers
 from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.logs.nonblocking_sink import say
 
@@ -220,7 +221,7 @@ def _main(command: click.Command, name: str, arguments: list[str]) -> int:
     try:
         status = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
-        _say(_sentence(error, name))
+        _say(harmless(_sentence(error, name, arguments)))
         return UsageError.exit_status
     except ServeError as error:
         return _complain(error)
@@ -241,14 +242,16 @@ def _complain(error: ServeError) -> int:
     return error.exit_status
 
 
-def _sentence(error: click.ClickException, name: str) -> str:
+def _sentence(error: click.ClickException, name: str, arguments: Sequence[str]) -> str:
     """click's error in one sentence, with what to do next."""
     if isinstance(error, click.NoSuchOption):
-        if said := of_another_server(error.option_name):
+        if name == "serve" and (said := all_of_other_servers(arguments, error.option_name)):
             return said
         if error.possibilities:
             return f"there is no option {error.option_name}: did you mean {' or '.join(error.possibilities)}?"
         return f"there is no option {error.option_name}: `{name} --help` lists all of them"
+    if name == "serve" and (said := about_flag(arguments)):
+        return said
     text = " ".join(error.format_message().split()).rstrip(".")
     return f"{text[:1].lower()}{text[1:]}: `{name} --help` shows how it is written"
 

@@ -104,6 +104,11 @@ def _read(path: str) -> _Table | None:
         raise UsageError(f"the configuration file {path} cannot be read: it is not UTF-8") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number with thousands of digits
         told = str(error)
+        if path.endswith(".py"):
+            raise UsageError(
+                f"the configuration file {path} is Python: `serve import-config {os.path.basename(path)} > serve.toml` "
+                "makes TOML of gunicorn's or hypercorn's"
+            ) from None
         raise UsageError(
             f"the configuration file {path} is not valid TOML: {told[:1].lower()}{told[1:]}; correct it"
         ) from None
@@ -153,7 +158,7 @@ def _unknown(written: str, name: str, value: object, source: Source) -> str:
     for other, (_, defined) in options().items():
         if kind(other) is bool and "--" + key(name) in (flag_off(other), defined.former):
             return f"{source.place}: {written} is written {key(other)} = false here"
-    if told := key_of_another_server(written):
+    if told := key_of_another_server(written, value):
         return f"{source.place}: {told}"
     near = difflib.get_close_matches(key(name).lower(), [APP, *map(key, options())], 1)
     if near:

@@ -201,6 +201,9 @@ def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], dire
         for name, number in RELOAD_DEFAULTS.items():
             found.setdefault(name, FoundValue(number, Source(SourcePriority.DEFAULT, "--reload")))
     settle_addresses(found, environ)
+    for name in ("log_file", "access_log_file"):
+        if name in found and found[name].value == "-":  # as other servers write stderr and stdout, which they are here
+            found[name] = dataclasses.replace(found[name], value="")
     check(found, directory)
     if "root_path" in found:
         found["root_path"] = dataclasses.replace(found["root_path"], value=found["root_path"].value.rstrip("/"))

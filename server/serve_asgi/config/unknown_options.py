@@ -10,91 +10,65 @@ service called `serve` or `serve-…`. So only a name that is similar to one of 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from serve_asgi.config.options import ENV_PREFIX, environment_names, options
-
-HTTP2_FIXED: Final = "{option} is not offered: windows, frames and buffers of HTTP/2 are fixed (docs/guides/http2.md)"
-HINTS: Final = {
-    **dict.fromkeys(("--ssl-certfile", "--ssl-certificate", "--certfile"), "{option} is --tls-cert here"),
-    **dict.fromkeys(("--ssl-keyfile", "--keyfile"), "{option} is --tls-key here"),
-    "--ssl-keyfile-password": "{option} is --tls-key-password-file here, the name of a file that holds it",
-    **dict.fromkeys(("--ssl-ca-certs", "--ca-certs"), "{option} is --tls-client-ca here"),
-    **dict.fromkeys(
-        ("--ssl-cert-reqs", "--cert-reqs"), "{option} is --tls-client-auth here: none, optional or required"
-    ),
-    "--ssl-version": "{option} is --tls-min-version here: 1.2 or 1.3",
-    **dict.fromkeys(("--ssl-ciphers", "--ciphers"), "{option} is --tls-ciphers here"),
-    **dict.fromkeys(("--ssl", "--tls"), "{option} is not needed: --tls-cert and --tls-key turn TLS on"),
-    "--insecure-bind": "{option} is written --bind http://HOST:PORT here",
-    "--quic-bind": "{option} is not offered: there is no HTTP/3; a proxy in front (nginx, HAProxy, Caddy) can speak it",
-    "--http-protocols": "{option} is --http2 on or off here; HTTP/1.1 is always spoken",
-    "--http2-cleartext": "{option} is not needed: --http2 on takes prior knowledge in clear text too",
-    "--http1": "{option} is not needed: HTTP/1.1 is always spoken",
-    "--no-http1": "{option} is not offered: HTTP/1.1 is always spoken, and --http2 on adds HTTP/2",
-    **dict.fromkeys(
-        ("--http2-max-concurrent-streams", "--max-concurrent-streams"), "{option} is --h2-max-streams here"
-    ),
-    **dict.fromkeys(
-        (
-            "--h2-max-header-block-size",
-            "--h2-max-header-list-size",
-            "--http2-max-header-list-size",
-            "--http2-max-headers-size",
-        ),
-        "{option} is --max-head-size here, for HTTP/1.1 and HTTP/2 alike",
-    ),
-    **dict.fromkeys(
-        ("--h2-timeout-response-stall", "--h2-timeout-write"), "{option} is --write-timeout here, of HTTP/1.1 as well"
-    ),
-    **dict.fromkeys(
-        (
-            "--h2-initial-connection-window-size",
-            "--h2-initial-stream-window-size",
-            "--h2-max-inbound-frame-size",
-            "--http2-adaptive-window",
-            "--http2-initial-connection-window-size",
-            "--http2-initial-stream-window-size",
-            "--http2-initial-window-size",
-            "--http2-keep-alive-interval",
-            "--http2-keep-alive-timeout",
-            "--http2-max-frame-size",
-            "--http2-max-send-buffer-size",
-        ),
-        HTTP2_FIXED,
-    ),
-    "--uds": "{option} is written --bind unix:PATH here",
-    "--timeout": "{option} is --graceful-timeout here (how long requests may take to finish when a worker retires)",
-    "--timeout-keep-alive": "{option} is --keep-alive here",
-    "--timeout-graceful-shutdown": "{option} is --graceful-timeout here",
-    "--limit-max-requests": "{option} is --max-requests here",
-    "--worker-class": "{option} is not needed: choose the event loop with --loop, and --interface wsgi for WSGI",
-    "-k": "{option} is not needed: choose the event loop with --loop, and --interface wsgi for WSGI",
-    "--pythonpath": "{option} is --app-dir here",
-    "--pid": "{option} is --pid-file here",
-    "--pidfile": "{option} is --pid-file here",
-    "-p": "{option} is --pid-file here for a pid file, and --port for a port",
-    "--daemon": "{option} is not offered: run `serve` under a service manager, or in the background with &",
-    "-D": "{option} is not offered: run `serve` under a service manager, or in the background with &",
-    "--access-logfile": "{option} is --access-log-file here",
-    "--error-logfile": "{option} is --log-file here",
-    "--log-config": "{option} is not offered: use --log-level, --log-file and --access-log-format",
-}
-"""The errors for the options of other servers."""
+from serve_asgi.config.options import ENV_PREFIX, environment_names, flag, flag_off, kind, options
+from serve_asgi.config.other_servers.counterpart import in_environment, in_file
+from serve_asgi.config.other_servers.lookup import PREFIXES, named, sentence, set_by, settings
 
 
-def of_another_server(option: str) -> str:
-    """The error for an option of another server, by its long form; "" if none is known."""
-    return HINTS.get(option, "").format(option=option)
+def of_another_server(option: str, value: str | None = None) -> str:
+    """The error for an option of another server as spelled on the command line; "" if none is known.
+
+    `value` is the text that it was given, None if that is not known.
+    """
+    found = named(option)
+    return sentence(option, found, value) if found else ""
 
 
-def key_of_another_server(written: str) -> str:
-    """The same for a key of a configuration file, without leading dashes."""
-    told = of_another_server("--" + written.replace("_", "-")).replace("--" + written.replace("_", "-"), written)
-    told = re.sub(r"--bind (\S+)", r'bind = "\1"', told)
-    return re.sub(r"(?<!\S)--(?=[a-z])", "", told)
+def all_of_other_servers(arguments: Sequence[str], first: str) -> str:
+    """The same for `first` and every other option in these arguments that is not ours, so that each is told at once."""
+    said: dict[str, str] = {}
+    for number, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        following = arguments[number + 1] if number + 1 < len(arguments) else ""
+        if argument.startswith("-") and not argument.startswith("--"):
+            option, equals, value = argument[:2], argument[2:], argument[2:]
+        found = named(option)
+        if not found or option in said or option in spellings():
+            continue
+        alone = all(row.is_flag for row in found) or (
+            not equals and (not following or (following.startswith("-") and following != "-"))
+        )
+        said[option] = sentence(option, found, None if alone else value if equals else following)
+    return "; ".join(said.values()) if first in said else of_another_server(first)
+
+
+@functools.cache
+def spellings() -> frozenset[str]:
+    """Every spelling of our own options on the command line."""
+    return frozenset(
+        each
+        for name, (_, defined) in options().items()
+        for each in (flag(name), flag_off(name) if kind(name) is bool else "", defined.short, defined.former)
+    )
+
+
+def key_of_another_server(written: str, value: object = None) -> str:
+    """The same for a key of a configuration file, without leading dashes, and its value as parsed by TOML."""
+    found = named("--" + written.replace("_", "-")) or set_by(written.replace("-", "_"))
+    if not found:
+        return ""
+    said = sentence(written, found, None if isinstance(value, (list, dict)) else text_of(value), in_file)
+    return re.sub(r"(?<![\w-])--(?=[a-z])", "", said)
+
+
+def text_of(value: object) -> str | None:
+    """A value of a file as the command line would have it; None if there is none."""
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 OTHERS: Final = ("SERVE_APP", "SERVE_CONTROL", "SERVE_EVENT", "SERVE_LISTENER_PID", "SERVE_RE_EXEC")
@@ -104,17 +78,36 @@ NEAR: Final = 0.75
 _OF_KUBERNETES: Final = re.compile(r".*_(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.*)?)")
 
 
+GENERIC: Final = frozenset({"debug", "env", "header", "log", "metrics", "name", "protocol", "ssl", "tls", "ws"})
+"""Options of other servers of whose names an application may well have variables of its own: SERVE_ENV."""
+
+
 def told_of(environ: Mapping[str, str]) -> list[str]:
     """A sentence about each variable of `environ` that does nothing and was probably meant for this server."""
     meant = misspelt(environ)
     told = []
     for name in sorted(environ):
-        option = "--" + name.removeprefix(ENV_PREFIX).lower().replace("_", "-")
-        if name.startswith(ENV_PREFIX) and (instead := of_another_server(option)):
-            told.append(f"the environment variable {name} does nothing: {instead}")
+        if said := _variable_of_another_server(name, environ[name].strip()):
+            told.append(f"the environment variable {name} does nothing: {said}")
         elif name in meant:
             told.append(f"the environment variable {name} does nothing: did you mean {meant[name]}?")
     return told
+
+
+def _variable_of_another_server(name: str, value: str) -> str:
+    """What to write instead of a variable that another server would read, or that has an option of its in our style."""
+    if name == "GUNICORN_CMD_ARGS" and value:
+        return "`serve import-config -- gunicorn $GUNICORN_CMD_ARGS` makes serve.toml of it"
+    prefix, underscore, rest = name.partition("_")
+    setting = rest.lower()
+    if not value or value.startswith(("tcp://", "udp://", "sctp://")):  # those that Kubernetes sets for a service
+        return ""
+    if prefix + underscore == ENV_PREFIX and setting not in options() and setting not in GENERIC:
+        found = named("--" + setting.replace("_", "-")) or set_by(setting)
+    else:
+        row = settings(PREFIXES[prefix + underscore]).get(setting) if prefix + underscore in PREFIXES else None
+        found = (row,) if row is not None else ()
+    return sentence(name, found, value, in_environment) if found else ""
 
 
 def misspelt(environ: Mapping[str, str]) -> dict[str, str]:

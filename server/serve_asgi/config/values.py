@@ -14,6 +14,7 @@ import re
 from typing import Any, Final
 
 from serve_asgi.config.options import Option, kind, several
+from serve_asgi.config.other_servers.lookup import about_value
 from serve_asgi.errors import UsageError
 
 Given = str | bool | tuple[str, ...]
@@ -113,7 +114,7 @@ def _from_text(name: str, defined: Option, text: str, source: Source) -> Any:
             return text.lower() in TRUE
         raise UsageError(f"{source}: {_short(repr(text))} is neither true nor false; write 1 or 0")
     if wanted not in (int, float):
-        return _text(defined, text, source)
+        return _text(name, defined, text, source)
     try:
         number = int(text) if wanted is int else float(text)
     except ValueError:
@@ -134,7 +135,7 @@ def _from_toml(name: str, defined: Option, raw: object, source: Source) -> Any:
         if isinstance(raw, bool) and defined.alone:
             raw = written
         if isinstance(raw, str):
-            return _text(defined, raw, source)
+            return _text(name, defined, raw, source)
         raise UsageError(f'{source}: {written} is not text; put it in quotes: "{_example(defined, written)}"')
     if isinstance(raw, str):
         raise UsageError(f"{source}: {written} is text and not {_number(wanted, defined)}; write it without quotes")
@@ -163,11 +164,15 @@ def _example(defined: Option, written: str) -> str:
     return "0660" if defined.unit == "MODE" else written
 
 
-def _text(defined: Option, text: str, source: Source) -> str:
+def _text(name: str, defined: Option, text: str, source: Source) -> str:
     if defined.alone and text.lower() in TRUE | FALSE and text not in defined.choices:
         text = defined.alone if text.lower() in TRUE else defined.choices[0]
     if defined.choices and text not in defined.choices:
-        raise UsageError(f"{source}: {_short(repr(text))} is not one of {', '.join(defined.choices)}")
+        instead = about_value(name, text)
+        raise UsageError(
+            f"{source}: {_short(repr(text))} is not one of {', '.join(defined.choices)}"
+            + (f": {text} is {instead}" if instead else "")
+        )
     if "\0" in text:
         raise UsageError(f"{source} holds a NUL character, which no name or path may")
     return text

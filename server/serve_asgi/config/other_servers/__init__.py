@@ -1,0 +1,1 @@
+"""The options of other servers by what they are called here, for hints and for `serve import-config`."""
