@@ -41,7 +41,7 @@ def test_bad_requests_end_nothing(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_the_command_finds_the_only_server_and_says_what_is_missing(
+def test_the_command_says_what_is_missing_and_chooses_no_server_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "app.py").write_text(info())
@@ -58,7 +58,11 @@ def test_the_command_finds_the_only_server_and_says_what_is_missing(
     with socket.socket(socket.AF_UNIX) as living:
         living.bind(str(tmp_path / "serve" / f"{os.getpid()}.sock"))
         living.listen()
-        assert control_client.find() == tmp_path / "serve" / f"{os.getpid()}.sock"
+        monkeypatch.setattr(control_client, "LOOK_TIME", 0.01)
+        path = tmp_path / "serve" / f"{os.getpid()}.sock"
+        sentence = rf"no server runs in this directory, .* PID {os.getpid()} \(it does not respond\): --control {path}$"
+        with pytest.raises(UsageError, match=sentence):
+            control_client.find()
 
 
 def test_without_a_place_for_the_socket_the_server_serves(tmp_path: Path) -> None:
