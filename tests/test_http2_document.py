@@ -61,5 +61,13 @@ def test_each_flood_has_its_numbers(beginning: str, kind: FloodKind) -> None:
     assert TIMES[kind.value.share] in share
 
 
+def test_what_bodies_hold_that_nobody_reads() -> None:
+    """No stream waits for the connection's window, though half of it is not granted again yet."""
+    held = limits.MAX_STREAMS * limits.STREAM_WINDOW
+    assert held * 2 <= limits.CONNECTION_WINDOW
+    assert f"at most {held / 2**20:g} MiB of memory for a connection with {limits.MAX_STREAMS} requests" in PAGE
+    assert f"wide enough that {limits.MAX_STREAMS} uploads" in PAGE
+
+
 def test_the_time_that_frames_are_held() -> None:
     assert f"`--h2-hold` ({DEFAULTS.h2_hold:g} s)" in PAGE

@@ -10,8 +10,9 @@ import pytest
 
 from serve_asgi.http.h2 import frames
 from serve_asgi.http.h2.error_codes import ErrorCode
-from serve_asgi.http.h2.limits import CONNECTION_WINDOW, STREAM_WINDOW
+from serve_asgi.http.h2.limits import STREAM_WINDOW
 from serve_asgi.http.worker_context import Message, Receive, Scope, Send
+from serve_asgi.http2.connection import Http2Connection
 from serve_asgi.ipc.scoreboard import Cell
 from tests.connection_server import Log
 from tests.http.h2.peer import GET, POST
@@ -305,11 +306,14 @@ def test_a_client_that_ignores_the_window_loses_that_stream(serve2: Serve) -> No
     assert client.wait(stream_id).reset is ErrorCode.FLOW_CONTROL_ERROR
     assert bytes(client.wait(client.get(b"/get")).content) == b"yes"
     # What nobody takes any more is granted to the connection again: uploads go on, however many have failed.
-    for _ in range(3 * CONNECTION_WINDOW // STREAM_WINDOW):
+    for _ in range(20):
         other = client.post()
         client.send(data(other, bytes(STREAM_WINDOW)))
         client.reset(other)
     assert bytes(client.wait(client.get(b"/get")).content) == b"yes"
+    (connection,) = server.run(lambda: list(server.worker.connections))
+    assert isinstance(connection, Http2Connection)
+    assert connection.core.receiver.streams.window.waiting == 0
     server.run(forever.set)
 
 

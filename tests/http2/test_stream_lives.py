@@ -12,6 +12,7 @@ from serve_asgi.http import survival
 from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.frames import MAX_STREAM_ID, reset_frame
+from serve_asgi.http.h2.limits import CONNECTION_WINDOW
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.survival_record import SurvivalRecord, pack_streams, unpack_streams
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
@@ -402,7 +403,7 @@ def test_body_that_was_not_received_is_the_next_lifes(serve2: Serve) -> None:
     assert bytes(client.wait(stream_id).content) == b"begunend"
     assert second.received == [{"type": "http.request", "body": b"x" * 100_000, "more_body": False}]
     left = taken.core.receiver.streams.window
-    assert (left.waiting, left.to_json()[2] + left.left) == (0, 512 * 1024)
+    assert (left.waiting, left.to_json()[2] + left.left) == (0, CONNECTION_WINDOW)
 
 
 def test_too_much_to_travel(serve2: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import StreamData, StreamEnd, StreamRequest, StreamReset
 from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame, reset_frame, window_update_frame
 from serve_asgi.http.h2.header_decoder import Field
+from serve_asgi.http.h2.limits import CONNECTION_WINDOW
 from serve_asgi.http.h2.receiving import SHUTDOWN_PING, Leaving
 from serve_asgi.http.h2.settings import Setting
 from serve_asgi.ipc.packets import check_http2_state
@@ -279,7 +280,7 @@ def test_a_connection_goes_on_elsewhere() -> None:
     assert receiver.requests == 12
     assert receiver.settings.max_frame_size == 20_000
     assert receiver.sender.window == 65535 + 77 - 24
-    assert receiver.streams.window.left == 512 * 1024 - 12 * 4096
+    assert receiver.streams.window.left == CONNECTION_WINDOW - 12 * 4096
 
 
 @pytest.mark.parametrize("cut", range(60))

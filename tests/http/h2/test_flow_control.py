@@ -9,7 +9,7 @@ from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import StreamReset
 from serve_asgi.http.h2.flow_control import ReceiveWindow, widened
 from serve_asgi.http.h2.frames import DATA, WINDOW_UPDATE
-from serve_asgi.http.h2.limits import CONNECTION_WINDOW, STREAM_WINDOW
+from serve_asgi.http.h2.limits import CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW
 from serve_asgi.http.h2.settings import Setting
 from tests.http.h2.peer import OK, POST, H2Peer, Said, data, of
 
@@ -157,11 +157,46 @@ def test_windows_grow_by_what_is_taken() -> None:
     peer.send(*full)
     for _ in range(8):
         peer.core.consumed(1, 16384)
-    assert grants(peer.said()) == {0: 2 * STREAM_WINDOW, 1: STREAM_WINDOW}
+    assert grants(peer.said()) == {1: STREAM_WINDOW}
+    for _ in range(CONNECTION_WINDOW // STREAM_WINDOW // 2 - 2):
+        peer.send(*full)
+        for _ in range(8):
+            peer.core.consumed(1, 16384)
+    assert grants(peer.said())[0] == CONNECTION_WINDOW // 2
+
+
+@pytest.mark.parametrize("taken", [0, CONNECTION_WINDOW // 2 - 16384])
+def test_a_hundred_bodies_that_nobody_takes_keep_no_other_waiting(taken: int) -> None:
+    """Not even when the connection's window is to be opened only a little later."""
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    for _ in range(taken // 16384):
+        peer.send(data(1, bytes(16384)))
+        peer.core.consumed(1, 16384)
+    peer.send(data(1, b"", ended=True))
+    peer.respond(1, b"ok")
+    assert grants(peer.said()).get(0) is None
+    for number in range(MAX_STREAMS - 1):
+        peer.request(2 * number + 3, POST, ended=False)
+        peer.send(*[data(2 * number + 3, bytes(16384))] * (STREAM_WINDOW // 16384))
+    last = 2 * MAX_STREAMS + 1
+    peer.request(last, POST, ended=False)
+    assert peer.core.may_receive(last)
+    assert peer.core.receiver.streams.window.left >= STREAM_WINDOW
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["too much", "after its end"])
+def test_what_a_stream_is_reset_for_opens_the_connections_window_no_further(ended: bool) -> None:
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    peer.send(*[data(1, bytes(16384))] * (STREAM_WINDOW // 16384 - 1), data(1, bytes(16384), ended=ended))
+    peer.send(data(1, b"a"))
+    assert len(of(StreamReset, peer.events)) == 1
+    assert peer.core.receiver.streams.window.waiting == 0
 
 
 def test_the_connections_window_bounds_all_streams() -> None:
-    peer = H2Peer()
+    peer = H2Peer(max_streams=2 * MAX_STREAMS + 1)
     streams = range(1, 2 * (CONNECTION_WINDOW // STREAM_WINDOW) + 2, 2)
     for stream_id in streams:
         peer.request(stream_id, POST, ended=False)
@@ -193,6 +228,7 @@ def test_what_nobody_takes_is_granted_to_the_others(end: str) -> None:
     granted = grants(peer.said()).get(0, 0)
     assert peer.core.lost is None
     assert granted >= 40 * 65536 - CONNECTION_WINDOW
+    assert peer.core.receiver.streams.window.waiting == 0
     assert peer.core.resting
 
 
@@ -252,6 +288,8 @@ def test_the_arithmetic() -> None:
     assert window.consume(4) == 0
     assert window.consume(1) == 5
     assert window.waiting == 6
-    other = ReceiveWindow(10)
-    other.restore(window.to_json())
-    assert other.to_json() == window.to_json()
+    for size in (10, 1000):  # of another process, whose windows may be of another size
+        other = ReceiveWindow(size)
+        other.restore(window.to_json())
+        assert other.to_json() == window.to_json()
+        assert other.consume(5) == 5

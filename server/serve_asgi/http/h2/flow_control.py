@@ -57,5 +57,6 @@ class ReceiveWindow:
         return [self.left, self.waiting, self._consumed]
 
     def restore(self, values: list[int]) -> None:
-        """The reverse."""
+        """The reverse. Its size is the sum of the three, whatever the other process was configured with."""
         self.left, self.waiting, self._consumed = values
+        self._half = sum(values) // 2

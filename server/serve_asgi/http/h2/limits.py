@@ -28,8 +28,11 @@ this the 250 that a rapid reset gets through before it is cut would keep everybo
 STREAM_WINDOW: Final = 128 * 1024
 """Bytes of a request's body that are on their way or wait for the application. Twice the protocol's default, so that an
 upload gets 4 MB/s at a round trip of 30 ms."""
-CONNECTION_WINDOW: Final = 512 * 1024
-"""The same for all requests of a connection together: the most memory that bodies nobody takes can hold."""
+CONNECTION_WINDOW: Final = 2 * MAX_STREAMS * STREAM_WINDOW
+"""The same for all requests of a connection together. Bodies that nobody takes must not shut the others out, as four of
+them would with the 512 KiB of four windows: half of this may be consumed and not granted again yet, and the other half
+is the windows of all streams together. So what bounds the memory of a connection is the windows of its streams, 12.5
+MiB of 100, as if each request had a connection of its own; with more streams (--h2-max-streams) it is this."""
 
 MAX_CONTINUATIONS: Final = 32
 """CONTINUATION frames of one header block, beside those that its largest size takes. One of 64 KiB takes three; none of

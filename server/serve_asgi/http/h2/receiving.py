@@ -271,7 +271,8 @@ class FrameReceiver:
             return
         own_window = stream.receive_window
         if own_window is None or not own_window.receive(size):
-            streams.grant(size)
+            if own_window is None:  # else it is given back with the rest when the stream is reset
+                streams.grant(size)
             stream.step(_RECEIVE_DATA)
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "more DATA than its window has room for")
         stream.step(_RECEIVE_DATA)
