@@ -16,6 +16,7 @@ PACKAGE = "serve_asgi"
 FLOORS = (
     {"__main__"},
     {"cli", "demo"},
+    {"in_process"},
     {"listener"},
     {"supervisor"},
     {"template_process", "agent_process", "admin"},

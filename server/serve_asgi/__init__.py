@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from serve_asgi.app.schedule import schedule
     from serve_asgi.app.shared import shared
     from serve_asgi.app.survive import survive
+    from serve_asgi.in_process.run import run
+    from serve_asgi.in_process.server import Server
 
 __all__ = [
     "Message",
+    "Server",
     "__version__",
     "after_fork",
     "agent",
     "canary",
     "messenger",
     "retiring",
+    "run",
     "schedule",
     "shared",
     "survive",
@@ -70,4 +74,12 @@ def __getattr__(name: str) -> Any:
         from serve_asgi.app.survive import survive
 
         return survive
+    if name == "Server":
+        from serve_asgi.in_process.server import Server
+
+        return Server
+    if name == "run":
+        from serve_asgi.in_process.run import run
+
+        return run
     raise AttributeError(f"module 'serve_asgi' has no attribute {name!r}")

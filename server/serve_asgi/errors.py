@@ -15,6 +15,14 @@ class UsageError(ServeError):
     exit_status = 2
 
 
+class InUseError(ServeError):
+    """Another process holds the address or path at present. `holder` is its PID, if known."""
+
+    def __init__(self, holder: int | None = None) -> None:
+        super().__init__(f"in use by PID {holder}" if holder else "in use")
+        self.holder = holder
+
+
 class ScheduleError(UsageError, ValueError):
     """A schedule that cannot be: the message says what to change."""
 

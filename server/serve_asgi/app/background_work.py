@@ -63,6 +63,11 @@ class BackgroundWork:
                 do()
             self._retire_event.set()
 
+    def begin_anew(self) -> None:
+        """The link is gone, and another one may come: whatever was retired is over."""
+        self.retiring = self.cut = False
+        self._retire_event = asyncio.Event()
+
     async def wait_retired(self) -> None:
         """Wait until `retire`; the caller sets the deadline."""
         await self._retire_event.wait()

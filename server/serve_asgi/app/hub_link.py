@@ -144,6 +144,13 @@ def set_current(link: Link) -> None:
         part.bind(link)
 
 
+def forget(link: Link) -> None:
+    """The link is closed for good: the next use makes another one."""
+    global _link
+    if _link is link:
+        _link = None
+
+
 def current() -> Link:
     """The link of this process; if no server made one, one to a hub of its own in the running event loop.
 

@@ -48,6 +48,16 @@ def load(specification: str, factory: bool, interface: str = "auto", threads: in
     """
     name, path = parse(specification)
     found, _ = find(name, path, _looks_like_application, "an application")
+    return adapted(found, specification, factory, interface, threads)
+
+
+def adapted(
+    found: Any, specification: str, factory: bool, interface: str = "auto", threads: int = 10
+) -> ASGIApplication:
+    """What was found as the application, as ASGI 3; `specification` names it in errors, and the rest is as for `load`.
+
+    Raises UsageError if it cannot be such an application; exceptions of the application's own code are passed on.
+    """
     if factory:
         found = _call_factory(found, specification)
     _check_callable(found, specification, factory, interface)

@@ -12,6 +12,7 @@ import logging
 import math
 from typing import Any
 
+from serve_asgi.app import hub_link
 from serve_asgi.app.hub_link import Identity, Link
 from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
 from serve_asgi.hub.create_hub import create_hub
@@ -30,11 +31,24 @@ class LocalLink(Link):
     def __init__(self, loop: asyncio.AbstractEventLoop, port: LocalHubPort) -> None:
         super().__init__(Identity(Role.WORKER, 0, 0, MEMBER, local=True), loop, port.transmit)
         self.hub = port.hub
+        self.servers = 0
+        """How many servers of this process use it (`serve_asgi.in_process.local_hub`)."""
         self._port = port
 
     def begin(self) -> None:
         """Handle the first frames of the hub: with them the shared state can be read."""
         self._port.begin()
+
+    def retire(self) -> None:
+        """No more work comes to this process; a frame `retire` says when all of it has."""
+        self.hub.order(MEMBER, MemberOrder.RETIRE)
+        self._port.keep_deadline()
+
+    def end(self) -> None:
+        """Nothing is sent or received any more, and nothing remains in the loop."""
+        self.close()
+        self._port.end()
+        hub_link.forget(self)
 
 
 class LocalHubPort:
@@ -45,6 +59,7 @@ class LocalHubPort:
         self.hub: Hub
         self.link: LocalLink
         self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
         self._first: list[bytes] | None = []  # frames that are sent before `begin`
 
     def begin(self) -> None:
@@ -52,11 +67,22 @@ class LocalHubPort:
         for data in first:
             self.link.receive(data)
 
+    def end(self) -> None:
+        """Stop the timer; frames under way are dropped."""
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def send(self, member: int, data: bytes) -> None:
         if self._first is not None:
             self._first.append(data)
         else:
-            self.loop.call_soon(self.link.receive, data)
+            self.loop.call_soon(self._deliver, data)
+
+    def _deliver(self, data: bytes) -> None:
+        if not self._ended:
+            self.link.receive(data)
 
     def has_room(self, member: int) -> bool:
         return True
@@ -75,8 +101,9 @@ class LocalHubPort:
         self.loop.call_soon(self._take, data)
 
     def _take(self, data: bytes) -> None:
-        self.hub.take(MEMBER, data)
-        self.keep_deadline()
+        if not self._ended:
+            self.hub.take(MEMBER, data)
+            self.keep_deadline()
 
     def keep_deadline(self) -> None:
         """Set the timer for the hub's next deadline."""

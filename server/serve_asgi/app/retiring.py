@@ -9,7 +9,12 @@ another server, or in a test, it is never set, so that code that uses it runs un
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Final
+
+flag_of_server: Final[contextvars.ContextVar[RetiringFlag]] = contextvars.ContextVar("flag_of_server")
+"""Of the server in this process that runs the present code, if that is not a worker, which has the process for itself
+(`serve_asgi.in_process`)."""
 
 
 class RetiringFlag:
@@ -41,14 +46,14 @@ class RetiringFlag:
                 break
             ```
         """
-        return self._reason is not None
+        return flag_of_server.get(self)._reason is not None
 
     is_set = __call__
 
     @property
     def reason(self) -> str | None:
         """Why the worker retires ("reload", "rollback", "stop", "recycle", "scale"), or None while it serves."""
-        return self._reason
+        return flag_of_server.get(self)._reason
 
     async def wait(self) -> str:
         """Wait until the worker begins to retire.
@@ -62,9 +67,10 @@ class RetiringFlag:
             await socket.close(code=1012, reason=reason)
             ```
         """
-        if self._reason is not None:
-            return self._reason
-        return await _result(self._waiters)
+        flag = flag_of_server.get(self)
+        if flag._reason is not None:
+            return flag._reason
+        return await _result(flag._waiters)
 
     async def over(self) -> None:
         """Wait until the worker does not retire: at once while it serves, else until a roll-back has it serve again.
@@ -80,8 +86,9 @@ class RetiringFlag:
                     await poll()
             ```
         """
-        if self._reason is not None:
-            await _result(self._over)
+        flag = flag_of_server.get(self)
+        if flag._reason is not None:
+            await _result(flag._over)
 
     def begin(self, reason: str) -> None:
         """For the worker: set it. Only the first call counts."""

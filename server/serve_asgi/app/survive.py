@@ -55,6 +55,12 @@ class SurviveFunction:
         connection = self._connections.get(extensions.get("serve", {}).get("connection", 0))
         return None if connection is None else connection.opt_in(extensions, version)
 
+    def shared_connections(self) -> dict[int, SurvivableConnection]:
+        """For servers in process, of which there may be several: the connections of all."""
+        if not isinstance(self._connections, dict):
+            self._connections = {}
+        return self._connections
+
     def begin(self, connections: Mapping[int, SurvivableConnection]) -> None:
         """For the worker: these are its connections, by `scope["extensions"]["serve"]["connection"]`."""
         self._connections = connections

@@ -72,7 +72,7 @@ class PoliteClose:
             transport.close()
             return
         self.lingering = True
-        self.deadline = self._worker.loop.time() + LINGER_TIME
+        self.deadline = self._worker.loop.time() + min(LINGER_TIME, self._worker.most_linger)
 
     def received(self, size: int) -> None:
         """The client still sends: it is read and dropped, up to a limit, so that it can read its last response."""

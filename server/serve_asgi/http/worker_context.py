@@ -22,7 +22,7 @@ from serve_asgi.http.head_cache import BoundedCache, CachedHeadReader
 from serve_asgi.http.head_parsers import Parser, parser_factory
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.write_batching import WriteBatch
-from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header
 from serve_asgi.logs.rare_line import RareLine
 from serve_asgi.logs.request_ids import RequestIds
 from serve_asgi.logs.server_log import about
@@ -70,6 +70,19 @@ class AppliedChanges(Protocol):
 
     @property
     def applied(self) -> int: ...
+
+
+class Board(Protocol):
+    """What this process reads of the scoreboard's head (`serve_asgi.ipc.scoreboard.Header`)."""
+
+    @property
+    def words(self) -> memoryview: ...
+
+    @property
+    def draining_since(self) -> int: ...
+
+    @property
+    def agent_missing(self) -> bool: ...
 
 
 class _NothingApplied:
@@ -132,6 +145,7 @@ class WorkerContext:
         "loop",
         "max_concurrency",
         "max_head_size",
+        "most_linger",
         "new_parser",
         "not_survived",
         "numbered",
@@ -162,7 +176,7 @@ class WorkerContext:
         app: ASGIApplication,
         config: Config,
         loop: asyncio.AbstractEventLoop,
-        scoreboard: Scoreboard,
+        scoreboard: Board,
         cells: memoryview,
         retiring: Retiring,
     ) -> None:
@@ -224,6 +238,8 @@ class WorkerContext:
         self.hand_over: Callable[[Any], None] | None = None
         """In phase HANDING_OVER: called by a connection that has become idle, to be handed over."""
         self.access_log: AccessLog | None = None
+        self.most_linger = math.inf
+        """How long (s) a client may take at most to end its side of a closed connection: short where a stop waits."""
         self.emptied: Callable[[], None] | None = None
         """Set by a retiring worker: called when the last connection has gone."""
         self.new_parser: Callable[[], Parser] = parser_factory(config.http)

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from serve_asgi.errors import ServeError, UsageError
-from serve_asgi.ipc.path_lock import InUseError, PathLock
+from serve_asgi.errors import InUseError, ServeError, UsageError
+from serve_asgi.ipc.path_lock import PathLock
 
 ATTEMPTS: Final = 50
 """How often an orphan looks: the kernel closes a dead listener's descriptors one after the other, its channel perhaps

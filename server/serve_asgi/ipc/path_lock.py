@@ -11,16 +11,8 @@ import fcntl
 import os
 from typing import Any
 
-from serve_asgi.errors import ServeError, UsageError
+from serve_asgi.errors import InUseError, UsageError
 from serve_asgi.ipc.shut_out_clients import unlink_own
-
-
-class InUseError(ServeError):
-    """Another process holds the address or path at present. `holder` is its PID, if known."""
-
-    def __init__(self, holder: int | None = None) -> None:
-        super().__init__(f"in use by PID {holder}" if holder else "in use")
-        self.holder = holder
 
 
 class PathLock:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 import signal
 import socket
@@ -18,16 +17,14 @@ from typing import Final
 
 from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, addresses, parse_address
 from serve_asgi.config.options import Config
-from serve_asgi.errors import ServeError, UsageError
-from serve_asgi.ipc.path_lock import InUseError
+from serve_asgi.errors import InUseError, ServeError, UsageError
 from serve_asgi.ipc.shut_out_clients import SocketKind
+from serve_asgi.ipc.tcp_binding import bind_tcp, resolve, url_of
 from serve_asgi.listener.inherited_sockets import from_descriptor, from_service_manager
 from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.unix_socket import bind_unix
 
 RETRY: Final = 0.1  # seconds between two attempts to bind
-TRIES: Final = 16
-"""Attempts to find a port that is free on every address of a host."""
 PLAIN: Final = "http"
 """FileDescriptorName= of a systemd socket that is to be plain although the server speaks TLS (systemd.socket(5))."""
 EVERY: Final = frozenset({"0.0.0.0", "::"})
@@ -102,12 +99,16 @@ def _bind_until(
             made, identity, lock = bind_unix(unix, config)
             return [ListeningSocket(made, str(unix), SocketKind.UNIX, True, unix.path, identity, lock)]
     else:
-        tcp, resolved = address, _resolve(address)
+        tcp, resolved = address, resolve(address)
         if tcp.secure is None:
             tcp = dataclasses.replace(tcp, secure=bool(config.tls_cert))
 
         def attempt() -> list[ListeningSocket]:
-            return _bind_tcp(tcp, resolved)
+            secure = bool(tcp.secure)
+            return [
+                ListeningSocket(made, url_of(made, secure), SocketKind.TCP, secure=secure)
+                for made in bind_tcp(tcp, resolved)
+            ]
 
     while True:
         try:
@@ -127,7 +128,7 @@ def _same(address: TcpAddress | UnixAddress, other: ListeningSocket) -> bool:
         return other.path == address.path
     if other.kind is not SocketKind.TCP or other.socket.getsockname()[1] != address.port:
         return False
-    hosts = {str(resolved.where[0]) for resolved in _resolve(address)}
+    hosts = {str(resolved.where[0]) for resolved in resolve(address)}
     return bool(hosts & EVERY) or other.socket.getsockname()[0] in hosts | EVERY
 
 
@@ -148,105 +149,6 @@ def _in_use(address: TcpAddress | UnixAddress, busy: InUseError) -> UsageError:
     return UsageError(
         f"port {address.port} of {address.host or 'this machine'} is in use{by}: stop it, or choose another"
     )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Resolved:
-    """One address that a host name resolves to."""
-
-    family: socket.AddressFamily
-    where: tuple[str, int] | tuple[str, int, int, int]
-
-
-def _resolve(address: TcpAddress) -> list[_Resolved]:
-    """All addresses of the host, without duplicates, in the resolver's order."""
-    if not address.host:
-        return [_Resolved(socket.AF_INET6, ("::", address.port))]
-    if address.host.lower().removesuffix(".") == "localhost":  # RFC 6761, section 6.3, whatever /etc/hosts omits
-        return [
-            _Resolved(socket.AF_INET, ("127.0.0.1", address.port)),
-            _Resolved(socket.AF_INET6, ("::1", address.port)),
-        ]
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError):
-        raise UsageError(
-            f"the host {address.host!r} is unknown here: check its spelling, or write an IP address"
-        ) from None
-    unique = {(family, where): _Resolved(family, where) for family, _, _, _, where in found}  # type: ignore[arg-type]
-    return list(unique.values())
-
-
-def _bind_tcp(address: TcpAddress, resolved: list[_Resolved]) -> list[ListeningSocket]:
-    """Bind every address that the host resolves to; with port 0, the same port on all of them."""
-    for _ in range(TRIES - 1 if address.port == 0 and len(resolved) > 1 else 0):
-        with contextlib.suppress(InUseError):  # the port that the kernel chose for the first is taken on the next
-            return _bind_each(address, resolved)
-    return _bind_each(address, resolved)
-
-
-def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[ListeningSocket]:
-    made: list[ListeningSocket] = []
-    port = address.port
-    unavailable: OSError | None = None
-    try:
-        for one in resolved:
-            try:
-                listening = _bind_one(one, port, bool(address.secure))
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                unavailable = error  # such as ::1 of localhost where IPv6 is off: the others may work
-                continue
-            made.append(listening)
-            port = listening.socket.getsockname()[1]
-        if not made and not address.host:
-            made.append(_bind_one(_Resolved(socket.AF_INET, ("0.0.0.0", port)), port, bool(address.secure)))
-    except OSError as error:
-        for listening in made:
-            listening.close()
-        raise _refused(address, error) from None
-    if not made and unavailable is not None:
-        raise _refused(address, unavailable)
-    return made
-
-
-def _bind_one(one: _Resolved, port: int, secure: bool) -> ListeningSocket:
-    """A bound, non-blocking, close-on-exec socket. Raises OSError."""
-    made = socket.socket(one.family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if one.family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, one.where[0] != "::")
-        made.bind((one.where[0], port, *one.where[2:]))
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        made.setblocking(False)
-        host, bound = made.getsockname()[:2]
-    except BaseException:
-        made.close()
-        raise
-    where = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
-    return ListeningSocket(made, f"http{'s' if secure else ''}://{where}", SocketKind.TCP, secure=secure)
-
-
-def _refused(address: TcpAddress, error: OSError) -> ServeError:
-    """The kernel's error as a sentence with advice."""
-    match error.errno:
-        case errno.EADDRINUSE:
-            return InUseError()
-        case errno.EACCES | errno.EPERM:
-            return UsageError(
-                f"this user may not listen on {address}: use a port from 1024 up, give it CAP_NET_BIND_SERVICE, "
-                "or let the service manager pass the socket (--fd)"
-            )
-        case errno.EADDRNOTAVAIL:
-            return UsageError(
-                f"no interface of this machine has the address {address.host}: use one that it has, or :{address.port} "
-                "for all of them"
-            )
-        case errno.EAFNOSUPPORT:
-            return UsageError(f"this machine does not support addresses such as {address.host}: use another one")
-    return UsageError(f"cannot listen on {address}: {error.strerror}")
 
 
 def holder_of_port(port: int) -> tuple[int, str] | None:

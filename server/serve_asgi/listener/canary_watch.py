@@ -21,9 +21,8 @@ from anyio.abc import TaskGroup
 from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.listen_addresses import UnixAddress
 from serve_asgi.config.options import Config
-from serve_asgi.errors import ServeError
+from serve_asgi.errors import InUseError, ServeError
 from serve_asgi.ipc import control_protocol
-from serve_asgi.ipc.path_lock import InUseError
 from serve_asgi.ipc.shut_out_clients import SocketKind
 from serve_asgi.listener.event_history import Record
 from serve_asgi.listener.generation_config import GenerationConfig

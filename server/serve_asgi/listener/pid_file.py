@@ -14,8 +14,8 @@ import os
 import time
 from typing import Any, Final
 
-from serve_asgi.errors import UsageError
-from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
+from serve_asgi.errors import InUseError, UsageError
+from serve_asgi.ipc.path_lock import PathLock, unusable
 from serve_asgi.ipc.shut_out_clients import Identity, unlink_own
 
 SHORT: Final = 0.25

@@ -16,9 +16,9 @@ import socket
 from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.listen_addresses import UnixAddress
 from serve_asgi.config.options import Config
-from serve_asgi.errors import UsageError
+from serve_asgi.errors import InUseError, UsageError
 from serve_asgi.ipc.leftovers import remove_dead
-from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
+from serve_asgi.ipc.path_lock import PathLock, unusable
 from serve_asgi.ipc.shut_out_clients import Identity
 
 

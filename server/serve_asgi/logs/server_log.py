@@ -306,6 +306,19 @@ def configure(config: Config, role: str, **always: object) -> None:
     _handler = handler
 
 
+def unconfigure() -> None:
+    """Undo `configure`, in a process that goes on without the server; the log file is closed."""
+    global _handler
+    finish()
+    for name in ("serve", "serve.error"):
+        logging.getLogger(name).__class__ = logging.Logger
+    top = logging.getLogger("serve")
+    top.handlers = [each for each in top.handlers if each is not _handler]
+    top.propagate = True
+    top.setLevel(logging.NOTSET)
+    _handler = None
+
+
 def continue_as(role: str, **always: object) -> None:
     """In a worker that was forked from a template: log to the same place, under its own name (as `configure`).
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from serve_asgi.errors import UsageError
+from serve_asgi.errors import InUseError, UsageError
 from serve_asgi.hub.state.write_evaluation import (
     AcceptedWrite,
     StateEntry,
@@ -26,7 +26,7 @@ from serve_asgi.hub.state.write_evaluation import (
     evaluate_write,
 )
 from serve_asgi.ipc.frames import Frame
-from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
+from serve_asgi.ipc.path_lock import PathLock, unusable
 from serve_asgi.ipc.state_frames import Write
 from serve_asgi.ipc.store_frames import LEASE_MARGIN, StoreFailure
 from serve_asgi.store import replies

@@ -92,6 +92,12 @@ class ServerContexts:
         self._attach()
         self.version = material.version
 
+    def close(self) -> None:
+        """No connection uses them any more: let go of the key log."""
+        if self.key_log is not None:
+            self.key_log.close()
+            self.key_log = None
+
     def _take(self, material: TlsMaterial) -> None:
         tickets = ContextTicketKeys()  # connections that have begun keep theirs, and what it lets in
         tickets.use(material.ticket_keys, material.trust)

@@ -309,7 +309,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.messages.tell_disconnect(1006, "")
         if self.state is not LINGERING and self.state is not CLOSED:
             self.enter(LINGERING)
-            self.deadline = self._worker.loop.time() + LINGER_TIMEOUT
+            self.deadline = self._worker.loop.time() + min(LINGER_TIMEOUT, self._worker.most_linger)
         return False  # the transport writes what it has and closes
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -428,7 +428,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._linger()
         elif state is LINGERING:
             if self.output.has_changed(self.transport):  # a slow client still reads the last of what was written
-                self.deadline = now + LINGER_TIMEOUT
+                self.deadline = now + min(LINGER_TIMEOUT, self._worker.most_linger)
             else:
                 self.transport.abort()
 
@@ -525,7 +525,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Nothing more to say: shut down our side, await the client's end (closing with unread bytes would reset)."""
         self.enter(LINGERING)
         self._planned_close.cancel()
-        self.deadline = self._worker.loop.time() + LINGER_TIMEOUT
+        self.deadline = self._worker.loop.time() + min(LINGER_TIMEOUT, self._worker.most_linger)
         self._resume_reading()
         transport = self.transport
         if transport.is_closing():

@@ -97,6 +97,13 @@ class Lifespan:
             self._given_up = True
             self._task.cancel()
 
+    async def end(self) -> None:
+        """Wait until nothing of it runs any more; the caller has done with it and sets the deadline."""
+        if self._task is not None and not self._task.done():
+            self._given_up = True
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._namespace}
         try:

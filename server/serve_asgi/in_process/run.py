@@ -1,0 +1,118 @@
+"""`run`: serve an ASGI application until INT or TERM, in an event loop of its own.
+
+It owns what `Server` leaves to the program: the event loop, the two signals and the log. The signals' handlers are
+restored at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Unpack
+
+from serve_asgi.config.options import Config
+from serve_asgi.http.worker_context import ASGIApplication
+from serve_asgi.in_process.keyword_options import RUN_ONLY, RunOptions, read_options
+from serve_asgi.in_process.server import Server
+from serve_asgi.logs import server_log
+from serve_asgi.worker.event_loop import loop_factory
+
+ENDING: Final = (signal.SIGINT, signal.SIGTERM)
+
+log = logging.getLogger("serve")
+
+
+def run(app: ASGIApplication | str, **options: Unpack[RunOptions]) -> None:
+    """Serve an application in this process until INT (Ctrl-C) or TERM; return when it has stopped.
+
+    For scripts and debuggers: there is one process, in which breakpoints work. The first signal lets requests finish
+    within `graceful_timeout`, a second one does not wait. Within a running event loop (a notebook) use `Server`.
+
+    Args:
+        app: The application, or its name as `module:attribute`.
+        options: As for `Server`; also `loop` ("auto" takes uvloop where it is installed) and `log_level`, `log_format`,
+            `log_file`. By default http://127.0.0.1:8000.
+
+    Raises:
+        TypeError: There is no such option here; the message says what to write instead.
+        RuntimeError: An event loop is running here.
+        serve_asgi.errors.UsageError: A value cannot be, an address is in use, and the like.
+        serve_asgi.errors.StartError: The application cannot be imported, or its lifespan startup failed.
+
+    Example:
+        ```python
+        if __name__ == "__main__":
+            serve_asgi.run(app, port=8000)
+        ```
+    """
+    config = read_options(options, runs=True)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise RuntimeError("an event loop is running here: use `async with serve_asgi.Server(app) as server:` in it")
+    server_options: dict[str, Any] = {name: value for name, value in options.items() if name not in RUN_ONLY}
+    server = Server(app, **server_options)
+    with _logging(config), _restored_signals(), asyncio.Runner(loop_factory=loop_factory(config.loop)) as runner:
+        runner.run(_serve(server))
+
+
+async def _serve(server: Server) -> None:
+    """Serve until a signal."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def ask() -> None:
+        if server.stopping:
+            server.hurry()
+        elif server.started:
+            server.ask_to_stop()
+        else:
+            task.cancel()
+
+    _handle_signals(asyncio.get_running_loop(), ask)
+    try:
+        await server.serve()
+    except asyncio.CancelledError:
+        log.info("stopped before it had started", extra=server_log.about("server_stopped"))
+
+
+def _handle_signals(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -> None:
+    """Call `ask` in the loop at each signal; only the main thread can have signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in ENDING:
+        try:
+            loop.add_signal_handler(number, ask)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(ask))
+
+
+@contextlib.contextmanager
+def _restored_signals() -> Iterator[None]:
+    """Leave the handlers of the signals as they were."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _logging(config: Config) -> Iterator[None]:
+    """Log to stderr or the file of `log_file`, unless the program has set logging up for itself."""
+    if logging.root.handlers or logging.getLogger("serve").handlers:
+        yield
+        return
+    server_log.configure(config, "server")
+    try:
+        yield
+    finally:
+        server_log.unconfigure()
