@@ -91,7 +91,7 @@ def test_gunicorns_hooks_are_told_by_events_that_exist() -> None:
         ("--http1-header-read-timeout", "30000", "--http1-header-read-timeout is --head-timeout 30 here"),
         ("--workers-lifetime", "1h30m", "--workers-lifetime is --max-lifetime 5400 here"),
         ("--workers-lifetime", "long", "--workers-lifetime is --max-lifetime SECONDS here"),
-        ("--uds-permissions", "384", "--uds-permissions is --unix-mode 0600 here"),
+        ("--uds-permissions", "384", "--uds-permissions of granian is --unix-mode 0600 here; "),
         ("--cert-reqs", "2", "--cert-reqs is --tls-client-auth required here"),
         ("--keyfile-password", "secret", "--keyfile-password is --tls-key-password-file PATH here"),
         ("--no-http1-keep-alive", None, "--no-http1-keep-alive is --keep-alive 0 here"),

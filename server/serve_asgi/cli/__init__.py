@@ -1,4 +1,4 @@
-"""The commands that control a running server: one module for each, loaded when its command is run.
+"""The commands, most of which control a running server: one module for each, loaded when its command is run.
 
 The listener imports none of them, so that terminal libraries do not add to its memory.
 """
@@ -27,8 +27,11 @@ MODULES: Final = {
     "logs-reopen": "logs_reopen",
     "tls-reload": "tls_reload",
     "config": "config",
+    "import-config": "import_config",
 }
 """The module of each command, in the order in which help shows them."""
+WITHOUT_SERVER: Final = ("import-config",)
+"""Those that need no running server."""
 
 
 def load(name: str) -> click.Command:

@@ -13,13 +13,13 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import click
 
 from serve_asgi import __version__
-from serve_asgi.cli import MODULES, load
+from serve_asgi.cli import MODULES, WITHOUT_SERVER, load
 from serve_asgi.cli.command import CONTEXT, INTERRUPTED, WIDTH, harmless
 from serve_asgi.config.application_name import holds
 from serve_asgi.config.options import GROUPS, Option, flag, flag_off, options
@@ -47,7 +47,9 @@ class RunCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands for a running server"):
-            formatter.write_dl([(name, load(name).get_short_help_str(WIDTH)) for name in MODULES])
+            formatter.write_dl(_command_rows(name for name in MODULES if name not in WITHOUT_SERVER))
+        with formatter.section("Commands without one"):
+            formatter.write_dl(_command_rows(WITHOUT_SERVER))
         for group in GROUPS:
             rows = [_help_row(name, defined) for name, (_, defined) in options().items() if defined.group == group]
             with formatter.section(group):
@@ -63,6 +65,11 @@ class RunCommand(click.Command):
             "table [tool.serve] of pyproject.toml: bind-timeout = 10, and app for APP. The command line wins, then the "
             "environment."
         )
+
+
+def _command_rows(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Both columns of commands in the help."""
+    return [(name, load(name).get_short_help_str(WIDTH)) for name in names]
 
 
 def metavar(name: str, defined: Option) -> str:

@@ -23,8 +23,10 @@ from serve_asgi.config.other_servers.value_conversions import (
     WORKER_CLASSES,
     first_directory,
     forwarded_headers,
+    listen_address,
     log_level,
     octal_mode,
+    octal_text,
     seconds_of_duration,
     seconds_of_milliseconds,
 )
@@ -100,13 +102,14 @@ OPTIONS: Final[tuple[Counterpart, ...]] = (
         is_flag=True,
     ),
     # Listening
-    row("gunicorn hypercorn h2corn", "--bind -b", "--bind {}", cases=BINDS),
+    row("gunicorn hypercorn h2corn", "--bind -b", "--bind {}", convert=listen_address, cases=BINDS),
     row("uvicorn granian h2corn", "--host", "--host {}"),
     row("uvicorn granian", "--port", "--port {}"),
     row("h2corn", "--port -p", "--port {}"),
     row("uvicorn", "--fd", "--fd {}"),
     row("uvicorn granian", "--uds", "--bind unix:{}"),
-    row("granian h2corn", "--uds-permissions", "--unix-mode {}", convert=octal_mode),
+    row("granian", "--uds-permissions", "--unix-mode {}", convert=octal_mode),
+    row("h2corn", "--uds-permissions", "--unix-mode {}", convert=octal_text),
     row("uvicorn gunicorn granian hypercorn h2corn", "--backlog", "--backlog {}"),
     row(
         "gunicorn h2corn",
@@ -115,7 +118,7 @@ OPTIONS: Final[tuple[Counterpart, ...]] = (
         is_flag=True,
     ),
     row("h2corn", "--no-reuse-port", why=NOT_NEEDED + "the port is never shared", is_flag=True),
-    row("hypercorn", "--insecure-bind", "--bind http://{}"),
+    row("hypercorn", "--insecure-bind", "--bind http://{}", convert=listen_address),
     row(
         "hypercorn",
         "--quic-bind",
@@ -187,7 +190,8 @@ OPTIONS: Final[tuple[Counterpart, ...]] = (
     row("gunicorn hypercorn h2corn", "--workers -w", "--workers {}"),
     row("gunicorn h2corn", "--user -u", "--user {}"),
     row("gunicorn h2corn", "--group -g", "--group {}"),
-    row("gunicorn h2corn", "--umask -m", "--umask {}", convert=octal_mode),
+    row("gunicorn", "--umask -m", "--umask {}", convert=octal_mode),
+    row("h2corn", "--umask -m", "--umask {}", convert=octal_text),
     *(
         row("hypercorn", name, "--unix-mode MODE", "the unix socket is the listener's user's", by_hand=True)
         for name in ("--user -u", "--group -g", "--umask -m")

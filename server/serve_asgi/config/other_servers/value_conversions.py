@@ -27,6 +27,17 @@ def seconds_of_duration(text: str) -> str:
     return str(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
+def listen_address(text: str) -> str:
+    """`0.0.0.0` is `0.0.0.0:8000` there."""
+    address = text.removeprefix("tcp://")
+    return address if address.startswith(("unix:", "fd://")) or re.search(r":\d+\Z", address) else f"{address}:8000"
+
+
+def octal_text(text: str) -> str:
+    """An octal mode with or without a leading zero. Raises ValueError."""
+    return f"{int(text, 8):04o}"
+
+
 def octal_mode(text: str) -> str:
     """Python's text of an integer is decimal (`18`), one that begins with a zero octal (`022`). Raises ValueError."""
     return f"{int(text, 8) if text.startswith('0') else int(text):04o}"
