@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from serve_asgi.cli.control_client import ask
 from tests.admin.scraping import ADMIN, admin_address, fetch, value, wait_for
 from tests.admin.test_metrics import admin_process
 from tests.applications import info
@@ -19,10 +20,24 @@ from tests.running import PATIENCE, RunningServer, connect, request, running
 pytestmark = [pytest.mark.once, pytest.mark.needs("chromium")]
 
 
+HUB = """
+
+from serve_asgi import messenger, schedule
+
+
+@messenger.on("orders")
+async def orders(message): ...
+
+
+@schedule(every="1h")
+async def hourly(): ...
+"""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     directory = tmp_path_factory.mktemp("page")
-    (directory / "app.py").write_text(info())
+    (directory / "app.py").write_text(info() + HUB)
     with running("app:app", "--workers", "2", *ADMIN, directory=directory) as server:
         yield server
         assert server.stop() == 0
@@ -62,6 +77,21 @@ def test_the_figures_are_those_of_the_metrics(server: RunningServer, browser: Pa
     assert shown(browser, "generation") == value(metrics, "serve_generation")
     assert browser.evaluate("document.querySelectorAll('#workers tr').length") == 2
     assert browser.text("headline") == "2 workers serve"
+
+
+def test_messages_schedules_and_shared_keys_are_shown(server: RunningServer, browser: Page) -> None:
+    opened(browser, server)
+    for number in range(20):
+        ask(server.control, "shared", do="set", name=f"<b>key</b>:{number}", value="x" * 10 * number)
+    browser.wait_for("document.getElementById('keys-rows').children.length === 12")
+    browser.wait_for("document.getElementById('keys-rows').textContent.includes('<b>key</b>:19')")
+    assert browser.text("keys-more").startswith("12 of 20 keys")
+    longest = browser.evaluate("document.querySelector('#keys-rows td.value').textContent")
+    assert len(longest) == 60
+    assert longest.endswith("…")
+    assert browser.evaluate("document.querySelectorAll('#keys b').length") == 0
+    assert "orders" in browser.text("topics-rows")
+    assert "every 1h" in browser.text("schedules-rows")
 
 
 def test_a_reload_is_a_mark_and_a_band_and_a_refused_one_a_mark(server: RunningServer, browser: Page) -> None:
@@ -133,7 +163,7 @@ def test_it_fits_a_telephone_and_draws_in_the_dark(server: RunningServer, browse
 
 def test_the_page_asks_no_other_host(server: RunningServer) -> None:
     address = admin_address(server)
-    for path in ("/", "/page.css", "/page.js", "/charts.js"):
+    for path in ("/", "/page.css", "/page.js", "/charts.js", "/hub.js"):
         status, _, text = fetch(address, path)
         assert status == 200
         assert not re.search(r"https?:|//cdn|@import|url\(", text), path

@@ -209,7 +209,7 @@ def test_every_command_has_help_that_fits(
     ("words", "expected"),
     [
         ("serve re", {"reload"}),
-        ("serve s", {"stop", "scale", "status", "stacks", "schedule", "schedules"}),
+        ("serve s", {"stop", "scale", "status", "stacks", "schedule", "schedules", "shared"}),
         ("serve stop --d", {"--delay"}),
         ("serve app:asgi --graceful", {"--graceful-timeout"}),
     ],

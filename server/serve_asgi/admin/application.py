@@ -42,6 +42,7 @@ PAGES: Final = {
         ("/", "index.html", "text/html; charset=utf-8"),
         ("/page.css", "page.css", "text/css; charset=utf-8"),
         ("/charts.js", "charts.js", "text/javascript; charset=utf-8"),
+        ("/hub.js", "hub.js", "text/javascript; charset=utf-8"),
         ("/page.js", "page.js", "text/javascript; charset=utf-8"),
     )
 }
@@ -89,7 +90,13 @@ class Application:
             await answer(scope, send, write(registry(samples.view)), kind)
         elif path == "/status.json":
             view = samples.view
-            present = {**about(view), **samples.now(), "reloads": list(view.reloads), "deploys": view.deploys}
+            present = {
+                **about(view),
+                **samples.now(),
+                "reloads": list(view.reloads),
+                "deploys": view.deploys,
+                "hub": view.hub,
+            }
             await answer(scope, send, encoded(present), JSON)
         else:
             await events(scope, receive, send, samples)
@@ -182,6 +189,7 @@ async def stream(send: Send, samples: MetricSamples, ends: set[asyncio.Task[Any]
         "records": list(view.records),
         "reloads": list(view.reloads),
         "deploys": (deploys := view.deploys),
+        "hub": (hub := view.hub),
         "now": samples.now(),
     }
     await send(event("hello", first, b"retry: %d\n" % RETRY))
@@ -196,6 +204,8 @@ async def stream(send: Send, samples: MetricSamples, ends: set[asyncio.Task[Any]
             sample = {"samples": samples.since(number), "now": samples.now()}
             if view.deploys != deploys:  # unlike the rest, seldom
                 sample["deploys"] = deploys = view.deploys
+            if view.hub != hub:
+                sample["hub"] = hub = view.hub
             await send(event("sample", sample))
             number = samples.taken
 

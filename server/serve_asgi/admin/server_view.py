@@ -97,6 +97,11 @@ class ServerView:
         """The last deploys, the newest first (`serve_asgi.listener.deploy_history.Deploy`)."""
         return list(self.state.get("deploys", []))
 
+    @property
+    def hub(self) -> dict[str, Any]:
+        """Some topics, schedules and shared keys (`serve_asgi.listener.hub_commands`)."""
+        return dict(self.state.get("hub_report", {}))
+
     def agent_active(self) -> bool | None:
         """Whether there is an active agent; None if the server has none."""
         if not self.state.get("agent_wanted"):

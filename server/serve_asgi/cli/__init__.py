@@ -24,6 +24,8 @@ MODULES: Final = {
     "stacks": "stacks",
     "schedules": "schedules",
     "schedule": "schedules",
+    "shared": "shared",
+    "messages": "messages",
     "logs-reopen": "logs_reopen",
     "tls-reload": "tls_reload",
     "config": "config",

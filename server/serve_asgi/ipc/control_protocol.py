@@ -14,6 +14,9 @@ members.
 - deploys: last (how many; default all); the reply's deploys, the newest first
 - schedules: name ("" for all); the reply's schedules
 - schedule: do (pause, resume or run), name; the reply to run comes when the run has ended, and has its runs
+- shared: do (list, get, set, delete or watch), name (the key; of list and watch: a prefix), value (JSON), if_version,
+  timeout (s), most (keys); the reply's shared. watch sends a record for each change until the end of the server
+- messages: name (a topic; "" for all), most (topics); the reply's messages
 - follow: all events until the end of the server, then cut
 """
 

@@ -111,6 +111,11 @@ class AdminProcess:
         return [each.name for each in self._listening]
 
     @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches it."""
+        return all(_local(each) for each in self._listening)
+
+    @property
     def pid(self) -> int:
         """The PID of the process, or 0 while there is none."""
         return 0 if self._process is None or self._process.ended else self._process.pid

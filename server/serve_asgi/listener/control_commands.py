@@ -20,10 +20,10 @@ import msgspec
 from anyio.abc import SocketAttribute, SocketStream
 
 from serve_asgi.config.options import MOST_WORKERS
-from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
 from serve_asgi.ipc import control_protocol
 from serve_asgi.ipc.untrusted_input import Count, Seconds, Sentence
 from serve_asgi.listener.deploy_history import KEPT, DeployHistory
+from serve_asgi.listener.hub_commands import HubCommands
 from serve_asgi.supervisor import events as e
 
 REQUEST_TIMEOUT = 5.0
@@ -32,6 +32,8 @@ FOLLOWED: Final = 1000
 """Most records that are queued for a follower."""
 LONGEST_DELAY: Final = 24 * 3600.0
 """Most seconds of draining that a stop may request."""
+WRITE_TIME: Final = 60.0
+"""Most seconds that a write to the shared state may wait for the processes."""
 STACKS_TIME: Final = 60.0
 """Most seconds that a request may give workers to send their stacks."""
 DRAIN_TIME: Final = 60.0
@@ -67,6 +69,9 @@ class ControlRequest(msgspec.Struct):
     do: Sentence = ""
     who: Sentence = ""
     last: Count = KEPT
+    most: Count = 100
+    value: Any = None
+    if_version: Count | None = None
     canary: CanaryRequest | None = None
 
 
@@ -74,6 +79,7 @@ class Controlled(Protocol):
     """What the control socket controls: the listener."""
 
     deploys: DeployHistory
+    hub: HubCommands
 
     def post(self, event: e.Event) -> None:
         """Queue an event; events are handled in order."""
@@ -93,12 +99,6 @@ class Controlled(Protocol):
     async def reload_certificates(self) -> tuple[bool, str]:
         """Look at the files of certificates now; whether all is well, and a sentence."""
 
-    def schedules(self) -> ScheduleCommands:
-        """The schedules of the hub."""
-
-    def ask_schedule(self, do: str, name: str, answer: CommandReply) -> None:
-        """Pause, resume or run one; `answer` is called with the outcome."""
-
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows: every worker's Python stacks and tasks, after `timeout` seconds at most."""
 
@@ -106,10 +106,12 @@ class Controlled(Protocol):
 class PendingAnswer:
     """A client that waits for an outcome, and perhaps for the records up to then."""
 
-    __slots__ = ("_changed", "_records", "follows", "outcome")
+    __slots__ = ("_changed", "_records", "events", "follows", "outcome")
 
-    def __init__(self, *, follows: bool) -> None:
+    def __init__(self, *, follows: bool, events: bool = True) -> None:
+        """`events`: what it follows are the server's events, and not something that only concerns it."""
         self.follows = follows
+        self.events = events
         self.outcome: dict[str, Any] | None = None
         self._changed = anyio.Event()
         self._records: collections.deque[Mapping[str, Any]] = collections.deque(maxlen=FOLLOWED)
@@ -157,7 +159,8 @@ class ControlCommands:
         self._news.set()
         self._news = anyio.Event()
         for waiting in self.waiting:
-            waiting.tell(record)
+            if waiting.events:
+                waiting.tell(record)
 
     def finish(self) -> None:
         """The server has ended: reply to those who wait."""
@@ -208,10 +211,14 @@ class ControlCommands:
                 timeout = min(STACKS_TIME, max(0.0, request.timeout))
                 return {"ok": True, "text": "", "stacks": await self._server.stacks(timeout)}
             case "schedules":
-                found = self._server.schedules().report(request.name)
+                found = self._server.hub.schedules.report(request.name)
                 return {"ok": True, "text": "", "schedules": found}
             case "schedule":
                 return await self._schedule(stream, request.do, request.name)
+            case "shared":
+                return await self._shared(stream, request)
+            case "messages":
+                return {"ok": True, "text": "", "messages": self._server.hub.messages(request.name, request.most)}
             case "follow":
                 return await self._tell(stream, PendingAnswer(follows=True))
             case other:
@@ -272,8 +279,36 @@ class ControlCommands:
         def answer(ok: bool, text: str, found: Any) -> None:
             waiting.end({"ok": ok, "text": text, "runs": found})
 
-        self._server.ask_schedule(do, name, answer)
+        self._server.hub.schedule(do, name, answer)
         return await self._tell(stream, waiting)
+
+    async def _shared(self, stream: SocketStream, request: ControlRequest) -> dict[str, Any]:
+        """Show, change or watch the shared state."""
+        shared, key = self._server.hub.shared, request.name
+        match request.do:
+            case "list":
+                return {"ok": True, "text": "", "shared": shared.report(key, request.most)}
+            case "get":
+                found = shared.value(key)
+                return {"ok": found is not None, "text": "" if found else f"there is no {key!r}", "shared": found}
+            case "set" | "delete":
+                waiting = PendingAnswer(follows=False)
+                done = f"{key} is {'set' if request.do == 'set' else 'deleted'}, in all processes"
+
+                def reply(trouble: str, version: int) -> None:
+                    waiting.end({"ok": not trouble, "text": trouble or done, "version": version})
+
+                timeout = min(WRITE_TIME, request.timeout)
+                self._server.hub.write(request.do, key, request.value, request.if_version, timeout, reply)
+                return await self._tell(stream, waiting)
+            case "watch":
+                waiting = PendingAnswer(follows=True, events=False)
+                end = shared.watch(key, waiting.tell)
+                try:
+                    return await self._tell(stream, waiting)
+                finally:
+                    end()
+        return {"ok": False, "text": f"this server cannot {request.do!r} the shared state"}
 
     def _scale(self, to: object) -> dict[str, Any]:
         if not isinstance(to, int) or isinstance(to, bool) or to < 1:

@@ -27,8 +27,8 @@ from serve_asgi.ipc.shut_out_clients import Identity, unlink_own
 from serve_asgi.listener.control_commands import REQUEST_TIMEOUT, ControlCommands, Controlled, ControlRequest, send
 from serve_asgi.logs.server_log import about
 
-REQUEST_LIMIT: Final = 65_536
-"""Bytes of a request."""
+REQUEST_LIMIT: Final = 1_048_576
+"""Bytes of a request: a value of the shared state fits, escaped for JSON."""
 PAUSE: Final = 0.2
 """Seconds until the next attempt to accept, when the process or the machine is out of descriptors."""
 AT_LEAST: Final = 4

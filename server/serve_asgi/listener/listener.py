@@ -25,8 +25,6 @@ from serve_asgi.config.invoker import invoker
 from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
 from serve_asgi.config.tls_files import TlsFiles
-from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
-from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.leftovers import ListenerFiles
 from serve_asgi.ipc.scoreboard import Scoreboard
@@ -47,6 +45,7 @@ from serve_asgi.listener.event_history import EventRecorder, History
 from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs, policy_of
 from serve_asgi.listener.helper_processes import HelperProcesses
 from serve_asgi.listener.hooks import Hooks
+from serve_asgi.listener.hub_commands import HubCommands
 from serve_asgi.listener.hub_links import HubLinks, hub_settings
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.re_exec import ReExec
@@ -166,6 +165,7 @@ class Listener:
         self.stored_deploys = StoredDeploys(self.links.hub, self.deploys) if config.state else None
         self.store = self._make_store() if config.state else None
         path = Path(self.start_directory, config.control) if config.control else None
+        self.hub = HubCommands(self.links.hub, self.links.keep_deadline)
         self.control = ControlServer(path, self)
         self.hooks = Hooks(config, self.processes, self.recorder.record, self._release, lambda: self.control.path)
         self.canaries = CanaryWatch(
@@ -429,6 +429,7 @@ class Listener:
             **state,
             "certificates": self.certificates.ends(),
             "templates": self.children.templates.status(),
+            "hub_report": self.hub.shown(values=self.admin.is_local),
             "deploys": shown_deploys(self.deploys),
             "deploy_outcomes": dict(self.deploys.outcomes),
             "canary": self.supervisor.trials.status(time.monotonic()),
@@ -441,10 +442,10 @@ class Listener:
 
     async def _tell_figures(self) -> None:
         """Report changes of the hub's figures, which are not events of the supervisor."""
-        told = self.links.hub.metrics()
+        told: object = None
         while True:
             await anyio.sleep(FIGURES_PERIOD)
-            if (figures := self.links.hub.metrics()) != told:
+            if (figures := (self.links.hub.metrics(), self.hub.shown(values=self.admin.is_local))) != told:
                 told = figures
                 self.admin.changed()
 
@@ -493,15 +494,6 @@ class Listener:
         """Write the deploys where they survive a restart, if one has ended; `again`: also what was not taken before."""
         if self.stored_deploys is not None:
             self.stored_deploys.write(again)
-
-    def schedules(self) -> ScheduleCommands:
-        """The schedules of the hub."""
-        return self.links.hub.component(Scheduler).commands
-
-    def ask_schedule(self, do: str, name: str, answer: CommandReply) -> None:
-        """Pause, resume or run one; `answer` is called with the outcome."""
-        self.schedules().do(do, name, answer, by="the command line")
-        self.links.keep_deadline()
 
     async def reload_certificates(self) -> tuple[bool, str]:
         """Look at the files of certificates now; whether all is well, and a sentence."""

@@ -255,6 +255,7 @@ MADE_ANEW: Final = frozenset(
     {
         "processes",  # hooks have ended by then; others are adopted by their owners, or exit
         "hooks",
+        "hub",  # commands for what `links` carries over
         "awaited_hooks",
         "blocked_workers",
         "recorder",

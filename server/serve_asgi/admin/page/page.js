@@ -1,5 +1,6 @@
 // The page: takes the server-sent events, keeps ten minutes of samples, and shows them.
 
+import {showHub} from "./hub.js";
 import {Chart, clock, colourOf, dark, generationsOf, hueOf, styleOf} from "./charts.js";
 
 const KEPT = 600;      // samples
@@ -399,7 +400,7 @@ setInterval(() => {
 
 function greeted(message) {
   heard = performance.now();
-  const {about, samples, records, reloads, deploys, now} = JSON.parse(message.data);
+  const {about, samples, records, reloads, deploys, hub, now} = JSON.parse(message.data);
   Object.assign(data, {about, samples, records: [], reloads, now});
   $("app").textContent = about.app;
   $("host").textContent = `${about.listening.join(", ")} on ${about.host}, serve ${about.version}`;
@@ -407,6 +408,7 @@ function greeted(message) {
   $("records").replaceChildren();
   happened(records);
   showDeploys(deploys);
+  showHub(hub);
   live("live");
   $("live").dataset.begun = ++begun;
   show();
@@ -415,8 +417,9 @@ function greeted(message) {
 
 function sampled(message) {
   heard = performance.now();
-  const {samples, now, deploys} = JSON.parse(message.data);
+  const {samples, now, deploys, hub} = JSON.parse(message.data);
   if (deploys) showDeploys(deploys);
+  showHub(hub);
   if (data.samples.at(-1)?.t > samples[0].t) data.samples = data.samples.filter(each => each.t <= samples[0].t);  // the clock was set back
   data.samples.push(...samples);
   data.samples.splice(0, data.samples.length - KEPT);

@@ -47,13 +47,15 @@ class SharedQueue:
 class Consumer:
     """One topic in one process: what is queued for it, and how much it has in flight."""
 
-    __slots__ = ("awaited", "bytes", "concurrency", "in_flight", "process", "queue", "topic")
+    __slots__ = ("awaited", "bytes", "concurrency", "delivered", "in_flight", "process", "queue", "topic")
 
     def __init__(self, process: MemberState, topic: str, budget: QueueBudget) -> None:
         self.process = process
         self.topic = topic
         self.concurrency = 0  # of its handlers; 0 if there is none
         self.in_flight = 0
+        self.delivered = 0
+        """How many were delivered to it, for operators."""
         self.bytes = 0
         self.awaited = 0  # how many of the queued ones were there before its process began to retire
         self.queue = BoundedQueue(

@@ -96,6 +96,7 @@ class Dispatcher:
         delivery.attempt += 1
         self.last_number += 1
         self._counts["given"] += 1
+        consumer.delivered += 1
         self._add_in_flight(consumer, self.last_number, delivery)
         entry = [
             self.last_number,

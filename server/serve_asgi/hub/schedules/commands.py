@@ -146,6 +146,10 @@ class ScheduleCommands:
         found = [schedule for each, schedule in schedules if each > after and schedule.definition is not None]
         return [self._described(schedule, 1) for schedule in found[:most]]
 
+    def count(self) -> int:
+        """How many schedules are in force."""
+        return sum(schedule.definition is not None for schedule in self._scheduler.schedules.values())
+
     def _described(self, schedule: ScheduleState, most: int) -> dict[str, Any]:
         definition = schedule.definition
         assert definition is not None

@@ -47,6 +47,10 @@ class StateEntries:
             items[item.key] = item
             self.used += entry_size(item.key, item.value)
 
+    def newest(self) -> Iterator[str]:
+        """The keys that are replicated to processes, newest changes first."""
+        return reversed(self._replicated)
+
     def to_send(self) -> list[KeyChange]:
         """All entries that are replicated to processes, oldest changes first."""
         return list(self._replicated.values())

@@ -35,6 +35,7 @@ class PendingRequest:
     seq: int = AT_STORE  # the reply waits until this many changes are applied
     version: int = 0
     value: bytes = b""  # of the reply
+    for_operator: bool = False  # it has no member, and its reply waits for the processes all the same
 
 
 class PendingRequests:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from serve_asgi.errors import ChannelError
@@ -102,9 +102,32 @@ class SharedState(HubComponent):
         write = Write(WriteOp.DELETE, key) if value is None else Write(WriteOp.SET, key, pack_value(value, repr(key)))
         self._submit(write, self._new_request(PUT_TIMEOUT, on_done=on_done))
 
-    def follow(self, prefix: str, callback: Callable[[str, Any], None]) -> None:
-        """Have `callback` called with key and value (None: deleted) after each change of a key with this prefix."""
-        self._followers.append((prefix, callback))
+    def write(self, write: Write, timeout: float, on_done: Callable[[str, int], None]) -> None:
+        """A write of an operator's.
+
+        `on_done` is called with "" and the new version when all live processes have applied it, or with a sentence
+        and 0 if it is refused, or has not arrived everywhere within `timeout` (s).
+        """
+        request = self._new_request(timeout, on_done=lambda text: on_done(text, 0 if text else request.version))
+        request.for_operator = True
+        self._submit(write, request)
+
+    def follow(self, prefix: str, callback: Callable[[str, Any], None]) -> Callable[[], None]:
+        """Have `callback` called with key and value (None: deleted) after each change of a key with this prefix.
+
+        Returns what ends that.
+        """
+        follower = (prefix, callback)
+        self._followers.append(follower)
+        return lambda: self._followers.remove(follower)
+
+    def entry(self, key: str) -> StateEntry | None:
+        """The version and encoded value of a key, if it is there."""
+        return self._entries.get(key)
+
+    def newest(self) -> Iterator[str]:
+        """The application's keys, those that were written last first."""
+        return self._entries.newest()
 
     def keys(self, prefix: str) -> list[str]:
         """The keys with this prefix."""
@@ -227,7 +250,7 @@ class SharedState(HubComponent):
         return sent
 
     def _notify_followers(self, item: KeyChange) -> None:
-        for prefix, callback in self._followers:
+        for prefix, callback in list(self._followers):
             if item.key.startswith(prefix):
                 callback(item.key, None if item.value is None else unpack_value(item.value))
 
@@ -238,7 +261,7 @@ class SharedState(HubComponent):
         self._await_replicas(request)
 
     def _await_replicas(self, request: PendingRequest) -> None:
-        if request.member is None:
+        if request.member is None and not request.for_operator:
             self._pending.succeed(request)
             return
         request.seq = self.seq
@@ -261,8 +284,7 @@ class SharedState(HubComponent):
             if request in self._pending:
                 if self._replication.is_anyone_behind(request.seq):
                     break
-                assert request.member is not None
-                if self._replication.has(request.member, request.seq):
+                if request.member is None or self._replication.has(request.member, request.seq):
                     self._pending.succeed(request)
                 else:  # the writer is starting: only its own write waits for it
                     late.append(request)
@@ -287,9 +309,9 @@ class SharedState(HubComponent):
         """Reply with the names of the processes that have not applied the write in time."""
         self._lagged += 1
         lagging = list(self._replication.lagging(request.seq))
-        assert request.member is not None
-        if request.member not in lagging and not self._replication.has(request.member, request.seq):
-            lagging.append(request.member)  # the writer is starting
+        writer = request.member
+        if writer is not None and writer not in lagging and not self._replication.has(writer, request.seq):
+            lagging.append(writer)  # the writer is starting
         if now - request.started >= LAG_REPORTED_AFTER:
             for member in lagging:
                 self._report_lag(member)
