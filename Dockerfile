@@ -17,7 +17,7 @@
 
 FROM python:3.13-slim AS build
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY server ./server
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir dist .
 RUN python -m venv --without-pip /opt/serve \

@@ -30,9 +30,11 @@ PROGRAMS = {
     "h2load": "nghttp2-client",
     "curl": "curl",
     "dumb-init": "dumb-init",
+    "fish": "fish",
     "haproxy": "haproxy",
     "javac": "default-jdk-headless",
     "logrotate": "logrotate",
+    "mandoc": "mandoc",
     "nginx": "nginx",
     "node": "nodejs",
     "openssl": "openssl",
@@ -42,6 +44,7 @@ PROGRAMS = {
     "s6-supervise": "s6",
     "systemd-socket-activate": "systemd",
     "tini": "tini",
+    "zsh": "zsh",
 }
 """Programs of the system by the package of Debian that brings them."""
 XDIST = ("-n", "3", "--dist", "worksteal")

@@ -37,7 +37,7 @@ LONGEST: Final = 80
 def import_config(words: tuple[str, ...], server: str | None) -> int:
     """Print the serve.toml for another server's configuration.
 
-    WORDS is gunicorn.conf.py or another file of gunicorn, hypercorn or h2corn, or a command line of theirs, of uvicorn
+    FILE is gunicorn.conf.py or another one of gunicorn, hypercorn or h2corn, COMMAND LINE is one of theirs, of uvicorn
     or of granian: serve import-config -- uvicorn app:app --workers 4. A Python file is executed, as its server does, so
     use the Python that has the packages it imports. What has no counterpart is printed as a comment with the reason.
     """

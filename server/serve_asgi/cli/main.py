@@ -107,8 +107,11 @@ def _help_row(name: str, defined: Option) -> tuple[str, str]:
     return term, defined.help + (f"  [{together}]" if notes else "")
 
 
-def _parameters() -> list[click.Parameter]:
-    """One click option for each option of the configuration; values stay text, read by `serve_asgi.config.sources`."""
+def _parameters(*, completing: bool = False) -> list[click.Parameter]:
+    """One click option for each option of the configuration; values stay text, read by `serve_asgi.config.sources`.
+
+    For the completion of shells (`completing`) they have types, which offer choices and the names of files.
+    """
     made: list[click.Parameter] = [click.Argument(["app"], required=False)]
     for name, (_, defined) in options().items():
         if kind(name) is bool:
@@ -118,8 +121,16 @@ def _parameters() -> list[click.Parameter]:
             made.append(click.Option(declared, default=None))
         else:
             declared = [name, *filter(None, (flag(name), defined.short, defined.former))]
-            made.append(click.Option(declared, type=click.STRING, multiple=several(name), default=None))
+            values = _completed_type(defined) if completing else click.STRING
+            made.append(click.Option(declared, type=values, multiple=several(name), default=None))
     return made
+
+
+def _completed_type(defined: Option) -> Any:  # click.ParamType, which is generic in some of its versions
+    """What shells complete the option's value from."""
+    if defined.choices:
+        return click.Choice(defined.choices)
+    return click.Path() if defined.unit.startswith("PATH") else click.STRING
 
 
 def with_values(arguments: Sequence[str]) -> list[str]:
@@ -221,7 +232,9 @@ def _write_anything() -> None:
 
 def _everything() -> click.Group:
     """All commands and all options of `serve APP`, for the completion of shells."""
-    return click.Group("serve", commands={name: load(name) for name in MODULES}, params=_parameters()[1:])
+    return click.Group(
+        "serve", commands={name: load(name) for name in MODULES}, params=_parameters(completing=True)[1:]
+    )
 
 
 def _main(command: click.Command, name: str, arguments: list[str]) -> int:
