@@ -361,7 +361,6 @@ def test_where_each_value_came_from(directory: Path) -> None:
         ("http2-max-concurrent-streams = 9", "http2-max-concurrent-streams is h2-max-streams = 9 here"),
         ('uds = "/a"', 'uds is bind = "unix:/a" here'),
         ("timeout-keep-alive = 5", "timeout-keep-alive is keep-alive = 5 here"),
-        ('log-config = "x"', "log-config is not offered: use log-level, log-format, log-file and access-log-format"),
     ],
 )
 def test_options_of_other_servers_are_told_as_on_the_command_line(directory: Path, line: str, sentence: str) -> None:

@@ -42,6 +42,8 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "admin": ("127.0.0.1:9180", "127.0.0.1:9180"),
         "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
         "hook": ("post_reload=a b\n server_started=c:d", ("post_reload=a b", "server_started=c:d")),
+        "app_log": ("./log", "./log"),
+        "log_config": (str(tmp_path / "log.json"), str(tmp_path / "log.json")),
         "health_path": ("/up", "/up"),
         "agent": ("app:consume", "app:consume"),
         "root_path": ("/api", "/api"),
@@ -53,6 +55,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "umask": ("027", "027"),
         "tls_client_auth": ("none", "none"),
     }
+    (tmp_path / "log.json").write_text("{}")
     needed = {
         "tls_key": {"SERVE_TLS_CERT": "c"},
         "tls_client_ca": {"SERVE_TLS_CERT": "c"},

@@ -29,6 +29,7 @@ from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.channel import Packet, SendQueue, close_descriptors
 from serve_asgi.ipc.leftovers import ListenerFiles
 from serve_asgi.ipc.membership_frames import Role
+from serve_asgi.logs import app_log
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback, error_text
@@ -135,6 +136,7 @@ class AgentProcess:
         except BaseException as error:
             forks.leave(error)
             raise _failed(f"the agent {name} cannot be imported", error) from None
+        app_log.replace_console_handlers(self.config)
         try:
             await subject.prepare()
         except BaseException as error:
@@ -261,6 +263,7 @@ class AgentProcess:
                 self._leave(LeaveRequest("quit", 0.0))
             case "reopen":
                 logs.reopen()
+                app_log.reopen()
 
     def _leave(self, leaving: LeaveRequest) -> None:
         """Begin to leave; the first order counts."""

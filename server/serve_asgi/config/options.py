@@ -16,6 +16,8 @@ import typing
 from typing import Any, Final
 
 ENV_PREFIX: Final = "SERVE_"
+APP_LOG_WORDS: Final = ("auto", "json", "text", "off")
+"""What --app-log takes besides a path."""
 MOST_WORKERS: Final = 500
 """So that two generations fit into the scoreboard, and a typo does not exhaust the machine's memory."""
 
@@ -592,6 +594,19 @@ class Config:
     )
     log_file: str = option(
         "", "File for the server's own log instead of stderr; opened again on USR1.", LOGGING, unit="PATH"
+    )
+    app_log: str = option(
+        "auto",
+        "The application's own log lines (logging): json or text, with request ids, beside the server's own; a file; "
+        "off; or auto, which takes only those for which the application has no handler.",
+        LOGGING,
+        unit="json|text|off|PATH",
+    )
+    log_config: str = option(
+        "",
+        "File with what logging.config.dictConfig takes, as TOML, YAML or JSON, for workers and the agent.",
+        LOGGING,
+        unit="PATH",
     )
     access_log: bool = option(True, "Write an access log.", LOGGING)
     access_log_file: str = option(

@@ -207,6 +207,9 @@ def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], dire
     check(found, directory)
     if "root_path" in found:
         found["root_path"] = dataclasses.replace(found["root_path"], value=found["root_path"].value.rstrip("/"))
+    if "log_config" in found and found["log_config"].value:  # workers read it, wherever they run
+        path = os.path.join(directory, found["log_config"].value)
+        found["log_config"] = dataclasses.replace(found["log_config"], value=path)
     found["app"] = _application(app, environ, file)
     check_application(found["app"], os.path.join(directory, *(found[n].value for n in PLACES if n in found)))
     names = [field.name for field in dataclasses.fields(Config)]

@@ -16,10 +16,12 @@ from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.application_name import suggested
 from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, parse_address
+from serve_asgi.config.options import APP_LOG_WORDS
 from serve_asgi.config.state_location import is_url, redis_address
 from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
 from serve_asgi.config.values import FoundValue, SourcePriority
 from serve_asgi.errors import UsageError
+from serve_asgi.logs import log_config
 from serve_asgi.logs.access_log_format import NAMED, compile_format
 from serve_asgi.logs.request_ids import HEADER_NAME
 
@@ -71,7 +73,7 @@ def check(found: Found, directory: str) -> None:
             raise UsageError(f"{found[name].source}: {found[name].value!r} must begin with a slash")
     _check_health(found)
     _check_proxies(found)
-    _check_logging(found)
+    _check_logging(found, directory)
     _check_hooks(found)
     _check_canary(found)
     _check_state(found)
@@ -231,7 +233,18 @@ def _check_hooks(found: Found) -> None:
             raise UsageError(f"{found['hook'].source}: {error}") from None
 
 
-def _check_logging(found: Found) -> None:
+def _check_logging(found: Found, directory: str) -> None:
+    lines, file = found.get("app_log"), found.get("log_config")
+    if lines is not None and lines.value not in APP_LOG_WORDS and not re.search(r"[./]", lines.value):
+        raise UsageError(
+            f"{lines.source}: {lines.value!r} is none of {', '.join(APP_LOG_WORDS)}; a file is written with its "
+            f"directory, as in ./{lines.value or 'app.log'}"
+        )
+    if file is not None and file.value:
+        try:
+            log_config.read(os.path.join(directory, file.value))
+        except UsageError as error:
+            raise UsageError(f"{file.source}: {error}") from None
     style, name = found.get("access_log_format"), found.get("request_id_header")
     if style is not None and style.value not in NAMED:
         try:

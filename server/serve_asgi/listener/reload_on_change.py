@@ -24,6 +24,7 @@ from typing import Any, Final
 import anyio
 
 from serve_asgi.config.config_file import OWN, PROJECT
+from serve_asgi.config.options import APP_LOG_WORDS
 from serve_asgi.config.release import PRIVATE_VARIABLES, own_program, resolve
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import ChannelError, StartError, UsageError
@@ -63,8 +64,9 @@ def watched(settings: Settings) -> dict[str, list[str]]:
     directories = directories or [resolve(config, start).app_dir]
     if "/" in directories:
         raise UsageError("--reload would watch the whole file system: name what to watch by --reload-dir")
-    own = (config.log_file, config.access_log_file, config.pid_file, config.control)
-    named = [name for name in (config.config, config.env_file) if name]
+    lines = "" if config.app_log in APP_LOG_WORDS else config.app_log
+    own = (config.log_file, config.access_log_file, lines, config.pid_file, config.control)
+    named = [name for name in (config.config, config.env_file, config.log_config) if name]
     files = [os.path.join(start, name) for name in (named if config.config else [*named, OWN, PROJECT])]
     return {
         "directories": directories,

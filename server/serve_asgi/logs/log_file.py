@@ -1,4 +1,4 @@
-"""The files that logs are written to: opened for appending, written in whole lines, and reopened for USR1.
+"""Where logs are written to: files, opened for appending and reopened for USR1, or a descriptor; always whole lines.
 
 A file is reopened by its path, since logrotate has renamed the old one. The contents of lines are up to
 `serve_asgi.logs.server_log` and `serve_asgi.logs.access_log`; `serve_asgi.logs.nonblocking_sink` ensures that nobody
@@ -7,8 +7,11 @@ waits for the disk.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
+from collections.abc import Callable, Iterator
 
 from serve_asgi.errors import UsageError
 from serve_asgi.logs.nonblocking_sink import Sink
@@ -79,3 +82,72 @@ def write_all(fd: int, data: bytes) -> None:
     """Write to the descriptor, blocking. Raises OSError."""
     while data:
         data = data[os.write(fd, data) :]
+
+
+class LineOutput:
+    """Writes whole lines, one after another, whatever interrupts whom: to a file, or through `write` to stderr.
+
+    A thread may log while it is writing: the garbage collector runs anywhere, and finalisers may log. A sink's lock is
+    not reentrant, so such lines are written afterwards.
+    """
+
+    __slots__ = ("_lock", "_meanwhile", "_write", "_writing", "file")
+
+    def __init__(self, file: LogFile | ForkedLogFile | None, write: Callable[[int, bytes], None]) -> None:
+        self.file = file
+        self._write = write
+        self._lock = threading.RLock()
+        self._writing = False
+        self._meanwhile: list[bytes] = []
+
+    def put(self, data: bytes) -> None:
+        """Write whole lines. Raises OSError."""
+        with self._lock:
+            self._meanwhile.append(data)
+            if not self._writing:
+                with self._alone():
+                    pass
+
+    def reopen(self) -> None:
+        """Reopen the file, if there is one."""
+        if isinstance(self.file, LogFile):
+            with self._alone():
+                self.file.reopen()
+
+    def forget(self) -> None:
+        """In a child: a fork may have happened in the middle of a line, which the parent writes."""
+        self._lock = threading.RLock()
+        self._writing = False
+        self._meanwhile.clear()
+
+    def inherit(self) -> None:
+        """In a worker that was forked from a template: use its open file; its unwritten lines remain its own."""
+        if isinstance(self.file, LogFile):
+            self.file.sink.forget()
+
+    def let_go(self) -> None:
+        """In a forked child: the file belongs to its parent, as do lines that another thread was about to write."""
+        self.forget()
+        if self.file is not None:
+            self.file = ForkedLogFile(self.file.path)
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if isinstance(self.file, LogFile):
+            self.file.sink.close()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Use the file exclusively; lines logged meanwhile are written afterwards."""
+        with self._lock:
+            self._writing = True
+            try:
+                yield
+                while self._meanwhile:
+                    data = self._meanwhile.pop(0)
+                    if self.file is not None:
+                        self.file.write(data)
+                    else:
+                        self._write(2, data)
+            finally:
+                self._writing = False

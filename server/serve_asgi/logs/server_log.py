@@ -17,13 +17,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from serve_asgi.config.options import Config
 from serve_asgi.logs import stdio_guard
 from serve_asgi.logs.exceptions import exc_info, name_of, shortened
-from serve_asgi.logs.log_file import ForkedLogFile, LogFile, write_all
+from serve_asgi.logs.log_file import LineOutput, LogFile, write_all
 from serve_asgi.logs.nonblocking_sink import last_moment
 from serve_asgi.logs.tracebacks import TRACEBACK_LIMIT, traceback_text
 
@@ -160,78 +160,38 @@ class LogEntry:
 class _LineHandler(logging.Handler):
     """Writes each record as one write of whole lines, to stderr or a file."""
 
-    def __init__(
-        self, role: str, file: LogFile | ForkedLogFile | None, as_json: bool, colour: bool, always: dict[str, object]
-    ) -> None:
+    def __init__(self, role: str, output: LineOutput, as_json: bool, colour: bool, always: dict[str, object]) -> None:
         super().__init__()
         self.role = role
-        self.file = file
+        self.output = output
+        self.always = always
+        """Fields of every JSON line of this process."""
         self._as_json = as_json
         self._colour = colour
-        self._always = always
-        """Fields of every JSON line of this process."""
-        # The listener shares the pipe at its stderr with processes that it starts; a worker preserves the order of the
-        # server's and the application's output.
-        self._write = stdio_guard.write if role == "listener" else write_all
-        self._writing = False
-        self._meanwhile: list[bytes] = []
-        """Lines logged by this thread while it is writing: the garbage collector runs anywhere, and finalisers may log.
-        A sink's lock is not reentrant."""
 
     def emit(self, record: logging.LogRecord) -> None:
         # Whatever is wrong with a record or the disk: the caller continues.
         with contextlib.suppress(BaseException):
             happening = LogEntry(record)
             line = self._object(happening) if self._as_json else self._line(happening)
-            self._meanwhile.append((line + "\n").encode(errors="backslashreplace"))
-            if not self._writing:
-                with self.alone():
-                    pass
+            self.output.put((line + "\n").encode(errors="backslashreplace"))
 
     def write(self, record: logging.LogRecord) -> None:
         """Write the record, bypassing all filters."""
         with self.lock or contextlib.nullcontext():
             self.emit(record)
 
-    def let_go(self) -> None:
-        """In a forked child: the file belongs to its parent, as do lines that another thread was about to write."""
-        self._writing, self._meanwhile = False, []
-        if self.file is not None:
-            self.file = ForkedLogFile(self.file.path)
-
     def call_oneself(self, role: str, always: dict[str, object]) -> None:
         """Use another name, and other fields of every JSON line."""
-        self.role, self._always = role, always
-
-    def forget(self) -> None:
-        """Reset in a child."""
-        self._writing = False
-        self._meanwhile.clear()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Use the file exclusively; lines logged meanwhile are written afterwards."""
-        with self.lock or contextlib.nullcontext():
-            self._writing = True
-            try:
-                yield
-                while self._meanwhile:
-                    data = self._meanwhile.pop(0)
-                    if self.file is not None:
-                        self.file.write(data)
-                    else:
-                        self._write(2, data)
-            finally:
-                self._writing = False
+        self.role, self.always = role, always
 
     def _object(self, happening: LogEntry) -> str:
-        seconds, fraction = divmod(happening.at, 1)
         made: dict[str, object] = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1000):03d}Z",
+            "time": utc_time(happening.at),
             "level": logging.getLevelName(happening.level).lower(),
             "event": happening.event,
             "text": happening.text,
-            **self._always,
+            **self.always,
             "pid": os.getpid(),
             **happening.whom,
         }
@@ -240,17 +200,28 @@ class _LineHandler(logging.Handler):
         return json.dumps(made, default=str, separators=(",", ":"))
 
     def _line(self, happening: LogEntry) -> str:
-        seconds, fraction = divmod(happening.at, 1)
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-        start = f"{at}.{int(fraction * 1000):03d} {self.role}[{os.getpid()}]"
         level = happening.level
         word = f"{logging.getLevelName(level).lower()}: " if level >= logging.WARNING else ""
         text = happening.text + (f"\n{happening.detail}" if happening.detail else "")
-        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.rstrip("\n")).replace("\n", _INDENT)
-        if self._colour:
-            start = f"{DIM}{start}{PLAIN}"
-            word = f"{COLOURS[min(level, logging.ERROR)]}{word}{PLAIN}" if word else ""
-        return f"{start} {word}{text}"
+        return line_for_people(self.role, happening.at, level, word, text, self._colour)
+
+
+def utc_time(at: float) -> str:
+    """A Unix time as RFC 3339 has it, with milliseconds."""
+    seconds, fraction = divmod(at, 1)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1000):03d}Z"
+
+
+def line_for_people(role: str, at: float, level: int, word: str, text: str, colour: bool) -> str:
+    """A line of text, without its end: nothing in `text` can forge another. `word`, coloured, precedes it."""
+    seconds, fraction = divmod(at, 1)
+    start = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}.{int(fraction * 1000):03d} "
+    start += f"{role}[{os.getpid()}]"
+    text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.rstrip("\n")).replace("\n", _INDENT)
+    if colour:
+        start = f"{DIM}{start}{PLAIN}"
+        word = f"{COLOURS[min(level, logging.ERROR)]}{word}{PLAIN}" if word and level >= logging.WARNING else word
+    return f"{start} {word}{text}"
 
 
 def as_json(wanted: str, path: str, fd: int) -> bool:
@@ -263,7 +234,7 @@ def as_json(wanted: str, path: str, fd: int) -> bool:
     return wanted == "json"
 
 
-def _coloured(path: str) -> bool:
+def is_coloured(path: str) -> bool:
     """Whether lines may be coloured: on a capable terminal, unless its user declines (no-color.org)."""
     return (
         not path and stdio_guard.is_terminal(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -273,10 +244,16 @@ def _coloured(path: str) -> bool:
 _handler: _LineHandler | None = None
 
 
+def current() -> _LineHandler:
+    """What writes this process's own lines, once `configure` has been called."""
+    assert _handler is not None, "configure() comes first"
+    return _handler
+
+
 def _in_a_child() -> None:
     """A fork may have happened in the middle of a line, which the parent writes."""
     if _handler is not None:
-        _handler.forget()
+        _handler.output.forget()
 
 
 os.register_at_fork(after_in_child=_in_a_child)
@@ -291,9 +268,10 @@ def configure(config: Config, role: str, **always: object) -> None:
     global _handler
     path = config.log_file
     always = {"role": role.partition(" ")[0], **always}
-    handler = _LineHandler(
-        role, LogFile(path) if path else None, as_json(config.log_format, path, 2), _coloured(path), always
-    )
+    # The listener shares the pipe at its stderr with processes that it starts; a worker preserves the order of the
+    # server's and the application's output.
+    output = LineOutput(LogFile(path) if path else None, stdio_guard.write if role == "listener" else write_all)
+    handler = _LineHandler(role, output, as_json(config.log_format, path, 2), is_coloured(path), always)
     for name in ("serve", "serve.error"):
         logger = logging.getLogger(name)
         logger.__class__ = _Logger
@@ -301,8 +279,8 @@ def configure(config: Config, role: str, **always: object) -> None:
     top.handlers = [handler]
     top.propagate = False
     top.setLevel(config.log_level.upper())
-    if _handler is not None and isinstance(_handler.file, LogFile):
-        _handler.file.sink.close()
+    if _handler is not None:
+        _handler.output.close()
     _handler = handler
 
 
@@ -326,26 +304,24 @@ def continue_as(role: str, **always: object) -> None:
     """
     if _handler is not None:
         _handler.call_oneself(role, {"role": role.partition(" ")[0], **always})
-        if isinstance(_handler.file, LogFile):
-            _handler.file.sink.forget()
+        _handler.output.inherit()
 
 
 def let_go() -> None:
     """In a forked child: leave the log file to the parent."""
     if _handler is not None:
-        _handler.let_go()
+        _handler.output.let_go()
 
 
 def reopen() -> None:
     """USR1: reopen the server's own log file, if there is one."""
-    if _handler is not None and isinstance(_handler.file, LogFile):
-        with _handler.alone():
-            _handler.file.reopen()
+    if _handler is not None:
+        _handler.output.reopen()
 
 
 def finish() -> None:
     """Close the log file, if there is one; later lines go to stderr."""
-    if _handler is not None and isinstance(_handler.file, LogFile):
-        file, _handler.file = _handler.file, None
+    if _handler is not None and isinstance(_handler.output.file, LogFile):
+        file, _handler.output.file = _handler.output.file, None
         file.sink.finish(last_moment())
         file.sink.close()

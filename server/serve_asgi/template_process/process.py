@@ -34,12 +34,13 @@ from serve_asgi.http.head_parsers import parser_factory
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, close_descriptors
 from serve_asgi.ipc.untrusted_input import sayable
-from serve_asgi.logs import nonblocking_sink, stdio_guard
+from serve_asgi.logs import app_log, nonblocking_sink, stdio_guard
 from serve_asgi.logs import server_log as logs
 from serve_asgi.template_process.import_guard import ImportGuard
 from serve_asgi.worker import uncaught_exceptions as uncaught
 from serve_asgi.worker.bootstrap import (
     StartArguments,
+    configure_logging,
     failure,
     ignore_signals,
     name_process,
@@ -76,12 +77,14 @@ class TemplateProcess:
         name_process(f"serve-tmpl.{number}")
         try:
             logs.configure(self.config, f"template {number}", generation=number)
+            app_log.begin(self.config)
         except UsageError as error:
             refuse(self.channel, str(error))
         uncaught.install()
         forks.in_child(stdio_guard.let_go)
         forks.own(nonblocking_sink.descriptors)
         forks.in_child(logs.let_go)
+        forks.in_child(app_log.let_go)
         tell(self.channel, {"type": "hello", "protocol": PROTOCOL})
         self._libc: Any = ctypes.PyDLL(None, use_errno=True)
 
@@ -91,6 +94,9 @@ class TemplateProcess:
         """Import the application, and report that; ends the process if that fails, or it must not be forked."""
         try:
             settle(self.config, self.packet)
+            configure_logging(self.config)
+        except UsageError as error:
+            refuse(self.channel, str(error))
         except (OSError, KeyError, ValueError) as error:
             refuse(self.channel, f"the template could not be set up: {error}")
         self._die_with_parent()
@@ -148,6 +154,7 @@ class TemplateProcess:
                         return forked
                 case "reopen":
                     logs.reopen()
+                    app_log.reopen()
             close_descriptors(descriptors)
             self.guard.drain()  # hooks of the application may have written something at the fork
 

@@ -33,7 +33,7 @@ from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, close_descriptors,
 from serve_asgi.ipc.scoreboard import Scoreboard, let_go, mapped_row
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.ipc.untrusted_input import sayable
-from serve_asgi.logs import nonblocking_sink, stdio_guard
+from serve_asgi.logs import app_log, log_config, nonblocking_sink, stdio_guard
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.exceptions import shortened
 from serve_asgi.worker import uncaught_exceptions as uncaught
@@ -87,9 +87,11 @@ class Bootstrap:
         slot = {} if "slot" not in self.packet else {"slot": self.packet["slot"]}
         if self.forked:
             logs.continue_as(lines, generation=self.packet["generation"], **slot)
+            app_log.inherit()
         else:
             try:
                 logs.configure(self.config, lines, generation=self.packet["generation"], **slot)
+                app_log.begin(self.config)
             except UsageError as error:
                 self.refuse(str(error))
             uncaught.install()
@@ -100,6 +102,7 @@ class Bootstrap:
         forks.in_child(stdio_guard.let_go)
         forks.own(nonblocking_sink.descriptors)
         forks.in_child(logs.let_go)
+        forks.in_child(app_log.let_go)
         forks.in_child(self.watchdog.let_go)
         tell(self.channel, {"type": "hello", "protocol": PROTOCOL, "window": self.watchdog.abilities})
         self.scoreboard = Scoreboard(scoreboard_fd)
@@ -132,6 +135,9 @@ class Bootstrap:
         if not self.forked:
             try:
                 settle(self.config, self.packet)
+                configure_logging(self.config)
+            except UsageError as error:
+                self.refuse(str(error))
             except (OSError, KeyError, ValueError) as error:
                 self.refuse(f"the {self.packet.get('role', 'worker')} could not be set up: {error}")
         return LoopFactory(loop_factory(self.config.loop))
@@ -281,6 +287,13 @@ def settle(config: Config, packet: Packet) -> None:
     sys.path.insert(0, packet["app_dir"])
     keep_large_blocks()
     keep_fresh(packet.get("since", time.time()))
+
+
+def configure_logging(config: Config) -> None:
+    """Apply the file of --log-config, which may name what the application has. Raises UsageError."""
+    if config.log_config:
+        log_config.apply(config.log_config)
+        app_log.replace_console_handlers(config)
 
 
 def take_account(config: Config) -> None:

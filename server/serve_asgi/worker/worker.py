@@ -35,7 +35,7 @@ from serve_asgi.ipc.channel import Channel, Packet, SendQueue, TruncatedDescript
 from serve_asgi.ipc.leftovers import ListenerFiles
 from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
-from serve_asgi.logs import access_log_standard
+from serve_asgi.logs import access_log_standard, app_log
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.server_log import about
 from serve_asgi.worker import orphan_exit
@@ -203,7 +203,10 @@ class WorkerProcess:
         else:
             app = self.application
             await after_fork.run()
-        front = self._redirecting(app) if config.https_redirect else app
+        app_log.replace_console_handlers(config)
+        front = app_log.RequestNaming(app, config) if app_log.names_requests(config) else app
+        if config.https_redirect:
+            front = self._redirecting(front)
         self.context = context = WorkerContext(front, self.config, loop, self.scoreboard, self.cells, retiring)
         context.shared = shared
         if self.hub is not None:
@@ -230,6 +233,7 @@ class WorkerProcess:
         self.accepting_share = AcceptingShare(loop, self.acceptor, self.others)
         self.lifespan = Lifespan(app, self.config.lifespan, context.state)
         await self.lifespan.startup()
+        app_log.replace_console_handlers(config)
         if self.hub is not None:
             await (
                 self.hub.flushed()
@@ -404,6 +408,7 @@ class WorkerProcess:
                 self.tls.take(received.pop() if received else None)
             case "reopen":
                 logs.reopen()
+                app_log.reopen()
                 if self.access_log is not None:
                     self.access_log.reopen()
             case "quit":

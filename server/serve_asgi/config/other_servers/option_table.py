@@ -42,6 +42,7 @@ PASTE: Final = NOT_OFFERED + "there is no PasteDeploy; let a module of yours loa
 AGENT: Final = "one process for work that must happen once, and `messenger` to reach it; docs/guides/agent.md"
 NO_AGENT: Final = NOT_OFFERED + "--agent is one process for work that must happen once (docs/guides/agent.md)"
 SERVER_METRICS: Final = "Prometheus asks for the metrics there, at /metrics; docs/guides/metrics.md"
+DICT_CONFIG: Final = "what logging.config.dictConfig takes, as TOML, YAML or JSON; docs/guides/logs.md"
 LOGGING: Final = NOT_OFFERED + "use --log-level, --log-format, --log-file and --access-log-format"
 WHOLE_HEAD: Final = "that is for the whole head and not for one header, for HTTP/1.1 and HTTP/2 alike"
 PASSWORD_FILE: Final = "the name of a file that holds it"
@@ -439,9 +440,9 @@ OPTIONS: Final[tuple[Counterpart, ...]] = (
     row("h2corn", "--log-format", "--log-format {}"),
     row("granian", "--log", why=NOT_NEEDED + "the log is always on", is_flag=True),
     row("granian", "--no-log", "--log-level error", "the log is always on", is_flag=True),
-    row("uvicorn granian", "--log-config", why=LOGGING),
-    row("gunicorn hypercorn", "--log-config", why=LOGGING, also="logconfig logconfig_dict"),
-    row("gunicorn", "--log-config-json", why=LOGGING, also="logconfig_json"),
+    row("uvicorn granian", "--log-config", "--log-config {}", DICT_CONFIG),
+    row("gunicorn hypercorn", "--log-config", "--log-config {}", DICT_CONFIG, also="logconfig"),
+    row("gunicorn", "--log-config-json", "--log-config {}", DICT_CONFIG, also="logconfig_json"),
     row("gunicorn", "--logger-class", why=LOGGING),
     row("uvicorn", "--use-colors --no-use-colors", "--log-format text", "without colours", is_flag=True),
     row("gunicorn", "--log-syslog", why=SYSLOG, also="syslog", is_flag=True),

@@ -55,6 +55,14 @@ SETTINGS: Final[tuple[Counterpart, ...]] = (
     ),
     row("hypercorn", "", why=LOGGING, also="logger_class"),
     row(
+        "gunicorn hypercorn",
+        "",
+        "--log-config PATH",
+        "a file, with the same table",
+        also="logconfig_dict",
+        by_hand=True,
+    ),
+    row(
         "hypercorn",
         "",
         why=NOT_NEEDED + "what the application has not taken is bounded in bytes",
