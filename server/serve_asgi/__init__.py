@@ -9,6 +9,7 @@ TYPE_CHECKING = False  # `typing` would take two thirds of the time that passes 
 if TYPE_CHECKING:
     from typing import Any
 
+    from serve_asgi.app import metrics
     from serve_asgi.app.after_fork import after_fork
     from serve_asgi.app.agent import agent
     from serve_asgi.app.canary import canary
@@ -28,6 +29,7 @@ __all__ = [
     "agent",
     "canary",
     "messenger",
+    "metrics",
     "retiring",
     "run",
     "schedule",
@@ -62,6 +64,10 @@ def __getattr__(name: str) -> Any:
         from serve_asgi.app.messenger import messenger
 
         return messenger
+    if name == "metrics":
+        from serve_asgi.app import metrics
+
+        return metrics
     if name == "schedule":
         from serve_asgi.app.schedule import schedule
 

@@ -131,6 +131,9 @@ class AdminServer:
                 if packet["type"] == "rows":
                     self._view.take_rows(packet, descriptors)
                     continue
+                if packet["type"] == "memories":
+                    self._view.take_memories(packet, descriptors)
+                    continue
                 close_descriptors(descriptors)
                 if packet["type"] == "reopen":
                     logs.reopen()

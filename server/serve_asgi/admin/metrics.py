@@ -22,6 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from serve_asgi.admin.app_metrics import ApplicationCollector
 from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words
 from serve_asgi.admin.server_view import ServerView
 from serve_asgi.hub.core import METRICS
@@ -315,6 +316,7 @@ def registry(view: ServerView) -> CollectorRegistry:
     """The registry that prometheus_client renders for a scrape."""
     made = CollectorRegistry(auto_describe=False)
     made.register(ServerCollector(view))
+    made.register(ApplicationCollector(view.metrics))
     return made
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from serve_asgi.admin.scoreboard_totals import ScoreboardReading, Words, read
 from serve_asgi.ipc.channel import Packet
 from serve_asgi.ipc.lifecycle_states import OUTCOMES
+from serve_asgi.ipc.metric_totals import MetricTotals
 from serve_asgi.ipc.scoreboard import ROW_WORDS, Row, Scoreboard
 from serve_asgi.ipc.sock_diag import Queue, accept_queues
 
@@ -41,6 +42,8 @@ class ServerView:
         self._rows: dict[int, tuple[int, Row]] = {}
         """The rows of the processes, by index, with the serials of the processes."""
         self._last: ScoreboardReading | None = None
+        self.metrics = MetricTotals(scoreboard.living)
+        """What the application has counted."""
 
     def take_rows(self, packet: Packet, descriptors: Sequence[int]) -> None:
         """Add the rows of new processes; the descriptors are taken over."""
@@ -53,6 +56,11 @@ class ServerView:
                 gone.remove(index)
         for index in gone:
             self._rows.pop(index)[1].close()
+
+    def take_memories(self, packet: Packet, descriptors: Sequence[int]) -> None:
+        """Add memories of the application's metrics; the descriptors are taken over."""
+        for number, fd in zip(packet["memories"], descriptors, strict=True):
+            self.metrics.add(number, fd)
 
     def take(self, packet: Packet) -> None:
         """Handle a packet of the listener."""

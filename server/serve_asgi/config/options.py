@@ -51,9 +51,22 @@ DEPLOY: Final = "Deploys and health"
 HTTP: Final = "HTTP"
 WEBSOCKET: Final = "WebSocket"
 PROXIES: Final = "Behind proxies"
+MONITORING: Final = "Metrics and traces"
 LOGGING: Final = "Logging"
 DEVELOPMENT: Final = "Development"
-GROUPS: Final = (APPLICATION, LISTENING, TLS, PROCESSES, DEPLOY, HTTP, PROXIES, WEBSOCKET, LOGGING, DEVELOPMENT)
+GROUPS: Final = (
+    APPLICATION,
+    LISTENING,
+    TLS,
+    PROCESSES,
+    DEPLOY,
+    HTTP,
+    PROXIES,
+    WEBSOCKET,
+    MONITORING,
+    LOGGING,
+    DEVELOPMENT,
+)
 
 
 def option(default: Any, help: str, group: str, **more: Any) -> Any:
@@ -579,6 +592,15 @@ class Config:
     )
     ws_retire_window: float = option(
         5.0, "Window over which these closes are spread.", WEBSOCKET, unit="SECONDS", minimum=0
+    )
+
+    # Metrics and traces
+    metrics_series: int = option(
+        10_000,
+        "Time series that each process may have in the application's metrics; 0 leaves them to the application.",
+        MONITORING,
+        minimum=0,
+        maximum=1_000_000,
     )
 
     # Logging

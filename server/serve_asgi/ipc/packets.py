@@ -107,6 +107,10 @@ class TlsLost(Packet, frozen=True, tag="tls lost"):
     """A worker has not got the descriptor of what is needed for TLS: it asks for it again."""
 
 
+class ReadsMetrics(Packet, frozen=True, tag="reads metrics"):
+    """A worker: it may show the application's metrics, and needs what the others have counted."""
+
+
 class Prepared(Packet, frozen=True, tag="prepared"):
     """An agent: imported, its prepare() has returned."""
 
@@ -131,7 +135,7 @@ class AgentEnded(Packet, frozen=True, tag="finished"):
 
 FROM_WORKER: Final[Packets[Packet]] = Packets(
     *(Hello, Failed, Ready, Accepts, StandsBy, Recycle, CanaryVote, WorkerEnded),
-    *(Withdrawn, Lost, Orphaned, TlsTaken, TlsLost),
+    *(Withdrawn, Lost, Orphaned, TlsTaken, TlsLost, ReadsMetrics),
 )
 FROM_AGENT: Final[Packets[Packet]] = Packets(Hello, Failed, Prepared, Waits, Entered, Returned, AgentEnded)
 ONCE: Final = (
@@ -143,6 +147,7 @@ ONCE: Final = (
     Recycle,
     CanaryVote,
     WorkerEnded,
+    ReadsMetrics,
     Prepared,
     Entered,
     Returned,

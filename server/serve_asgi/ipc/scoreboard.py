@@ -228,9 +228,15 @@ def mapped_row(fd: int) -> memoryview:
 
 def let_go(words: memoryview) -> None:
     """In a forked child: make the mapped `words` private, so that nobody else sees further writes."""
-    content = bytes(words)
+    map_privately(words, words.nbytes)
+
+
+def map_privately(words: memoryview, used: int) -> None:
+    """Make the mapped `words` private to this process, with a copy of the first `used` bytes; the rest reads as 0."""
+    memory = words.cast("B")
+    content = bytes(memory[:used])
     _map_over(words, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
-    words.cast("B")[:] = content
+    memory[:used] = content
 
 
 def _map_over(words: memoryview, flags: int, fd: int) -> None:
@@ -326,6 +332,12 @@ class Scoreboard:
     def serial(self, index: int) -> int:
         """The serial of the row's owner; 0 if it is free."""
         return self.words[HEADER_WORDS + index * ROW_OWNER_WORDS + RowOwner.SERIAL]
+
+    def living(self) -> dict[int, int]:
+        """The slot of each living process (NO_SLOT for the agent), by its serial."""
+        owners = self.words[HEADER_WORDS : HEADER_WORDS + self.rows * ROW_OWNER_WORDS].tolist()
+        serials, slots = owners[RowOwner.SERIAL :: ROW_OWNER_WORDS], owners[RowOwner.SLOT :: ROW_OWNER_WORDS]
+        return {serial: slot for serial, slot in zip(serials, slots, strict=True) if serial}
 
     def enter(self, index: int, pid: int, generation: int, slot: int, serial: int) -> None:
         """Give the row to a process."""

@@ -34,6 +34,7 @@ from serve_asgi.listener.event_history import History, Record
 from serve_asgi.listener.exit_status import describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.listener.listening_sockets import ListeningSocket
+from serve_asgi.listener.metric_memories import MetricMemory
 from serve_asgi.listener.spawning import SAFE_PATH
 
 QUEUED: Final = 200
@@ -68,6 +69,7 @@ class AdminProcess:
         scoreboard: Scoreboard,
         processes: HelperProcesses,
         children: Callable[[], Iterable[Child]],
+        memories: Callable[[], Iterable[MetricMemory]],
         state: Callable[[], State],
         history: History,
         started: float,
@@ -86,6 +88,9 @@ class AdminProcess:
         self._children = children
         self._told_of: set[int] = set()
         """Serials of the children whose rows the process has been given."""
+        self._memories = memories
+        self._memories_told: set[int] = set()
+        """Numbers of the memories of metrics that the process has been given."""
         self._state = state
         self._history = history
         self._about = {
@@ -231,6 +236,7 @@ class AdminProcess:
                     self._reopen = False
                     await channel.send({"type": "reopen"})
                 await self._give_rows(channel)
+                await self._give_memories(channel)
                 if (state := self._state()) != told:
                     await channel.send({"type": "state", "state": state})
                     told = state
@@ -263,7 +269,9 @@ class AdminProcess:
         finally:
             os.close(board)
         self._told_of.clear()
+        self._memories_told.clear()
         await self._give_rows(channel)
+        await self._give_memories(channel)
         await channel.send({"type": "reloads", "reloads": reloads})
         for record in past:
             await channel.send({"type": "happened", "record": record, "past": True})
@@ -282,6 +290,16 @@ class AdminProcess:
             finally:
                 os.close(fd)
             self._told_of.add(serial)
+
+    async def _give_memories(self, channel: Channel) -> None:
+        """Send it the memories of the application's metrics that it does not have yet."""
+        for memory in [each for each in self._memories() if each.number not in self._memories_told]:
+            fd = memory.for_readers()
+            try:
+                await channel.send({"type": "memories", "memories": [memory.number]}, [fd])
+            finally:
+                os.close(fd)
+            self._memories_told.add(memory.number)
 
 
 def own_config(config: Config) -> Config:

@@ -56,6 +56,8 @@ class Child:
         self.counts = counts
         self.serves = False
         """It has been told to serve."""
+        self.reads_metrics = False
+        """It shows the application's metrics, and is sent the memories of all processes."""
         self.welcome: Welcome | None = None
         """Sent once it has its PID."""
         self.said: set[type] = set()
@@ -77,6 +79,7 @@ class Child:
             "row": self.row,
             "counts": self.counts.fd,
             "serves": self.serves,
+            "reads_metrics": self.reads_metrics,
             "channel": self.channel.fileno(),
             "send_queue": self.send_queue.to_state(descriptors),
             "output": self.output.to_state(descriptors),
@@ -90,6 +93,7 @@ class Child:
         output, counts = ChildOutput.from_state(state["output"]), Row(state["counts"])
         child = cls(worker, state["pid"], channel, output, state["row"], counts)
         child.serves = state["serves"]
+        child.reads_metrics = state.get("reads_metrics", False)
         for packet, lent, given in state["send_queue"]:
             child.send_queue.put(packet, lent, given)
         if state["watchdog"] is not None:

@@ -60,14 +60,17 @@ class ChildPackets:
         failed: ReportFailure,
         end: Callable[[Child, str], None],
         tls: WorkerTls | None = None,
+        send_memories: Callable[[Child], None] = lambda child: None,
     ) -> None:
-        """`end(child, why)` ends a child that has broken the protocol."""
+        """`end(child, why)` ends a child that has broken the protocol; `send_memories(child)` sends it the memories of
+        metrics."""
         self._links = links
         self._post = post
         self._tell_quit = tell_quit
         self._failed = failed
         self._end = end
         self._tls = tls
+        self._send_memories = send_memories
 
     async def listen_to(self, child: Child) -> None:
         """Handle the child's packets until its end of the channel closes; SIGCHLD reports its death."""
@@ -125,6 +128,8 @@ class ChildPackets:
                     child.watchdog.agree(window.signal, window.loop_thread)
             case packets.Failed(message, detail, usage):
                 self._failed(worker, message, detail, usage)
+            case packets.ReadsMetrics():
+                self._send_memories(child)
             case _ if isinstance(worker, Agent):
                 self._take_from_agent(worker, packet)
             case _:

@@ -29,6 +29,7 @@ from serve_asgi.listener.child_packets import ChildPackets, WorkerTls
 from serve_asgi.listener.exit_status import describe
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
+from serve_asgi.listener.metric_memories import MetricMemories, MetricMemory
 from serve_asgi.listener.spawning import spawn, unborn
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.listener.template import StartRequest, Template
@@ -46,6 +47,8 @@ SLOTS = 256
 MOST_UNREAD: Final = 1000
 """Packets that may be queued for a child that does not read, besides those in the socket."""
 
+MEMORIES_AT_ONCE: Final = 50
+"""Memories of metrics in one packet: each takes a descriptor in flight."""
 NEIGHBOURS = 64
 """Most workers that a worker is told of when it begins to serve: each takes a descriptor in flight."""
 
@@ -55,6 +58,11 @@ log = logging.getLogger("serve")
 def row_slot(worker: AppProcess) -> int:
     """The slot in the row of a process, to whose totals its counts are added in the end."""
     return NO_SLOT if isinstance(worker, Agent) else worker.slot
+
+
+def row_serial(worker: AppProcess) -> int:
+    """The serial of a process in the scoreboard."""
+    return worker.id + 1
 
 
 class Children:
@@ -80,7 +88,9 @@ class Children:
         self.post = post
         self.links = links
         self._broken = broken
-        self._packets = ChildPackets(links, post, self._tell_quit, self._failed, self._end, tls)
+        self._packets = ChildPackets(
+            links, post, self._tell_quit, self._failed, self._end, tls, send_memories=self.send_memories
+        )
         self._tls = tls
         self.listening_for: Callable[[Generation], Sequence[ListeningSocket]] = lambda _: ()
         """The sockets that workers of this generation have besides `listening`."""
@@ -93,6 +103,8 @@ class Children:
         """What children get of the scoreboard."""
         self.templates = Templates(self, record)
         self._samples = GenerationSamples()
+        self.memories = MetricMemories()
+        """What the application's metrics are counted in."""
         self.by_pid: dict[int, Child] = {child.pid: child for child in children}
         self.is_helper: Callable[[int], bool] = lambda pid: False
         """Whether this is the PID of a helper process."""
@@ -152,7 +164,7 @@ class Children:
     def _start(self, worker: AppProcess, release: Release, config: Config, template: Template | None = None) -> None:
         try:
             what = self._what(worker)
-            child, given = self._spawn_linked(worker, release, template)
+            child, given = self._spawn_linked(worker, release, template, config.metrics_series)
         except Exception as error:
             if not isinstance(error, (UsageError, OSError)):
                 log.exception("%s could not be started", worker)
@@ -226,6 +238,7 @@ class Children:
     def _discard(self, child: Child) -> None:
         """Release what is held for a process that has no PID; if it lives, it exits at the end of its channel."""
         self._unborn.pop(child.worker.id, None)
+        self.memories.take_back(child.serial)
         if child.welcome is not None:
             close_descriptors(child.welcome.given.values())
         self.links.read_rest(child.worker.id)
@@ -272,17 +285,53 @@ class Children:
         self.tasks.start_soon(self._packets.listen_to, child)
 
     def _spawn_linked(
-        self, worker: AppProcess, release: Release, template: Template | None
+        self, worker: AppProcess, release: Release, template: Template | None, series: int
     ) -> tuple[Child, dict[str, int]]:
         """Return the process, and the descriptors that it is given: its end of a link to the hub, without which it
-        would run in local mode, and its row."""
+        would run in local mode, its row, and a memory for so many series of the application's metrics, if any."""
         link = self.links.open(worker.id)
+        memory: dict[str, int] = {}
         try:
+            if series:
+                memory["metrics"] = self._lend_memory(worker, series)
             child, row = self._spawn(worker, release, template)
         except BaseException:
             link.close()
+            close_descriptors(memory.values())
+            self.memories.take_back(row_serial(worker))
             raise
-        return child, {"link": link.detach(), "row": row}
+        return child, {"link": link.detach(), "row": row, **memory}
+
+    def _lend_memory(self, worker: AppProcess, series: int) -> int:
+        """A memory for the metrics of a process that is started; those that show the sums are told of a new one.
+
+        Raises OSError.
+        """
+        memory, new = self.memories.lend(series, row_serial(worker))
+        if new:
+            for child in self:
+                if child.reads_metrics:
+                    self._send_memories(child, [memory])
+        return memory.lent()
+
+    def send_memories(self, child: Child) -> None:
+        """A process is going to show the sums of the application's metrics: send it the memories of all others."""
+        if not child.reads_metrics:
+            child.reads_metrics = True
+            self._send_memories(child, [each for each in self.memories.all.values() if each.owner != child.serial])
+
+    def _send_memories(self, to: Child, memories: Sequence[MetricMemory]) -> None:
+        for first in range(0, len(memories), MEMORIES_AT_ONCE):
+            given: list[int] = []
+            some = memories[first : first + MEMORIES_AT_ONCE]
+            try:
+                for each in some:
+                    given.append(each.for_readers())  # noqa: PERF401 (those made before a failure are closed)
+            except OSError as error:
+                close_descriptors(given)
+                log.warning("%s cannot show what all processes have counted: %s", to.worker, error)
+                return
+            self._say(to, {"type": "memories", "memories": [each.number for each in some]}, given)
 
     def _spawn(self, worker: AppProcess, release: Release, template: Template | None) -> tuple[Child, int]:
         if not self._free_rows:
@@ -315,6 +364,7 @@ class Children:
             self._samples.reaped(child.worker, words)
             self.scoreboard.fold(child.row, row_slot(child.worker), words)
             self._free_rows.append(child.row)
+            self.memories.take_back(child.serial)
             child.close()
         except Exception:
             log.exception("some resources of %s could not be released", child.worker)

@@ -132,6 +132,7 @@ class Listener:
             )
             self.history, self.deploys = inherited.history, inherited.deploys
             self.children.templates.take(inherited.templates)
+            self.children.memories.take(inherited.metric_memories)
             self.links.load(inherited.links)
         self.children.is_helper = self.processes.knows
         self._inherited = inherited
@@ -157,6 +158,7 @@ class Listener:
             board,
             self.processes,
             lambda: self.children,
+            lambda: self.children.memories.all.values(),
             self._admin_state,
             self.history,
             self.started,

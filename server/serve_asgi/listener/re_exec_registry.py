@@ -115,6 +115,7 @@ class InheritedState:
     supervisor: Supervisor
     scoreboard: Scoreboard
     children: list[Child]
+    metric_memories: list[State]
     templates: State
     links: State
     store: State | None
@@ -197,6 +198,13 @@ PIECES: Final = (
         "children",
         lambda one, descriptors: [child.to_state(descriptors) for child in one.children],
         lambda value, loaded: _load_children(value, loaded["supervisor"]),
+        owns_descriptors=True,
+    ),
+    Piece(
+        "metric_memories",
+        "children",
+        lambda one, descriptors: one.children.memories.to_state(descriptors),
+        default=[],
         owns_descriptors=True,
     ),
     Piece(

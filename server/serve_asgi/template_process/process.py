@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import anyio
 
-from serve_asgi.app import hub_link, loading
+from serve_asgi.app import hub_link, loading, prometheus_values
 from serve_asgi.config.options import Config
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.http.head_parsers import parser_factory
@@ -102,6 +102,8 @@ class TemplateProcess:
         self._die_with_parent()
         self._import_our_own()
         hub_link.begin_template()
+        if self.config.metrics_series:
+            prometheus_values.install()
         forks.claim(None)
         with ImportGuard(self._libc.fork) as imports:
             try:

@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from serve_asgi.app import prometheus_values
+from serve_asgi.app.metric_store import store
 from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.options import Config
 from serve_asgi.errors import StartError, UsageError
@@ -108,6 +110,10 @@ class Bootstrap:
         self.scoreboard = Scoreboard(scoreboard_fd)
         self.cells = mapped_row(given["row"])
         forks.in_child(functools.partial(let_go, self.cells))
+        if "metrics" in given:
+            store.offer(given["metrics"], self.config.metrics_series, self.packet["member"] + 1, self.scoreboard.living)
+            forks.in_child(store.let_go)
+            prometheus_values.install()
         self.sockets = [listening_socket(descriptor) for descriptor in sockets_fds]
         self.secure: list[bool] = self.packet.get("secure") or [False] * len(self.sockets)
         """Which of the sockets speak TLS."""
@@ -248,9 +254,9 @@ def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
     return received
 
 
-GIVEN: Final = frozenset({"link", "row", "asked over", "dump", "tls"})
-"""Other descriptors from the listener: the link to the hub, the scoreboard row, the two of the watchdog channel, and
-what TLS needs."""
+GIVEN: Final = frozenset({"link", "row", "asked over", "dump", "tls", "metrics"})
+"""Other descriptors from the listener: the link to the hub, the scoreboard row, the two of the watchdog channel, what
+TLS needs, and the memory of the application's metrics."""
 
 
 def sorted_out(packet: Packet, descriptors: list[int]) -> tuple[int, list[int], dict[str, int]]:

@@ -21,6 +21,7 @@ from serve_asgi.app.after_fork import after_fork
 from serve_asgi.app.background_work import work
 from serve_asgi.app.canary import canary
 from serve_asgi.app.hub_link import Identity
+from serve_asgi.app.metric_store import store as metrics
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
 from serve_asgi.app.survive import survive
@@ -128,8 +129,9 @@ class WorkerProcess:
         orphan_exit.watch(self.channel.fileno(), self._time_to_leave, self.flush_access_log, files.remove)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
-        forks.claim(asyncio.get_running_loop())
+        forks.claim(loop := asyncio.get_running_loop())
         forks.own(self._let_go)
+        metrics.ask_with(lambda: loop.call_soon_threadsafe(self.send_queue.put, {"type": "reads metrics"}))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, self._obey)
             tasks.start_soon(hidden, self.send_queue.run)
@@ -402,6 +404,10 @@ class WorkerProcess:
                     self.retirement.retire_connections()
             case "receive":
                 self.receiver.add_sender(packet["pair"], received.pop())
+            case "memories":
+                for number, memory in zip(packet["memories"], received, strict=False):
+                    metrics.add_memory(number, memory)
+                received = []
             case "verdict":
                 self.receiver.verdict(packet["pair"], packet["keep"])
             case "tls":
