@@ -16,6 +16,7 @@ from rich.console import Console
 
 from serve_asgi.cli.command import harmless
 from serve_asgi.cli.top_charts import ChartColumn, bar, columns, marks, rounded_up
+from serve_asgi.cli.top_history import fetch, read
 from serve_asgi.cli.top_samples import TopSamples, percentile
 from serve_asgi.cli.top_view import frame
 from tests.applications import info
@@ -194,13 +195,52 @@ def test_charts() -> None:
         " █  ",
         " ██▁",
     ]
-    assert [line.plain for line in columns([ChartColumn(8, "red", 2, "blue")], 1, 2, 8)] == ["█", "▄"]
+    with_line = [ChartColumn(2, "red", height, "blue") for height in (0, 2, 3.9, 4, 8, None)]
+    assert [line.plain for line in columns(with_line, 6, 2, 8)] == ["   ⎽⎺ ", "⎽─⎺▄▄▄"]
     assert marks([(0, "▲12", ""), (1, "▲13", ""), (7, "▲14", "")], 8).plain == "▲12    ▲"
     assert [rounded_up(value, 10) for value in (0, 11, 31, 52, 999)] == [10, 15, 40, 60, 1000]
     assert bar(0.5, 3, "").plain == "━╸ "
     noise = random.Random(1)
     shown = [ChartColumn(noise.uniform(0, 9), "red", noise.uniform(0, 5), "blue") for _ in range(300)]
     assert all(len(line.plain) == 40 for line in columns(shown, 40, 5, 8))
+
+
+def test_ten_minutes_fit_into_the_charts() -> None:
+    taken = samples([status(second) for second in range(1, 202)])
+    assert len(taken.samples) == 200
+    assert taken.charted(30, whole=False) == list(taken.samples)[-30:]
+    shown = taken.charted(30, whole=True)
+    assert [round(sample.seconds) for sample in shown] == [4, *[7] * 28]  # the newest is whole
+    assert {round(sample.requests) for sample in shown} == {300}
+    assert taken.charted(300, whole=True) == list(taken.samples)
+    assert taken.charted(0, whole=False) == []
+
+
+def test_what_the_admin_process_has_seen_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--admin", "127.0.0.1:0", directory=tmp_path) as server:
+        address = server.status()["admin"]
+        deadline = time.monotonic() + PATIENCE
+        past = fetch(["unix:/nowhere", *address])
+        while not any(sample.requests for sample in past):
+            with connect(server) as connection:
+                request(connection)  # the first one may come before the first sample begins
+            time.sleep(0.05)
+            past = fetch(address)
+            assert time.monotonic() < deadline
+        taken = samples([server.status()])
+        taken.recall(past)
+        assert taken.charted(600, whole=False) == past
+        assert {sample.generation for sample in past} == {1}
+        assert next(sample.p99 for sample in past if sample.requests) is not None
+        assert server.stop() == 0
+    assert fetch(address) == []  # nobody is there
+
+
+@pytest.mark.parametrize("wrong", [[{}], [{"g": 1, "r": {}, "s": []}], [[1]], [{"g": "x"}]])
+def test_an_answer_that_is_none_is_noticed(wrong: Any) -> None:
+    with pytest.raises((KeyError, TypeError, IndexError, ValueError)):
+        read(wrong)
 
 
 def test_a_terminal_is_shown_nothing_that_it_obeys(server: RunningServer) -> None:
@@ -235,6 +275,8 @@ def test_live_with_keys_and_windows(server: RunningServer) -> None:
         for columns in range(40, 131):
             terminal.resize(columns, 30)
         terminal.wait_for("latency: p50")
+        terminal.hit("w")
+        terminal.wait_for("one second a column")
         terminal.hit("q")
         assert terminal.wait() == 0
         assert terminal.settings() == before

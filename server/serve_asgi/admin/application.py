@@ -4,6 +4,7 @@
     /metrics all metrics for Prometheus (text, or OpenMetrics if requested)
     /events server-sent events: the past, once; then a sample each second, and events
     /status.json the current state
+    /samples.json the samples of the last ten minutes, for `serve top`
     /-/healthy handled by the server itself (--health-path)
 
 The page loads nothing from any other host.
@@ -77,7 +78,7 @@ class Application:
         elif self.only_local and not local_name(host := header(scope, b"host")):
             text = f"{host!r} is not a name of this machine: use 127.0.0.1 or localhost, also behind a proxy\n"
             await answer(scope, send, text.encode(), "text/plain; charset=utf-8", 421)
-        elif path not in PAGES and path not in ("/metrics", "/status.json", "/events"):
+        elif path not in PAGES and path not in ("/metrics", "/status.json", "/samples.json", "/events"):
             await answer(scope, send, b"There is nothing here; the page is at /\n", "text/plain; charset=utf-8", 404)
         elif scope["method"] not in ("GET", "HEAD"):
             await answer(
@@ -88,6 +89,8 @@ class Application:
         elif path == "/metrics":
             write, kind = encoder(header(scope, b"accept"))
             await answer(scope, send, write(registry(samples.view)), kind)
+        elif path == "/samples.json":
+            await answer(scope, send, encoded(list(samples.kept)), JSON)
         elif path == "/status.json":
             view = samples.view
             present = {

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 QUIT: Final = frozenset("qQ\x1b\x03\x04")
 """Keys that end it: q, Escape, Ctrl-C, Ctrl-D."""
+WINDOW: Final = frozenset("wW")
+"""Keys that show ten minutes in the charts, or one second in each column again."""
 
 TAKEN: Final = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
 """Signals after which the frame is drawn again."""
@@ -45,10 +47,12 @@ AWAY: Final = 5.0
 def top(control: str, pid_file: str, interval: float, once: bool) -> int:
     """Watch the server live: generations, workers, rates, latencies, reloads.
 
-    q quits. With --once, and where there is no terminal, one frame is printed after one interval.
+    q quits, w shows ten minutes in the charts. They begin with what the admin process has seen, where there is one
+    (--admin). With --once, and where there is no terminal, one frame is printed after one interval.
     """
     from rich.console import Console
 
+    from serve_asgi.cli import top_history
     from serve_asgi.cli.top_samples import TopSamples
 
     def find() -> Path:
@@ -57,6 +61,7 @@ def top(control: str, pid_file: str, interval: float, once: bool) -> int:
     path = find()
     samples, console = TopSamples(), Console(highlight=False)
     samples.add(harmless(control_client.look(path)))
+    samples.recall(top_history.fetch(samples.status.get("admin", ())))
     if once or not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
         time.sleep(interval)
         samples.add(harmless(control_client.look(path)))
@@ -94,6 +99,8 @@ class TopScreen:
         self._found = found
         self._signals = signals
         self._keys = sys.stdin.fileno()
+        self._whole = False
+        """Whether the charts show all that is kept."""
 
     def run(self, interval: float) -> None:
         """Draw until a key is pressed to quit. Raises RequestRefused or UsageError when the server is gone."""
@@ -139,8 +146,12 @@ class TopScreen:
             ready, _, _ = select.select(watched, [], [], left)
             if self._keys in ready:
                 keys = os.read(self._keys, 64)
-                if not keys or (keys.decode(errors="replace")[:1] in QUIT and len(keys) == 1):
+                key = keys.decode(errors="replace")
+                if not keys or key in QUIT:
                     return False
+                if key in WINDOW:
+                    self._whole = not self._whole
+                    self._draw(live)
             if self._signals in ready:
                 if signal.SIGTSTP in os.read(self._signals, 64):
                     self._stand_back(live)
@@ -161,7 +172,7 @@ class TopScreen:
         from serve_asgi.cli.top_view import frame
 
         width, height = self._console.size
-        live.update(frame(self._samples, width, height), refresh=True)
+        live.update(frame(self._samples, width, height, whole=self._whole), refresh=True)
 
 
 @contextlib.contextmanager

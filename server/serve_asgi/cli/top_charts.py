@@ -1,4 +1,4 @@
-"""Charts of block characters (U+2581 to U+2588), in columns with individual colours.
+"""Charts of block characters (U+2581 to U+2588) and scan lines (U+23BA to U+23BD), in columns with individual colours.
 
 Each function returns lines of rich text of a given size; none knows what the values mean.
 """
@@ -13,16 +13,18 @@ from typing import Final
 from rich.text import Text
 
 EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
+LINES: Final = "⎽⎼─⎻⎺"
+"""A horizontal line at five heights of a character."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChartColumn:
-    """One column: drawn strongly up to `low`, and weakly from there to `high`."""
+    """One column: filled up to `height`, with a line at `line`, where there is one."""
 
-    high: float
+    height: float
     colour: str
-    low: float | None = None
-    weak: str = ""
+    line: float | None = None
+    line_colour: str = ""
 
 
 def columns(shown: Sequence[ChartColumn], width: int, height: int, top: float) -> list[Text]:
@@ -40,19 +42,15 @@ def columns(shown: Sequence[ChartColumn], width: int, height: int, top: float) -
 
 def _cell(column: ChartColumn, bottom: int, height: int, top: float) -> tuple[str, str]:
     """The character and its colours in one line, `bottom` lines above the axis."""
-    high = _filled(column.high, bottom, height, top)
-    if column.low is None:
-        if not bottom and column.high > 0:
-            high = max(1, high)  # a small value is not zero
-        return (EIGHTHS[high], column.colour) if high else (" ", "")
-    low = _filled(column.low, bottom, height, top)
-    if not bottom and column.low > 0:
-        low, high = max(1, low), max(1, high)
-    if low and high == 8:
-        return EIGHTHS[low], f"{column.colour} on {column.weak}"
-    if low:
-        return EIGHTHS[low], column.colour
-    return (EIGHTHS[high], column.weak) if high else (" ", "")
+    filled = _filled(column.height, bottom, height, top)
+    if not bottom and column.height > 0:
+        filled = max(1, filled)  # a small value is not zero
+    if column.line is not None and top > 0:
+        at = min(height - 1e-9, column.line / top * height)
+        if int(at) == bottom:
+            behind = f" on {column.colour}" if filled == 8 else ""
+            return LINES[int(at % 1 * len(LINES))], column.line_colour + behind
+    return (EIGHTHS[filled], column.colour) if filled else (" ", "")
 
 
 def _filled(value: float, bottom: int, height: int, top: float) -> int:

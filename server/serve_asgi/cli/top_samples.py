@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -36,7 +37,11 @@ class TopSample:
     cpu: float
     """Seconds of CPU time, of all workers."""
     durations: tuple[int, ...]
-    """Requests of this interval by the buckets of `durations.bounds`, and one for all that took longer."""
+    """Requests of this interval by the buckets of `durations.bounds`, and one for all that took longer; empty in the
+    samples of the admin process."""
+    p50: float | None
+    p99: float | None
+    """Seconds; None if no request has completed."""
     switched: bool
     """A new generation came into service in this interval."""
     refused: bool
@@ -87,6 +92,7 @@ class TopSamples:
             return float(max(0, now.get(name, 0) - then.get(name, 0)) / seconds)
 
         counts = zip(status["durations"]["counts"], before["durations"]["counts"], strict=True)
+        durations = tuple(max(0, after - earlier) for after, earlier in counts)
         self.samples.append(
             TopSample(
                 seconds=seconds,
@@ -96,7 +102,9 @@ class TopSamples:
                 received=rate("bytes_received"),
                 sent=rate("bytes_sent"),
                 cpu=sum(worker.cpu for worker in self.rates.values()),
-                durations=tuple(max(0, after - earlier) for after, earlier in counts),
+                durations=durations,
+                p50=percentile(durations, self.bounds, 0.5),
+                p99=percentile(durations, self.bounds, 0.99),
                 switched=status["generation"] != before["generation"],
                 refused=status["failed_reloads"] != before["failed_reloads"],
             )
@@ -119,6 +127,10 @@ class TopSamples:
             rates[key] = WorkerRate((worker["requests"] - was["requests"]) / seconds, cpu, ticked)
         self.rates = rates
 
+    def recall(self, past: Iterable[TopSample]) -> None:
+        """Begin with what others have seen before the first status."""
+        self.samples.extendleft(reversed(list(past)[-KEPT:]))
+
     # What is shown
 
     @property
@@ -129,13 +141,18 @@ class TopSamples:
 
     def percentile(self, share: float, samples: int = WINDOW) -> float | None:
         """The time (s) within which this share of the last requests completed; None if there were none."""
-        last = itertools.islice(reversed(self.samples), samples)
-        counts = [sum(column) for column in zip(*(sample.durations for sample in last), strict=True)]
-        return percentile(counts, self.bounds, share)
+        last = [sample.durations for sample in itertools.islice(reversed(self.samples), samples) if sample.durations]
+        return percentile([sum(column) for column in zip(*last, strict=True)], self.bounds, share)
 
-    def percentiles(self, share: float) -> list[float | None]:
-        """The same for each interval by itself."""
-        return [percentile(sample.durations, self.bounds, share) for sample in self.samples]
+    def charted(self, columns: int, *, whole: bool) -> list[TopSample]:
+        """What `columns` columns of a chart show: the last samples, or (`whole`) all of them, several in one column."""
+        kept = list(self.samples)
+        if not whole or len(kept) <= columns:
+            return kept[-columns:] if columns else []
+        each = -(-len(kept) // columns)
+        first = len(kept) % each  # the newest column is always a full one
+        starts = [*([0] if first else []), *range(first, len(kept), each)]
+        return [joined(kept[start:end]) for start, end in itertools.pairwise([*starts, len(kept)])]
 
     def summed(self, name: str) -> int:
         """The sum of a gauge over all workers."""
@@ -148,6 +165,26 @@ class TopSamples:
     def lag(self) -> float | None:
         """The worst delay (s) of any worker's event loop in the last ten seconds."""
         return _longest(worker.get("lag_worst") for worker in self.status["workers"])
+
+
+def joined(samples: Sequence[TopSample]) -> TopSample:
+    """Successive samples as one: mean rates, the median of the medians, the worst of the 99th percentiles."""
+    seconds = sum(sample.seconds for sample in samples)
+
+    def mean(name: str) -> float:
+        return sum(float(getattr(sample, name)) * sample.seconds for sample in samples) / seconds
+
+    p50s = [sample.p50 for sample in samples if sample.p50 is not None]
+    return TopSample(
+        seconds=seconds,
+        generation=samples[-1].generation,
+        **{name: mean(name) for name in ("requests", "errors", "received", "sent", "cpu")},
+        durations=(),
+        p50=statistics.median(p50s) if p50s else None,
+        p99=_longest(sample.p99 for sample in samples),
+        switched=any(sample.switched for sample in samples),
+        refused=any(sample.refused for sample in samples),
+    )
 
 
 def processes(status: Status) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ change of colour. Pure: `frame` is a function of the samples.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from rich import box
@@ -22,10 +22,14 @@ from serve_asgi.cli.deploys import outcome
 from serve_asgi.cli.reload_live_view import STYLES
 from serve_asgi.cli.status import agent_returned
 from serve_asgi.cli.top_charts import ChartColumn, bar, columns, marks, rounded_up
-from serve_asgi.cli.top_samples import TopSamples, WorkerRate, processes
+from serve_asgi.cli.top_samples import TopSample, TopSamples, WorkerRate, processes
 
-COLOURS: Final = ("cyan", "green", "magenta", "blue", "yellow")
-"""Colours of the generations, in turn."""
+COLOURS: Final = ("#6b9cf8", "#36b97b", "#d579c2", "#d78c1a", "#00b7c9", "#ad88eb")
+"""Colours of the generations, in turn: those of the page (admin/page/charts.js); rich takes the nearest that a terminal
+has."""
+LINE: Final = "bright_white"
+"""The colour of the 99th percentile."""
+KEYS: Final = (("q", "quit"), ("w", "ten minutes"), ("ctrl-z", "suspend"))
 WIDE: Final = 112
 """Columns from which on more is shown side by side."""
 NARROW: Final = 72
@@ -59,14 +63,18 @@ CHARTED: Final = 3
 """Samples from which on there is something to chart."""
 
 
-def frame(samples: TopSamples, width: int, height: int | None) -> Group:
-    """A whole frame of at most `width` columns and `height` lines (None: without limit)."""
+def frame(samples: TopSamples, width: int, height: int | None, *, whole: bool = False) -> Group:
+    """A whole frame of at most `width` columns and `height` lines (None: without limit, and without keys).
+
+    With `whole` the charts show all samples that are kept, else one in each column.
+    """
     status = samples.status
     airy = height is None or height >= AIRY
     canary = [_canary(status["canary"], width)] if status.get("canary") else []
     gap = [Text()] if airy else []
     parts: list[RenderableType] = [_head(samples, width), *canary, *gap, _figures(samples, width)]
-    left = 1000 if height is None else height - 2 - 4 - airy - len(canary)
+    hints = height is not None and height >= AIRY
+    left = 1000 if height is None else height - 2 - 4 - airy - hints - len(canary)
     workers = len(processes(status))
     charts = width >= NARROW and len(samples.samples) >= CHARTED
     least = (LEAST_CHART + 1 + FRAME) if charts else 0
@@ -75,18 +83,28 @@ def frame(samples: TopSamples, width: int, height: int | None) -> Group:
     if charts:
         lines = min(MOST_CHART, max(LEAST_CHART, left - 1 - FRAME - LEAST_HISTORY)) if height is not None else 6
         if left >= lines + 1 + FRAME:
-            parts.append(_charts(samples, width, lines))
+            parts.append(_charts(samples, width, lines, whole=whole))
             left -= lines + 1 + FRAME
     parts.append(_workers(samples, width, shown))
     if width >= NARROW and left > FRAME:
         most = MOST_HISTORY if height is not None else max(1, len(status.get("recent", ())))
         parts.append(_history(status, width, min(MOST_HISTORY, most, left - FRAME)))
+    if hints:
+        parts.append(_keys(whole=whole))
     return Group(*parts)
+
+
+def _keys(*, whole: bool) -> Text:
+    line = Text(" ")
+    for key, does in KEYS:
+        line.append(f" {key} ", "bold")
+        line.append("one second a column  " if key == "w" and whole else f"{does}  ", "dim")
+    return line
 
 
 def colour(generation: int) -> str:
     """The colour of a generation."""
-    return COLOURS[generation % len(COLOURS)]
+    return COLOURS[(max(generation, 1) - 1) % len(COLOURS)]
 
 
 # The two lines at the top
@@ -218,32 +236,29 @@ def duration(value: float | None) -> str:
 # Charts
 
 
-def _charts(samples: TopSamples, width: int, lines: int) -> RenderableType:
+def _charts(samples: TopSamples, width: int, lines: int, *, whole: bool) -> RenderableType:
+    half = width // 2 if width >= WIDE else width
+    shown = samples.charted(half - 4 - SCALE, whole=whole)
     if width < WIDE:
-        return _requests(samples, width, lines)
-    half = width // 2
+        return _requests(shown, width, lines)
     side = Table.grid(padding=0)
-    side.add_row(_requests(samples, half, lines), _latency(samples, width - half, lines))
+    side.add_row(_requests(shown, half, lines), _latency(shown, width - half, lines))
     return side
 
 
-def _requests(samples: TopSamples, width: int, lines: int) -> Panel:
+def _requests(shown: Sequence[TopSample], width: int, lines: int) -> Panel:
     inner = width - 4 - SCALE
-    top = rounded_up(max([sample.requests for sample in samples.samples][-inner:]), 10)
-    shown = [ChartColumn(sample.requests, colour(sample.generation)) for sample in samples.samples]
-    return _boxed_chart("requests/s", columns(shown, inner, lines, top), _marks(samples, inner), number, top, width)
+    top = rounded_up(max((sample.requests for sample in shown), default=0.0), 10)
+    drawn = [ChartColumn(sample.requests, colour(sample.generation)) for sample in shown]
+    return _boxed_chart("requests/s", columns(drawn, inner, lines, top), _marks(shown, inner), number, top, width)
 
 
-def _latency(samples: TopSamples, width: int, lines: int) -> Panel:
+def _latency(shown: Sequence[TopSample], width: int, lines: int) -> Panel:
     inner = width - 4 - SCALE
-    high, low = samples.percentiles(0.99), samples.percentiles(0.5)
-    top = rounded_up(max([value for value in high[-inner:] if value is not None], default=0.0), 0.001)
-    shown = [
-        ChartColumn(upper or 0.0, colour(sample.generation), lower or 0.0, "grey35")
-        for upper, lower, sample in zip(high, low, samples.samples, strict=True)
-    ]
-    title = "latency: p50, p99 in grey"
-    return _boxed_chart(title, columns(shown, inner, lines, top), _marks(samples, inner), duration, top, width)
+    top = rounded_up(max((sample.p99 for sample in shown if sample.p99 is not None), default=0.0), 0.001)
+    drawn = [ChartColumn(sample.p50 or 0.0, colour(sample.generation), sample.p99, LINE) for sample in shown]
+    title = "latency: p50, p99 as a line"
+    return _boxed_chart(title, columns(drawn, inner, lines, top), _marks(shown, inner), duration, top, width)
 
 
 def _boxed_chart(
@@ -259,9 +274,9 @@ def _boxed_chart(
     return _panel(body, title, width)
 
 
-def _marks(samples: TopSamples, width: int) -> Text:
+def _marks(shown: Sequence[TopSample], width: int) -> Text:
     """Each switch with the number of its generation, each refusal as a cross."""
-    last = list(samples.samples)[-width:]
+    last = shown[-width:]
     start = width - len(last)
     placed = []
     for place, sample in enumerate(last, start):
