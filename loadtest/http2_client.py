@@ -60,15 +60,19 @@ class Http2Client:
         entry.planned = request.planned + sum(pause for pause, _ in request.pieces)
         connection = None
         try:
-            while (connection := await self._connected()).full:
-                await asyncio.wait([connection.changed()])  # it may also end: what was not sent yet goes to another one
+            connection = await self.connected()
             entry.connection = connection.number
             head = [(b":scheme", b"http" if self._load.tls is None else b"https"), *request.head]
             stream = connection.begin(head, end=request.bodiless)
             await self._settle(connection, stream, entry, request)
         except Failure as failure:
             self._load.ledger.failed(entry, time.monotonic(), failure.cause, failure.detail)
-        if connection is not None and not connection.usable and not connection.open_streams:
+        if connection is not None:
+            self.done_with(connection)
+
+    def done_with(self, connection: MultiplexedConnection) -> None:
+        """A request on it has ended: close it if it was the last."""
+        if not connection.usable and not connection.open_streams:
             self._leave(connection)
 
     def leave(self) -> None:
@@ -86,6 +90,12 @@ class Http2Client:
         connection.close()
         if connection is self._connection:
             self._connection = None
+
+    async def connected(self) -> MultiplexedConnection:
+        """A connection on which another request may be sent. Raises Failure if there is none to be had."""
+        while (connection := await self._connected()).full:
+            await asyncio.wait([connection.changed()])  # it may also end: what was not sent yet goes to another one
+        return connection
 
     async def _connected(self) -> MultiplexedConnection:
         async with self._opening:  # many requests, and one new connection

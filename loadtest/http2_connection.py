@@ -71,6 +71,12 @@ class Stream:
         self.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())  # somebody may not ask
         self.sent_end = False
         """Whether the whole request has been sent."""
+        self.took: Callable[[bytes], None] | None = None
+        """Takes the content as it comes, instead of the response; first, when the head has come, b""."""
+        self.lasting = False
+        """It is to survive reloads: how long it takes does not matter to its connection."""
+        self.take_at = 0.0
+        """What comes before this (monotonic, s) is taken then."""
         self._connection = connection
 
     async def send(self, data: bytes, *, end: bool) -> None:
@@ -96,6 +102,10 @@ class Stream:
     def reset(self) -> None:
         """RST_STREAM with CANCEL: the client wants no response any more."""
         self._connection.reset(self.number)
+
+    def wait(self) -> float:
+        """Seconds until what comes now is taken."""
+        return max(0.0, self.take_at - time.monotonic())
 
     @property
     def begun(self) -> bool:
@@ -192,15 +202,22 @@ class MultiplexedConnection(asyncio.Protocol):
         return self.usable and self._h2.open_outbound_streams >= self._h2.remote_settings.max_concurrent_streams
 
     @property
+    def extended(self) -> bool:
+        """Whether the server takes an extended CONNECT (RFC 8441 3)."""
+        return self._h2.remote_settings.enable_connect_protocol == 1
+
+    @property
     def open_streams(self) -> int:
         """Requests in progress."""
         return len(self._streams)
 
     def longest(self) -> float:
-        """Seconds that the longest request has taken of those in progress, and of those that have ended of late."""
+        """Seconds that the longest request has taken of those in progress, and of those that have ended of late. Those
+        that are to survive do not count."""
         now = time.monotonic()
         ended = [duration for end, duration in self._ended if now - end < OF_LATE]
-        return max([*ended, *(now - stream.sent for stream in self._streams.values())], default=0.0)
+        ended += [now - stream.sent for stream in self._streams.values() if not stream.lasting]
+        return max(ended, default=0.0)
 
     def in_progress(self) -> str:
         """The requests in progress, each with its age."""
@@ -305,15 +322,21 @@ class MultiplexedConnection(asyncio.Protocol):
     def _happened(self, event: events.Event) -> None:
         stream = self._streams.get(getattr(event, "stream_id", None) or 0)
         if isinstance(event, events.DataReceived):
-            if stream is not None:
+            if stream is None:
+                pass
+            elif stream.took is not None:
+                stream.took(event.data or b"")
+            else:
                 stream.response.body += event.data or b""
-            self._take(event)
+            self._take(event, stream)
         elif stream is None:
             pass
         elif isinstance(event, events.ResponseReceived):
             fields = cast(Iterable[tuple[bytes, bytes]], event.headers or ())
             stream.response.headers = dict(fields)
             stream.response.status = int(stream.response.headers[b":status"])
+            if stream.took is not None:
+                stream.took(b"")
         elif isinstance(event, events.InformationalResponseReceived):
             stream.interim += 1
         elif isinstance(event, events.TrailersReceived):
@@ -325,8 +348,9 @@ class MultiplexedConnection(asyncio.Protocol):
             detail = f"{code_name(int(event.error_code or 0))}, {'after its head' if stream.begun else 'no response'}"
             self._fail(stream, Failure(Cause.STREAM_RESET, detail))
 
-    def _take(self, event: events.DataReceived) -> None:
+    def _take(self, event: events.DataReceived, stream: Stream | None) -> None:
         size, number = event.flow_controlled_length or 0, event.stream_id or 0
+        after = self._manner.take_after if stream is None else max(self._manner.take_after, stream.wait())
 
         def take() -> None:
             if self.ended is None:
@@ -335,8 +359,8 @@ class MultiplexedConnection(asyncio.Protocol):
 
         if not size:
             return
-        if self._manner.take_after:
-            asyncio.get_running_loop().call_later(self._manner.take_after, take)
+        if after:
+            asyncio.get_running_loop().call_later(after, take)
         else:
             self._h2.acknowledge_received_data(size, number)
 
@@ -356,7 +380,8 @@ class MultiplexedConnection(asyncio.Protocol):
 
     def _finish(self, stream: Stream) -> None:
         del self._streams[stream.number]
-        self._ended.append((stream.response.done, stream.response.done - stream.sent))
+        if not stream.lasting:
+            self._ended.append((stream.response.done, stream.response.done - stream.sent))
         if not stream.sent_end:  # the server wants no more of the request
             self._h2.reset_stream(stream.number, ErrorCodes.CANCEL)
         if not stream.answer.done():

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
-from loadtest import http2_kinds, surviving_stream, surviving_websocket
+from loadtest import http2_kinds, http2_surviving, surviving_stream, surviving_websocket
 from loadtest.app import echo_answer, stream_chunk
 from loadtest.client import Client, Load, Request
 from loadtest.websocket import chat
@@ -208,12 +208,15 @@ KINDS = (
     Kind("HTTP/2, slow upload", http2_kinds.slow_upload, users=4, keep=False, named=True),
     Kind("HTTP/2, slow response", http2_kinds.slow_response, users=4, keep=False, named=True),
     Kind("HTTP/2, event stream", http2_kinds.events, users=6, keep=False, named=True),
+    Kind(http2_surviving.KIND, http2_surviving.surviving, users=10, rate=30, named=True),
     Kind("HTTP/2, slow reader", http2_kinds.slow_reader, users=4, keep=False, named=True),
 )
-HTTP2 = tuple(kind.name for kind in KINDS if kind.name.startswith("HTTP/2"))
+HTTP2 = tuple(kind.name for kind in KINDS if kind.name.startswith("HTTP/2") and kind.name != http2_surviving.KIND)
 """What is sent with `--http2`. Those of them that keep their connections have short requests alone."""
 SURVIVING = (surviving_websocket.KIND, surviving_stream.KIND, "one-shot", "keep-alive")
 """Connections that survive reloads, and requests beside them."""
+HTTP2_SURVIVING = (http2_surviving.KIND, "HTTP/2, 4 at once", "HTTP/2, one-shot")
+"""The same over HTTP/2."""
 
 
 def users(load: Load, names: Sequence[str] = ()) -> list[Awaitable[None]]:

@@ -3,7 +3,8 @@
 Owns a run from start to end: start the server, wait until it answers, count its descriptors, run the load, send the
 HUPs, let the load finish what it has sent, count again, stop the server, settle the accounts. `run` is the way in for
 tests. With `--surviving` the load is of WebSockets and streams that survive reloads (`loadtest.surviving_websocket`,
-`loadtest.surviving_stream`), and of requests beside them.
+`loadtest.surviving_stream`; with `--http2` several of each on one connection, `loadtest.http2_surviving`), and of
+requests beside them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import uvloop
 
 from loadtest import processes, surviving
 from loadtest.client import Load
-from loadtest.kinds import HTTP2, HTTP_1_0, KINDS, SURVIVING, users
+from loadtest.kinds import HTTP2, HTTP2_SURVIVING, HTTP_1_0, KINDS, SURVIVING, users
 from loadtest.ledger import Accounts, Ledger, parse_executions, settle
 from loadtest.proxies import PROXIES, behind
 from loadtest.report import as_json, table
@@ -382,7 +383,7 @@ def main(picture: Path | None, document: Path | None, surviving: bool, **options
     if (options["behind"] or options["unix"]) and (options["tls"] is not None or options["server"] != "serve"):
         raise click.UsageError("--behind and --unix are for this project's server, without --tls.")
     if surviving:
-        options["kinds"] = SURVIVING
+        options["kinds"] = HTTP2_SURVIVING if options["http2"] else SURVIVING
     try:
         result = run(Settings(**options))
     except RuntimeError as error:

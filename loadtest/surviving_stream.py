@@ -40,11 +40,11 @@ class Asked:
     head: bytes
 
 
-def ask(load: Load, random: Random, framing: str) -> Asked:
+def ask(load: Load, random: Random, framing: str, kind: str = KIND) -> Asked:
     """A request for events that take 2 to 25 s."""
     every = EVERY / load.scale
     count = round(load.stretch * random.uniform(2.0, 25.0) / every)
-    entry = load.ledger.begin(KIND, time.monotonic())
+    entry = load.ledger.begin(kind, time.monotonic())
     entry.planned = count * every
     query = f"id={entry.number}&count={count}&every={every:.3f}&manner={random.choice(MANNERS).replace(' ', '+')}"
     query += "&length=1" if framing == "with a length" else ""
@@ -56,9 +56,9 @@ def ask(load: Load, random: Random, framing: str) -> Asked:
 class EventStream:
     """One response, read as it comes."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, kind: str = KIND) -> None:
         self.asked = asked
-        self.survivor = Survivor(f"{KIND}, {asked.framing}")
+        self.survivor = Survivor(f"{kind}, {asked.framing}")
         self.headers: dict[bytes, bytes] = {}
         self.status = 0
         self.over = asyncio.Event()

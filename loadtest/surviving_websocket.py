@@ -14,8 +14,9 @@ import asyncio
 import itertools
 import time
 from collections import deque
+from collections.abc import Callable
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 from websockets.client import ClientProtocol
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
@@ -24,8 +25,8 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from loadtest.app import CANNOT, filler, tick_size
-from loadtest.client import ANSWER_TIMEOUT, CLOSE_TIMEOUT, Client, Load
-from loadtest.connection import Connection, Failure
+from loadtest.client import ANSWER_TIMEOUT, CLOSE_TIMEOUT, UNANNOUNCED, Client, Load
+from loadtest.connection import Failure
 from loadtest.ledger import Cause, Entry
 from loadtest.surviving import Survivor
 
@@ -50,12 +51,41 @@ def offered(random: Random, deflate: bool | None) -> ClientPerMessageDeflateFact
     )
 
 
+class SocketConnection(Protocol):
+    """What a WebSocket speaks over: a connection (`loadtest.connection.Connection`), or a stream of one."""
+
+    took: Callable[[bytes], None] | None
+    over: asyncio.Future[None]
+    ended: Cause | None
+    asked_to_close: bool
+    unannounced: bool
+
+    @property
+    def usable(self) -> bool:
+        """Whether something may be sent."""
+
+    def write(self, data: bytes) -> None:
+        """Send it; an empty piece does nothing."""
+
+    def narrow(self) -> None:
+        """Let little wait on the way here."""
+
+    def pause_reading(self, seconds: float) -> None:
+        """Read nothing for so long."""
+
+    def close(self) -> None:
+        """The client goes."""
+
+
 class SurvivingSocket:
     """The client's side of one WebSocket that survives."""
 
-    def __init__(self, load: Load, random: Random, connection: Connection, opening: Entry) -> None:
+    def __init__(
+        self, load: Load, random: Random, connection: SocketConnection, opening: Entry, kind: str = KIND
+    ) -> None:
         """Begin the handshake, whose answer is that to `opening`."""
-        self.survivor = Survivor(KIND)
+        self.survivor = Survivor(kind)
+        self._kind = kind
         load.ledger.survivors.append(self.survivor)
         self._load = load
         self._random = random
@@ -116,7 +146,8 @@ class SurvivingSocket:
         await asyncio.wait([self._connection.over], timeout=CLOSE_TIMEOUT)
         self._judge()
         self._writing.cancel()
-        self._load.note_end(self._connection)
+        if self._connection.unannounced:
+            self._load.ledger.oddities[UNANNOUNCED] += 1
         self._connection.close()
 
     async def _answers(self, timeout: float) -> None:
@@ -136,7 +167,7 @@ class SurvivingSocket:
 
     def _send(self, size: int, *, last: bool = False) -> None:
         """One numbered message, whole or in fragments (RFC 6455 5.4)."""
-        entry = self._load.ledger.begin(KIND, time.monotonic())
+        entry = self._load.ledger.begin(self._kind, time.monotonic())
         sequence = next(self._count)
         back = -1 if last else self._random.choice((0, 10, 300, 300, 2000))
         if not last and self._random.random() < 0.02:

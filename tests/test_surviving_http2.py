@@ -1,4 +1,4 @@
-"""Streams of HTTP/2 connections that survive deploys, with their connections: nothing is opened anew."""
+"""Streams and WebSockets of HTTP/2 connections that survive deploys, with their connections: nothing is opened anew."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import pytest
 
 from serve_asgi.cli import control_client
 from serve_asgi.http.h2.error_codes import ErrorCode
+from tests.browser import page
 from tests.http.http_server import Client
 from tests.http2.http2_server import NO_LIMIT, Http2Client
 from tests.plain_and_tls import AUTHORITY, addresses, secure
 from tests.running import PATIENCE, RunningServer, running, until
 from tests.test_surviving_streams import APPLICATION, EVENT, FRAMEWORKS, QUICK, deploy
+from tests.test_surviving_websockets import APPLICATION as WEBSOCKETS
 
 PATHS = ("numbers", "numbers/length", "sends", "messages", "by_itself", "starlette/stream", "starlette/sse", "fastapi")
 NUMBERS = ("numbers", "numbers", "messages", "by_itself")
@@ -214,3 +216,98 @@ def test_roll_back_brings_them_home(directory: Path) -> None:
         for client in found:
             client.check(2)
             assert client.client.goaways() == []
+
+
+BROWSER = '''
+async def page(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+    await send({"type": "http.response.body", "body": PAGE})
+
+
+async def events(scope, receive, send):
+    kept = survive(scope)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    gone = asyncio.ensure_future(until_gone(receive))
+    while not gone.done():
+        number = kept.state.get("number", 0) + 1
+        await send({"type": "http.response.body", "body": b"data: %d %d\\n\\n" % (VERSION, number), "more_body": True})
+        kept.state["number"] = number
+        await asyncio.wait([gone], timeout=0.02)
+
+
+async def until_gone(receive):
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def numbers(scope, receive, send):
+    """Echoes, and says over what it speaks."""
+    kept = survive(scope)
+    await accept(receive, send)
+    number = kept.state.get("number", 0)
+    while (message := await receive())["type"] == "websocket.receive":
+        number += 1
+        await say(send, VERSION, number, message["text"], scope["http_version"])
+        kept.state["number"] = number
+
+
+PAGE = b"""<!doctype html><title>-</title><link rel=icon href=data:,><p id=version>0</p><p id=answers>0</p><script>
+const told = {opened: 0, ended: 0, wrong: [], http: new Set(), events: 0, begun: 0};
+const show = (name, value) => document.getElementById(name).textContent = value;
+function open(path) {
+  const socket = new WebSocket(`wss://${location.host}/${path}`);
+  let sent = 0, received = 0;
+  const ask = () => socket.send(++sent);
+  socket.onopen = () => { told.opened++; ask(); ask(); };
+  socket.onclose = socket.onerror = () => told.ended++;
+  socket.onmessage = ({data}) => {
+    const [version, number, text, http] = data.split(" ");
+    if (+number !== ++received || +text !== received) told.wrong.push(data);
+    told.http.add(http);
+    versions[path] = +version;
+    show("version", Math.min(...Object.values(versions)));
+    show("answers", +document.getElementById("answers").textContent + 1);
+    setTimeout(ask, 5);
+  };
+}
+const versions = {"numbers/1": 0, "numbers/2": 0, events: 0};
+for (const path in versions) if (path !== "events") open(path);
+const source = new EventSource("/events");
+source.onopen = () => told.begun++;
+source.onmessage = ({data}) => {
+  const [version, number] = data.split(" ");
+  if (+number !== ++told.events) told.wrong.push(data);
+  versions.events = +version;
+};
+</script>"""
+
+
+HANDLERS = {
+    **{name: globals()[name] for name in ("page", "events", "numbers")},
+'''
+
+
+@pytest.mark.needs("chromium")
+def test_chromiums_websockets_and_event_stream_over_three_deploys(directory: Path) -> None:
+    """On one connection."""
+    code = WEBSOCKETS.replace("\nHANDLERS = {\n", BROWSER, 1).replace(
+        "    name: globals()[name]\n    for name in (", "    **{name: globals()[name] for name in (", 1
+    )
+    code = code.replace('none".split()\n    )\n}', 'none".split()\n    )}\n}')
+    (directory / "app.py").write_text(code)
+    with serving(directory) as server, page(directory / "profile", "--ignore-certificate-errors") as browser:
+        browser.open(f"https://localhost:{addresses(server)['https'][1]}/page")
+        for version in range(1, 5):
+            if version > 1:
+                (directory / "app.py").write_text(code.replace("VERSION = 1", f"VERSION = {version}"))
+                server.reload()
+            browser.wait_for(f"+document.getElementById('version').textContent === {version}")
+            enough = browser.number("answers") + 20
+            browser.wait_for(f"+document.getElementById('answers').textContent > {enough}")
+        told = browser.evaluate("({...told, http: [...told.http]})")
+        totals = server.status()["totals"]
+        browser.open("about:blank")
+    assert told["wrong"] == []
+    assert (told["opened"], told["ended"], told["begun"], told["http"]) == (2, 0, 1, ["2"])
+    assert totals["survived"] >= 9
+    assert (totals["not_survived"], totals["http2_goaways"]) == (0, 0)

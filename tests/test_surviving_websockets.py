@@ -1,4 +1,8 @@
-"""WebSockets that survive a deploy: one connection, and new code on the other side of it."""
+"""WebSockets that survive a deploy: one connection, and new code on the other side of it.
+
+Over HTTP/2 a client is the same one, with `tests.http2.websocket_bridge` in between. What is another there, several on
+one connection, is in tests/test_surviving_http2.py.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from websockets.sync.client import ClientConnection, connect, unix_connect
 from websockets.typing import Subprotocol
 
 from serve_asgi.cli import control_client
+from tests.http2.websocket_bridge import WebSocketBridge
 from tests.plain_and_tls import AUTHORITY, TRUSTING, addresses, serving_both
 from tests.running import PATIENCE, RunningServer, running, until
 
@@ -248,27 +253,66 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class Bridges:
+    """What stands between clients and server: nothing, or for HTTP/2 a bridge to each address of a server."""
+
+    def __init__(self, version: str) -> None:
+        self._http2 = version == "HTTP/2"
+        self._bridges: dict[int, WebSocketBridge] = {}
+
+    def to(self, port: int, secure: bool = False) -> int:
+        """The port that a client connects to."""
+        if not self._http2:
+            return port
+        if port not in self._bridges:
+            context = None
+            if secure:
+                context = AUTHORITY.client_context()
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.set_alpn_protocols(["h2"])
+            self._bridges[port] = WebSocketBridge(port, context)
+        return self._bridges[port].port
+
+    def stop(self) -> None:
+        for bridge in self._bridges.values():
+            bridge.stop()
+
+
+class Clients:
+    """Of one server."""
+
+    def __init__(self, bridges: Bridges, server: RunningServer) -> None:
+        self._bridges = bridges
+        self.server = server
+
+    def open(self, path: str, **more: Any) -> ClientConnection:
+        host, port = self.server.address()
+        peer: ClientConnection = connect(f"ws://{host}:{self._bridges.to(port)}/{path}", **more)
+        return peer
+
+
+@pytest.fixture(params=["HTTP/1.1", "HTTP/2"])
+def bridges(request: pytest.FixtureRequest) -> Iterator[Bridges]:
+    bridges = Bridges(request.param)
+    yield bridges
+    bridges.stop()
+
+
 @pytest.fixture(params=["uvloop", "asyncio"])
-def server(directory: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+def clients(directory: Path, request: pytest.FixtureRequest, bridges: Bridges) -> Iterator[Clients]:
     with running("app:app", "--workers", "1", "--loop", request.param, *QUICK, directory=directory) as server:
-        yield server
+        yield Clients(bridges, server)
 
 
 @pytest.fixture
-def one(directory: Path) -> Iterator[RunningServer]:
+def one(directory: Path, bridges: Bridges) -> Iterator[Clients]:
     with running("app:app", "--workers", "1", *QUICK, directory=directory) as server:
-        yield server
+        yield Clients(bridges, server)
 
 
 def deploy(server: RunningServer, version: int) -> str:
     (server.directory / "app.py").write_text(APPLICATION.replace("VERSION = 1", f"VERSION = {version}"))
     return server.reload()
-
-
-def opened(server: RunningServer, path: str, **more: Any) -> ClientConnection:
-    host, port = server.address()
-    peer: ClientConnection = connect(f"ws://{host}:{port}/{path}", **more)
-    return peer
 
 
 def received(peer: ClientConnection) -> str:
@@ -292,7 +336,7 @@ def counts(server: RunningServer) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def client(way: str, directory: Path) -> Iterator[tuple[RunningServer, ClientConnection]]:
+def client(way: str, directory: Path, bridges: Bridges) -> Iterator[tuple[RunningServer, ClientConnection]]:
     loop, compression, where = way.split()
     options = ("--workers", "2", "--loop", loop, *QUICK)
     deflate: Any = {"compression": None if compression == "plain" else "deflate"}
@@ -306,19 +350,38 @@ def client(way: str, directory: Path) -> Iterator[tuple[RunningServer, ClientCon
     elif where == "tls":
         with serving_both(directory, *options) as server:
             port = addresses(server)["https"][1]
-            with connect(f"wss://localhost:{port}/echo", ssl=TRUSTING, **deflate) as peer:
+            if (to := bridges.to(port, secure=True)) == port:
+                peer = connect(f"wss://localhost:{port}/echo", ssl=TRUSTING, **deflate)
+            else:
+                peer = connect(f"ws://localhost:{to}/echo", **deflate)
+            with peer:
                 yield server, peer
     else:
-        with running("app:app", *options, directory=directory) as server, opened(server, "echo", **deflate) as peer:
+        with (
+            running("app:app", *options, directory=directory) as server,
+            Clients(bridges, server).open("echo", **deflate) as peer,
+        ):
             yield server, peer
 
 
 @pytest.mark.parametrize(
-    "way",
-    ["uvloop deflate tcp", "asyncio plain tcp", "uvloop plain tls", "asyncio deflate tls", "uvloop deflate unix"],
+    ("way", "bridges"),
+    [
+        ("uvloop deflate tcp", "HTTP/1.1"),
+        ("asyncio plain tcp", "HTTP/1.1"),
+        ("uvloop plain tls", "HTTP/1.1"),
+        ("asyncio deflate tls", "HTTP/1.1"),
+        ("uvloop deflate unix", "HTTP/1.1"),
+        ("asyncio deflate tcp", "HTTP/2"),
+        ("uvloop deflate tls", "HTTP/2"),
+        ("asyncio plain tls", "HTTP/2"),
+    ],
+    indirect=["bridges"],
 )
-def test_every_message_goes_both_ways_once_and_in_order_over_three_deploys(way: str, directory: Path) -> None:
-    with client(way, directory) as (server, peer):
+def test_every_message_goes_both_ways_once_and_in_order_over_three_deploys(
+    way: str, bridges: Bridges, directory: Path
+) -> None:
+    with client(way, directory, bridges) as (server, peer):
         versions: list[str] = []
         stop = threading.Event()
         failed: list[BaseException] = []
@@ -349,16 +412,16 @@ def test_every_message_goes_both_ways_once_and_in_order_over_three_deploys(way: 
         assert versions == ["1", "2", "3", "4"]
 
 
-def test_a_half_received_message_and_pings_travel(server: RunningServer) -> None:
-    with opened(server, "echo") as peer:
+def test_a_half_received_message_and_pings_travel(clients: Clients) -> None:
+    with clients.open("echo") as peer:
         pongs: list[threading.Event] = []
 
         def pieces() -> Iterator[str]:
             yield "a" * 70_000
             pongs.append(peer.ping())
-            deploy(server, 2)
+            deploy(clients.server, 2)
             yield "é" * 1000
-            server.wait_until(lambda status: status["workers"][0]["generation"] == 2)
+            clients.server.wait_until(lambda status: status["workers"][0]["generation"] == 2)
             pongs.append(peer.ping())
             yield "z"
 
@@ -367,23 +430,23 @@ def test_a_half_received_message_and_pings_travel(server: RunningServer) -> None
         assert all(pong.wait(PATIENCE) for pong in pongs)
 
 
-def test_what_the_first_life_has_not_received_the_second_does(server: RunningServer) -> None:
-    with opened(server, "sink") as peer:
+def test_what_the_first_life_has_not_received_the_second_does(clients: Clients) -> None:
+    with clients.open("sink") as peer:
         assert received(peer) == "here"
         for text in ("one", "two", "three"):
             peer.send(text)
-        deploy(server, 2)
+        deploy(clients.server, 2)
         assert [received(peer) for _ in range(3)] == ["one", "two", "three"]
         assert ended(peer) == 1000
 
 
-def test_an_application_that_only_sends_is_told_by_send(server: RunningServer) -> None:
-    with opened(server, "ticks") as peer:
+def test_an_application_that_only_sends_is_told_by_send(clients: Clients) -> None:
+    with clients.open("ticks") as peer:
         number = 0
         versions = set()
         for version in (1, 2, 3):
             if version > 1:
-                deploy(server, version)
+                deploy(clients.server, version)
             while version not in versions:
                 found, _, counted = received(peer).partition(" ")
                 versions.add(int(found))
@@ -391,35 +454,35 @@ def test_an_application_that_only_sends_is_told_by_send(server: RunningServer) -
                 assert int(counted) == number
 
 
-def test_plain_messages_of_asgi_do_it_too(one: RunningServer) -> None:
-    with opened(one, "messages") as peer:
+def test_plain_messages_of_asgi_do_it_too(one: Clients) -> None:
+    with one.open("messages") as peer:
         assert received(peer) == "{}"
-        deploy(one, 2)
+        deploy(one.server, 2)
         assert received(peer) == str({"resumed": True, "state": ["said", None], "version": 7})
-    with opened(one, "wrong") as peer:
+    with one.open("wrong") as peer:
         assert "cannot be written as JSON" in received(peer)
         assert "65538 bytes as JSON" in received(peer)
 
 
-def test_last_words_go_out_before_anything_of_the_next_life_and_nothing_after_them(one: RunningServer) -> None:
-    with opened(one, "last_words") as peer:
+def test_last_words_go_out_before_anything_of_the_next_life_and_nothing_after_them(one: Clients) -> None:
+    with one.open("last_words") as peer:
         assert received(peer) == "hello"
-        deploy(one, 2)
+        deploy(one.server, 2)
         assert received(peer) == "goodbye"
         assert received(peer) == "the last words"
-        notes = one.directory / "notes"
+        notes = one.server.directory / "notes"
         until(notes.exists, "the application was told")
         assert "ClientDisconnected: The connection goes on in another worker" in notes.read_text()
 
 
 @pytest.mark.parametrize("path", ["by_itself", "framework", "as_before"])
-def test_a_handler_may_end_by_itself_and_let_its_frameworks_exception_through(one: RunningServer, path: str) -> None:
-    with opened(one, path, subprotocols=[Subprotocol("one"), Subprotocol("two")]) as peer:
+def test_a_handler_may_end_by_itself_and_let_its_frameworks_exception_through(one: Clients, path: str) -> None:
+    with one.open(path, subprotocols=[Subprotocol("one"), Subprotocol("two")]) as peer:
         assert received(peer) == "False"
-        deploy(one, 2)
+        deploy(one.server, 2)
         assert received(peer) == "True"
-        assert counts(one) == (1, 0)
-        assert "failed at" not in one.log()
+        assert counts(one.server) == (1, 0)
+        assert "failed at" not in one.server.log()
 
 
 ENDS = {
@@ -436,44 +499,47 @@ ENDS = {
 """What is logged of each path, whose connections do not survive."""
 
 
-def test_what_cannot_go_on_has_the_ordinary_end(one: RunningServer) -> None:
+def test_what_cannot_go_on_has_the_ordinary_end(one: Clients) -> None:
     with contextlib.ExitStack() as stack:
         offers = [Subprotocol("one"), Subprotocol("two")]
-        peers = {path: stack.enter_context(opened(one, path, subprotocols=offers)) for path in ENDS}
-        deploy(one, 2)
+        peers = {path: stack.enter_context(one.open(path, subprotocols=offers)) for path in ENDS}
+        deploy(one.server, 2)
         assert {path: ended(peer) for path, peer in peers.items()} == dict.fromkeys(ENDS, 1012)
-    one.wait_until(lambda status: status["totals"]["not_survived"] == len(ENDS))
+    one.server.wait_until(lambda status: status["totals"]["not_survived"] == len(ENDS))
 
 
 @pytest.mark.parametrize("path", ["raises", "unfit", "route", "subprotocol"])
-def test_it_is_logged_why_one_did_not_survive(one: RunningServer, path: str) -> None:
-    with opened(one, path, subprotocols=[Subprotocol("one"), Subprotocol("two")]) as peer:
-        deploy(one, 2)
+def test_it_is_logged_why_one_did_not_survive(one: Clients, path: str) -> None:
+    with one.open(path, subprotocols=[Subprotocol("one"), Subprotocol("two")]) as peer:
+        deploy(one.server, 2)
         assert ended(peer) == 1012
-        assert one.logged("a WebSocket did not survive: " + re.escape(ENDS[path]))
+        assert one.server.logged("a WebSocket did not survive: " + re.escape(ENDS[path]))
 
 
-def test_who_has_not_asked_for_it_is_treated_as_always(one: RunningServer) -> None:
-    with opened(one, "plain") as peer:
+def test_who_has_not_asked_for_it_is_treated_as_always(one: Clients) -> None:
+    with one.open("plain") as peer:
         assert received(peer) == "extension"
-        deploy(one, 2)
+        deploy(one.server, 2)
         assert ended(peer) == 1012
-        assert counts(one) == (0, 0)
+        assert counts(one.server) == (0, 0)
 
 
-def test_at_a_stop_it_ends_as_always(one: RunningServer) -> None:
-    with opened(one, "echo") as peer:
+def test_at_a_stop_it_ends_as_always(one: Clients) -> None:
+    with one.open("echo") as peer:
         peer.send("x")
         assert received(peer) == "1 1 x"
-        one.signal(signal.SIGTERM)
+        one.server.signal(signal.SIGTERM)
         assert ended(peer) == 1001
-    assert one.wait() == 0
-    assert "did not survive" not in one.log()
+    assert one.server.wait() == 0
+    assert "did not survive" not in one.server.log()
 
 
-def test_a_connection_of_a_version_that_is_taken_back_comes_home(directory: Path) -> None:
+def test_a_connection_of_a_version_that_is_taken_back_comes_home(directory: Path, bridges: Bridges) -> None:
     options = ("--workers", "1", "--keep-previous", "60", *QUICK)
-    with running("app:app", *options, directory=directory) as server, opened(server, "echo") as peer:
+    with (
+        running("app:app", *options, directory=directory) as server,
+        Clients(bridges, server).open("echo") as peer,
+    ):
         deploy(server, 2)
         server.wait_until(lambda status: {w["state"] for w in status["workers"]} == {"serving", "standby"})
         peer.send("x")
@@ -487,7 +553,7 @@ def test_a_connection_of_a_version_that_is_taken_back_comes_home(directory: Path
 
 
 @pytest.mark.parametrize("outcome", ["rollback", "promote"])
-def test_a_canarys_connections_come_home_or_stay(directory: Path, outcome: str) -> None:
+def test_a_canarys_connections_come_home_or_stay(directory: Path, bridges: Bridges, outcome: str) -> None:
     options = ("--workers", "2", "--canary", "--canary-share", "50", "--canary-time", "60", *QUICK)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(running("app:app", *options, directory=directory))
@@ -496,7 +562,7 @@ def test_a_canarys_connections_come_home_or_stay(directory: Path, outcome: str) 
         server.wait_until(lambda status: status["canary"] is not None)
         peers: dict[str, tuple[ClientConnection, int]] = {}
         while peers.keys() != {"1", "2"}:  # until there is one of either version
-            peer = stack.enter_context(opened(server, "echo"))
+            peer = stack.enter_context(Clients(bridges, server).open("echo"))
             peer.send("x")
             peers.setdefault(received(peer).partition(" ")[0], (peer, 1))
         control_client.ask(server.control, outcome)
@@ -511,12 +577,14 @@ def test_a_canarys_connections_come_home_or_stay(directory: Path, outcome: str) 
         assert counts(server)[1] == 0
 
 
-def test_a_client_that_takes_nothing_holds_its_hand_over_up_and_loses_nothing(directory: Path) -> None:
+def test_a_client_that_takes_nothing_holds_its_hand_over_up_and_loses_nothing(
+    directory: Path, bridges: Bridges
+) -> None:
     with running("app:app", "--workers", "1", *QUICK, directory=directory) as server:
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.connect(server.address())
         host, port = server.address()
+        raw.connect((host, bridges.to(port)))
         with connect(f"ws://{host}:{port}/echo", sock=raw, max_size=None, max_queue=1) as peer:
             sent = [os.urandom(200_000) for _ in range(20)]
 

@@ -151,7 +151,8 @@ def test_a_websocket_from_its_request_to_its_end(serve2: Serve) -> None:
         *("websocket", "2", "ws"),
         b"x=1",
     )
-    assert "serve.survive" not in scope["extensions"]
+    assert scope["extensions"]["serve.survive"] == {}
+    assert scope["extensions"]["serve"]["connection"] == server.newest().number
     assert log.records[0][1:6] == ("CONNECT", "/chat?x=1", "2", 200, 0)
     assert server.cell(Cell.WEBSOCKETS_OPENED) == 1
 
@@ -215,19 +216,6 @@ def test_a_denial_is_an_ordinary_response(serve2: Serve, monkeypatch: pytest.Mon
     client.read_until(lambda: client.of(frames.RST_STREAM, socket.stream_id))
     assert client.of(frames.RST_STREAM)[0].code is ErrorCode.NO_ERROR
     assert at_rest(server)
-
-
-def test_an_application_that_was_not_offered_survival_may_not_speak_of_it(
-    serve2: Serve, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        await send({"type": "serve.survive", "state": 1})
-
-    client = serve2(app).client()
-    assert Socket(client).open().close_code() == 1011
-    assert "does not survive its worker" in caplog.text
 
 
 # ---- ends

@@ -150,7 +150,6 @@ def test_scope(loop_name: str) -> None:
     assert headers[b"host"].startswith(b"127.0.0.1:")
     assert scope.pop("client")[0] == "127.0.0.1"
     assert tuple(scope.pop("server")) == ("127.0.0.1", server.own_port)
-    survival: dict[str, Any] = {} if server.over_http2 else {"serve.survive": {}}
     assert scope == {
         "type": "websocket",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -163,9 +162,9 @@ def test_scope(loop_name: str) -> None:
         "subprotocols": ["v1", "v2"],
         "state": {"db": "a pool"},
         "extensions": {
-            "serve": {"generation": 7, "slot": 3, "connection": 0 if server.over_http2 else 1},
+            "serve": {"generation": 7, "slot": 3, "connection": 2 if server.over_http2 else 1},
             "websocket.http.response": {},
-            **survival,
+            "serve.survive": {},
         },
     }
     assert scope["state"] is not server.worker.state

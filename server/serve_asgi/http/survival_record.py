@@ -82,6 +82,7 @@ def field_bytes(head: Head, scheme: str, id_name: bytes = b"", identity: str = "
     (_, authority), *headers = head.headers
     fields = [
         (b":method", head.method.encode()),
+        *(((b":protocol", b"websocket"),) if head.websocket else ()),
         (b":scheme", scheme.encode()),
         (b":authority", authority),
         (b":path", head.target),
@@ -98,7 +99,7 @@ def fields_of(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 class MovedStream(NamedTuple):
-    """A stream of an HTTP/2 connection whose response goes on elsewhere."""
+    """A stream of an HTTP/2 connection whose response, or whose WebSocket, goes on elsewhere."""
 
     stream_id: int
     record: SurvivalRecord

@@ -194,7 +194,7 @@ class SurvivingResponse:
         self.move_on()
         return True
 
-    def record(self, unread: bytes) -> SurvivalRecord:
+    def record(self, unread: bytes = b"") -> SurvivalRecord:
         """After the end: what the next life begins with; `unread` has arrived and belongs to no request yet."""
         assert self._record is not None, "a life that has not ended"
         return dataclasses.replace(self._record, unread=unread)

@@ -41,6 +41,9 @@ class Lives(Protocol):
     def changed(self, connection: Any) -> None:
         """Look soon what can be done now."""
 
+    def held_in_vain(self, connection: Any) -> None:
+        """The time is over for which new requests were held back."""
+
     def hinder(self, connection: Any) -> bool:
         """Whether there is a stream with which the connection cannot leave."""
 
@@ -181,7 +184,7 @@ class Departure:
             worker.cells[_GOAWAYS] += 1
             connection.announce_end()
         if lives is not None:
-            lives.changed(connection)
+            lives.held_in_vain(connection)
 
     def stop_holding(self) -> None:
         """The time for which it holds back requests does not matter any more."""

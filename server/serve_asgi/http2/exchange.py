@@ -33,7 +33,7 @@ from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.http2.own_responses import write_response
 from serve_asgi.http2.response import Http2Response
 from serve_asgi.http2.stream_body import StreamBody
-from serve_asgi.http2.stream_life import StreamLife
+from serve_asgi.http2.stream_life import LifeStage, StreamLife
 from serve_asgi.ipc.peer_address import Address
 
 MOST_WAITING: Final = 64 * 1024
@@ -314,6 +314,11 @@ class Exchange:
         if self.life is not None:
             self.life.call_off()
         self._wake()
+
+    @property
+    def stage(self) -> LifeStage:
+        """How far it is on its way to a next life."""
+        return LifeStage.STAYS if self.life is None else self.life.stage
 
     def is_to_survive(self) -> bool:
         """Whether its application wishes that, and it can."""

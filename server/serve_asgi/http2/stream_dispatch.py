@@ -51,9 +51,6 @@ class DispatchingConnection(StreamCarrier, Protocol):
     def end_soon(self) -> None:
         """The client begins nothing more: end once what there is has been answered."""
 
-    def leave_to_another(self) -> None:
-        """The worker retires: tell the client to begin on another connection what it begins next."""
-
 
 class StreamDispatch:
     """Of one connection."""
@@ -128,10 +125,8 @@ class StreamDispatch:
         if worker.published[0] > worker.shared.applied:
             worker.catch_up()
         if head.websocket:
-            if worker.retiring.is_set():  # it will be closed at once, and opened again
-                connection.leave_to_another()
             connection.begin_work()
-            websocket = self._handlers[stream_id] = WebSocketStream(connection, event)
+            websocket = self._handlers[stream_id] = WebSocketStream(connection, stream_id, head)
             websocket.begin(event.ended)
             return
         if worker.max_concurrency and worker.cells[_IN_FLIGHT] + len(with_body) >= worker.max_concurrency:
@@ -188,7 +183,10 @@ class StreamDispatch:
 
     def drop(self) -> None:
         """The connection has gone to another worker, with all its streams."""
-        self._handlers.clear()
+        handlers, self._handlers = self._handlers, {}
+        for handler in handlers.values():
+            if isinstance(handler, WebSocketStream):
+                handler.gone()
 
     def opt_in(self, extensions: object, version: int | None) -> Survival | None:
         """See `serve_asgi.http.survival.SurvivableConnection`: the stream is found by its `extensions`."""
@@ -219,20 +217,21 @@ class StreamDispatch:
     def retire(self, connection: DispatchingConnection) -> None:
         """The worker's phase has changed.
 
-        A WebSocket is closed then, and its client opens it again at once: on another connection, if this one stays
-        here for the sake of streams that are to survive.
+        A WebSocket that is not to survive is closed then, and its client opens it again at once: on another connection,
+        if this one stays here for the sake of streams that are to survive.
         """
-        websockets: list[WebSocketStream] = []
+        closing: list[WebSocketStream] = []
         waits = False
         for handler in list(self._handlers.values()):
-            if isinstance(handler, WebSocketStream):
-                websockets.append(handler)
+            survives = isinstance(handler, (Exchange, WebSocketStream)) and handler.is_to_survive()
+            waits = waits or survives
+            if isinstance(handler, WebSocketStream) and not survives:
+                closing.append(handler)
             else:
                 handler.retire()
-                waits = waits or (isinstance(handler, Exchange) and handler.is_to_survive())
-        if websockets and waits:
+        if waits and any(websocket.is_open() for websocket in closing):
             connection.leave_to_another()
-        for websocket in websockets:
+        for websocket in closing:
             websocket.retire()
 
     def cut(self) -> bool:

@@ -33,7 +33,7 @@ class LifeStage(enum.Enum):
     """How far a stream is on its way to a next life."""
 
     STAYS = "stays"  # it is not to survive, or never can
-    NOT_YET = "not yet"  # it cannot go on elsewhere at the moment, and will soon
+    NOT_YET = "not yet"  # it cannot go on elsewhere at the moment; soon it can, or is over
     READY = "ready"  # its life may end
     PARTING = "parting"  # the application has been told
     PARTED = "parted"  # the life has ended, and the next may begin

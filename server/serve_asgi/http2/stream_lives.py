@@ -29,6 +29,8 @@ from serve_asgi.http2.departure import DepartingConnection, Departure, is_statio
 from serve_asgi.http2.exchange import Exchange
 from serve_asgi.http2.stream_dispatch import DispatchingConnection, StreamDispatch
 from serve_asgi.http2.stream_life import LifeStage, StreamLife
+from serve_asgi.http2.websocket_life import WebSocketStreamLife
+from serve_asgi.http2.websocket_stream import WebSocketStream, next_life
 from serve_asgi.ipc.scoreboard import Cell
 
 MOST_TRAVELS: Final = MOST_LEFTOVER - (1 << 20)
@@ -149,10 +151,12 @@ class StreamLives:
     @staticmethod
     def _size(connection: LivesConnection) -> int:
         size = 0
-        for stream_id, handler in connection.streams.all():
-            if isinstance(handler, Exchange) and handler.life is not None:
-                record = handler.life.record(b"")
+        for stream_id, _ in connection.streams.all():
+            life = life_of(connection, stream_id)
+            if life is not None:
+                record = life.record()
                 size += len(record.head) + len(record.state) + len(record.body) + RECORD_SIZE
+                size += len(record.unread) + len(record.window)
                 size += 2 * len(record.response["headers"]) if record.response else 0
                 size += len(unsent(connection.core, stream_id))
         return size
@@ -172,8 +176,17 @@ class StreamLives:
         connection.transport.set_write_buffer_limits()
         for stream_id in parted:
             life = life_of(connection, stream_id)
-            if life is not None:
-                begin_life(connection, MovedStream(stream_id, life.record(b""), b""))
+            if isinstance(life, WebSocketStreamLife):
+                life.go_on_here()
+            elif life is not None:
+                begin_life(connection, MovedStream(stream_id, life.record(), b""))
+
+    def held_in_vain(self, connection: LivesConnection) -> None:
+        """The time is over for which new requests were held back: lives that have ended do not wait longer for a stream
+        that cannot go on elsewhere yet."""
+        if LifeStage.NOT_YET in stages_of(connection).values():
+            self.go_on_here(connection)
+        self.changed(connection)
 
     # ---- what travels
 
@@ -185,7 +198,7 @@ class StreamLives:
         for stream_id, _ in connection.streams.all():
             life = life_of(connection, stream_id)
             if life is not None:
-                found.append(MovedStream(stream_id, life.record(b""), unsent(connection.core, stream_id)))
+                found.append(MovedStream(stream_id, life.record(), unsent(connection.core, stream_id)))
         return found
 
     def may_leave(self, connection: LivesConnection) -> bool:
@@ -202,16 +215,18 @@ class StreamLives:
         return LifeStage.STAYS in stages_of(connection).values()
 
 
-def life_of(connection: LivesConnection, stream_id: int) -> StreamLife | None:
-    """Of the response on a stream."""
+def life_of(connection: LivesConnection, stream_id: int) -> StreamLife | WebSocketStreamLife | None:
+    """Of the response, or the WebSocket, on a stream."""
     handler = connection.streams.handler(stream_id)
+    if isinstance(handler, WebSocketStream):
+        return handler.surviving if isinstance(handler.surviving, WebSocketStreamLife) else None
     return handler.life if isinstance(handler, Exchange) else None
 
 
 def stages_of(connection: LivesConnection) -> dict[int, LifeStage]:
     """How far each stream is."""
     return {
-        stream_id: handler.life.stage if isinstance(handler, Exchange) and handler.life is not None else LifeStage.STAYS
+        stream_id: handler.stage if isinstance(handler, (Exchange, WebSocketStream)) else LifeStage.STAYS
         for stream_id, handler in connection.streams.all()
     }
 
@@ -228,20 +243,28 @@ def arrive(connection: LivesConnection, streams: Iterable[MovedStream]) -> None:
 
 
 def begin_life(connection: LivesConnection, moved: MovedStream) -> None:
-    """Call the application again, in this worker, soon, for a response whose life has ended in another one, or here."""
-    core, stream_id = connection.core, moved.stream_id
+    """Call the application again, in this worker, soon, for a response whose life has ended in another one, or here, or
+    for a WebSocket that has come from another one."""
+    core, stream_id, record = connection.core, moved.stream_id, moved.record
     if moved.unsent:
         core.send_data(stream_id, moved.unsent, False)
     exchange = Exchange(connection, stream_id)
+    websocket: WebSocketStream | None = None
     try:
-        exchange.resume(moved.record)
+        if record.websocket is None:
+            exchange.resume(record)
+        else:
+            websocket = next_life(connection, stream_id, record)
     except (BadRequest, LookupError, TypeError, ValueError) as error:
         reason = f"what another worker has left of it makes no sense here ({error!r})"
-        connection.worker.did_not_survive("a response", reason)
+        connection.worker.did_not_survive("a response" if record.websocket is None else "a WebSocket", reason)
         core.reset(stream_id, ErrorCode.INTERNAL_ERROR)
         connection.forget_stream(stream_id)
         connection.flush_soon()
         return
     connection.begin_work()
+    if websocket is not None:
+        connection.streams.put(stream_id, websocket)
+        return
     connection.streams.put(stream_id, exchange)
     connection.worker.loop.call_soon(exchange.call)  # uvloop begins to read after this, whatever it has said of reading

@@ -33,6 +33,9 @@ class StreamCarrier(StreamConnection, Protocol):
 
     transport: asyncio.Transport
 
+    def leave_to_another(self) -> None:
+        """The worker retires: tell the client to begin on another connection what it begins next."""
+
 
 class StreamPhase(enum.Enum):
     """Where the stream is in its life, from this side."""
@@ -149,6 +152,41 @@ class StreamTransport(asyncio.Transport):
                 self._protocol.resume_writing()
         if self._phase is CLOSING:
             self._finish()
+
+    # ---- a protocol that goes on in another worker
+
+    def take_held(self) -> bytes:
+        """What has come while reading was paused: it counts as given to the protocol, which goes on being paused."""
+        held = b"".join(self._held)
+        self._held.clear()
+        self._unread += len(held)
+        return held
+
+    def to_json(self) -> list[int]:
+        """What another worker's transport of this stream is to know, beside what was held."""
+        return [self._unread, self._client_ended]
+
+    def restore(self, values: list[int]) -> None:
+        """Go on where another worker's has been: the head has been sent, and reading is paused.
+
+        Raises TypeError or ValueError for what no `to_json` has given.
+        """
+        self._unread, ended = map(int, values)
+        self._client_ended = bool(ended)
+        self._phase = OPEN
+        self._reading_paused = True
+
+    def look_at_what_waits(self) -> None:
+        """Pause the protocol if more waits for the client's window, from the worker before, than it likes."""
+        if self._core.queued(self.stream_id) > self._high:
+            self._writing_paused = True
+            self._protocol.pause_writing()
+
+    def gone(self) -> None:
+        """The stream goes on in another worker: nothing is heard of it here any more."""
+        self._phase = OVER
+        self._held.clear()
+        self._protocol = NOBODY
 
     # ---- reading
 

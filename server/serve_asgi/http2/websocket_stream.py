@@ -1,10 +1,10 @@
 """A WebSocket over one stream of an HTTP/2 connection (RFC 8441): the extended CONNECT, and the handler of its stream.
 
-It owns what HTTP/2 makes different for a WebSocket: the response to the request is fields with `:status`, the
-connection beneath is shared, which the worker counts and closes by itself, and no stream moves to another worker, so
-that the WebSocket ends with 1012 when its worker retires. Everything else (frames, states, deadlines, what the
-application is told) is `serve_asgi.websocket.connection`'s, over a `StreamTransport`. It must not know frames of
-HTTP/2, nor what other streams there are.
+It owns what HTTP/2 makes different for a WebSocket: the response to the request is fields with `:status`, and the
+connection beneath is shared, which the worker counts and closes by itself, and which moves to another worker with all
+its streams (`serve_asgi.http2.websocket_life`). Everything else (frames, states, deadlines, what the application is
+told) is `serve_asgi.websocket.connection`'s, over a `StreamTransport`. It must not know frames of HTTP/2, nor what
+other streams there are.
 """
 
 from __future__ import annotations
@@ -12,18 +12,37 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from serve_asgi.http.client_socket import acknowledged, unacknowledged
-from serve_asgi.http.h2.events import Fields, StreamRequest
+from serve_asgi.http.h2.events import Fields
+from serve_asgi.http.h2.request_fields import read_request
+from serve_asgi.http.request_head import Head
 from serve_asgi.http.survival import Survival
+from serve_asgi.http.survival_record import SurvivalRecord, fields_of
 from serve_asgi.http2.own_responses import fields_of_head
+from serve_asgi.http2.stream_life import LifeStage
 from serve_asgi.http2.stream_transport import StreamCarrier, StreamTransport
+from serve_asgi.http2.websocket_life import WebSocketStreamLife
 from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.connection import WebSocketConnection
-from serve_asgi.websocket.surviving import SurvivingWebSocket
+from serve_asgi.websocket.handshake import Handshake
+from serve_asgi.websocket.states import (
+    BETWEEN_LIVES,
+    CLOSED,
+    CLOSING,
+    FINISHING,
+    LINGERING,
+    OPEN,
+    PARTED,
+    RESUMING,
+)
+from serve_asgi.websocket.surviving import begin_life
 from serve_asgi.websocket.write_flow import WriteFlow
 
+_ENDING: Final = frozenset((FINISHING, CLOSING, LINGERING))
+_BEFORE_A_LIFE: Final = frozenset((PARTED, RESUMING))
 _WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
 
 
@@ -56,11 +75,11 @@ class StreamWriteFlow(WriteFlow):
 class WebSocketStream(WebSocketConnection):
     """One of them, `serve_asgi.http2.stream_handler.StreamHandler` to the connection."""
 
-    can_survive = False
     begun = math.inf
     """See `StreamHandler`: a WebSocket may last."""
 
     __slots__ = (
+        "_calls",
         "_carrier",
         "_deadline",
         "_responded",
@@ -73,12 +92,17 @@ class WebSocketStream(WebSocketConnection):
         "receive_reset",
     )
 
-    def __init__(self, carrier: StreamCarrier, request: StreamRequest) -> None:
-        """`request` has begun just now; call `begin` then."""
+    def __init__(
+        self, carrier: StreamCarrier, stream_id: int, head: Head, record: SurvivalRecord | None = None
+    ) -> None:
+        """A request has begun just now: call `begin` then. With a `record` it goes on where another worker left off:
+        call `arrive`."""
         self._carrier = carrier
-        self._stream_id = request.stream_id
-        self._responded = False
-        worker, head = carrier.worker, request.head
+        self._stream_id = stream_id
+        self._responded = record is not None
+        self._calls = 0
+        """Calls of the application that have not returned."""
+        worker = carrier.worker
         super().__init__(
             worker,
             head,
@@ -88,9 +112,11 @@ class WebSocketStream(WebSocketConnection):
             worker.forwarding.understand(head.headers, carrier.client) if carrier.trusted else None,
             None if carrier.tls is None else carrier.tls.info,
             carrier.trusted,
+            record,
         )
+        self.number = carrier.number
         self.output = StreamWriteFlow(carrier)
-        transport = self.transport = StreamTransport(carrier, request.stream_id, self)
+        transport = self.transport = StreamTransport(carrier, stream_id, self)
         self.receive_data: Callable[[bytes], None] = transport.receive_data
         self.receive_end: Callable[[Fields], None] = transport.receive_end
         self.receive_eof: Callable[[], None] = transport.receive_eof
@@ -101,21 +127,52 @@ class WebSocketStream(WebSocketConnection):
     def begin(self, ended: bool) -> None:
         """Judge the handshake and start the application. `ended`: the client has ended its side with the request."""
         self.connection_made(self.transport)
-        if self._task is None:
-            self._carrier.core.done(self._stream_id)
-        else:
-            self._task.add_done_callback(self._has_returned)
+        self._look_who_works()
         if ended:
             self.receive_end([])
 
-    def _has_returned(self, task: asyncio.Task[None]) -> None:
-        self._carrier.core.done(self._stream_id)
+    def arrive(self) -> None:
+        """Begin the next life of what another worker has had.
+
+        Raises LookupError, TypeError or ValueError, with nothing begun, for a record that makes no sense here.
+        """
+        self.connection_made(self.transport)
+
+    def _call_application(self, handshake: Handshake) -> asyncio.Task[None] | None:
+        self._calls += 1
+        task = super()._call_application(handshake)
+        if task is None:
+            self._has_returned()
+        else:
+            task.add_done_callback(self._has_returned)
+        return task
+
+    def _has_returned(self, task: asyncio.Task[None] | None = None) -> None:
+        self._calls -= 1
+        self._look_who_works()
+
+    def _look_who_works(self) -> None:
+        """Say so if nobody works for the stream any more."""
+        if not self._calls and self.state not in _BEFORE_A_LIFE:
+            self._carrier.core.done(self._stream_id)
+
+    def accept(self, response: bytes, deflate: Deflate | None) -> None:
+        """The WebSocket is open with this response."""
+        if self._worker.retiring.is_set() and not self.is_to_survive():  # it will be closed soon, and opened again
+            self._carrier.leave_to_another()
+        super().accept(response, deflate)
 
     def forget(self) -> None:
         """The stream has ended."""
         if self._accepted:
             self._worker.cells[_WEBSOCKETS] -= 1
+        self.surviving = None  # which refers to this
+        self._look_who_works()
         self._carrier.forget_stream(self._stream_id)
+
+    def is_open(self) -> bool:
+        """Whether the WebSocket is open."""
+        return self.state is OPEN
 
     @property
     def deadline(self) -> float:
@@ -142,13 +199,72 @@ class WebSocketStream(WebSocketConnection):
         else:
             self.resume()
 
-    def survive(self) -> SurvivingWebSocket:
-        """The application speaks of survival, which it was not offered. Raises RuntimeError."""
-        raise RuntimeError(
-            "A WebSocket over HTTP/2 does not survive its worker; see whether scope['extensions'] has serve.survive "
-            "before you send messages of that name."
-        )
+    # ---- lives of one that is to survive
+
+    @property
+    def scheme(self) -> str:
+        """Of the client's side."""
+        return self._carrier.scheme
+
+    @property
+    def stage(self) -> LifeStage:
+        """How far it is on its way to a next life."""
+        if self.state in _ENDING:
+            return LifeStage.NOT_YET
+        return self.surviving.stage if isinstance(self.surviving, WebSocketStreamLife) else LifeStage.STAYS
+
+    def is_to_survive(self) -> bool:
+        """Whether its application wishes that, or has in a life before."""
+        return self.surviving is not None and (self.surviving.survival.wanted or self.state in BETWEEN_LIVES)
+
+    def life(self, record: SurvivalRecord | None, state: object = None) -> WebSocketStreamLife:
+        """A life of it; `record` and `state` are of the one before, if there was one."""
+        return WebSocketStreamLife(self, self._worker, record, state)
+
+    def life_changed(self) -> None:
+        """The connection is to look whether it can leave now."""
+        self._carrier.lives_changed()
 
     def opt_in(self, extensions: object, version: int | None) -> Survival | None:
         """See `serve_asgi.http.survival.SurvivableConnection`."""
-        return None
+        tls = self._carrier.tls
+        if extensions is not self.extensions or (tls is not None and tls.stays()):
+            return None
+        return self.survive().survival.opt_in(version)
+
+    def take_held(self) -> dict[str, Any]:
+        """Have what has come and was not given to it be `early` as well; what else of the stream is to travel."""
+        transport = cast(StreamTransport, self.transport)
+        self.early += transport.take_held()
+        return {"transport": transport.to_json()}
+
+    def gone(self) -> None:
+        """The connection has gone to another worker between two lives: nothing is heard of the stream here any more."""
+        cast(StreamTransport, self.transport).gone()
+        self.enter(CLOSED)
+        self.surviving = None
+        self._worker.cells[_WEBSOCKETS] -= 1
+
+    def _arrive(self, record: SurvivalRecord) -> None:
+        worker, transport = self._worker, cast(StreamTransport, self.transport)
+        transport.restore((record.websocket or {})["stream"]["transport"])
+        self.reading_paused = True
+        begin_life(self, worker, record)
+        transport.look_at_what_waits()
+        worker.cells[_WEBSOCKETS] += 1
+        if worker.retiring.is_set():
+            self.retire()
+
+
+def next_life(carrier: StreamCarrier, stream_id: int, record: SurvivalRecord) -> WebSocketStream:
+    """A WebSocket that survives another worker; what of its messages waits for a window is with the core again.
+
+    Raises BadRequest, LookupError, TypeError or ValueError for a record that makes no sense here.
+    """
+    head, _ = read_request(fields_of(record.head), False)
+    if not head.websocket:
+        raise ValueError("the request is for no WebSocket")
+    head.forwarding = carrier.worker.forwarding.mentioned(head.headers)
+    websocket = WebSocketStream(carrier, stream_id, head, record)
+    websocket.arrive()
+    return websocket

@@ -95,9 +95,6 @@ class WebSocketConnection(asyncio.Protocol):
     `connection_made` and then `go_on` with the bytes that it had read beyond the head.
     """
 
-    can_survive: bool = True
-    """Whether it can go on in another worker while it is open."""
-
     __slots__ = (
         "_accepted",
         "_denial",
@@ -204,14 +201,17 @@ class WebSocketConnection(asyncio.Protocol):
             self.retire()
         self._call_application(handshake)
 
-    def _call_application(self, handshake: Handshake) -> None:
+    def _call_application(self, handshake: Handshake) -> asyncio.Task[None] | None:
+        """The task, unless it has ended at once."""
         worker = self._worker
         session = WebSocketSession(self, worker, self.request, handshake)
         task = _start(worker, session.run())
-        if not task.done():
-            self._task = session.task = task
-            worker.tasks.add(task)
-            task.add_done_callback(worker.tasks.discard)
+        if task.done():
+            return None
+        self._task = session.task = task
+        worker.tasks.add(task)
+        task.add_done_callback(worker.tasks.discard)
+        return task
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -382,10 +382,12 @@ class WebSocketConnection(asyncio.Protocol):
         """Read what the client sends, and has sent already."""
         self._keep_alive = KeepAlive(self._worker.config, self._worker.loop.time())
         self.deadline = min(self.output.deadline, self._keep_alive.deadline)
-        self._resume_reading()
         if self.early:
             early, self.early = self.early, b""
             self._receive_frames(early)
+        messages = self.messages
+        if self.state is OPEN and not messages.behind and messages.size <= INCOMING_HIGH:
+            self._resume_reading()
         if self.surviving is not None:
             self.surviving.opened()
         if self._planned_close.overdue:

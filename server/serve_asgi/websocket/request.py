@@ -84,10 +84,10 @@ class WebSocketRequest:
         self.subprotocol: str | None = None
         """What was agreed on with it."""
 
-    def scope(self, subprotocols: list[str], number: int, survival: dict[str, Any] | None) -> Scope:
+    def scope(self, subprotocols: list[str], number: int, survival: dict[str, Any]) -> Scope:
         """ASGI www, "WebSocket Connection Scope", with the subprotocols that the client offers.
 
-        `number` is the connection's, `survival` what is said of an earlier life; None: it cannot survive.
+        `number` is the connection's, `survival` what is said of an earlier life.
         """
         head, worker = self.head, self._worker
         root_path = worker.root_path
@@ -116,10 +116,9 @@ class WebSocketRequest:
             "extensions": {
                 "serve": {"generation": worker.generation, "slot": worker.slot, "connection": number},
                 "websocket.http.response": {},
+                "serve.survive": survival,
             },
         }
-        if survival is not None:
-            scope["extensions"]["serve.survive"] = survival
         if self._tls is not None:
             scope["extensions"]["tls"] = tls_extension(self._tls)
         if self._forwarded is not None:

@@ -8,7 +8,7 @@ deadlines, or how the connection closes: what it needs of the connection is `Web
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 from serve_asgi.http.dropped_messages import ClientDisconnected, drop_message
 from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on, tells_of_end
@@ -54,8 +54,6 @@ class WebSocketPeer(Protocol):
     """`scope["extensions"]["serve"]["connection"]`."""
     extensions: object
     """The application's, by which it is told from others."""
-    can_survive: bool
-    """Whether it can go on in another worker while it is open."""
     surviving: SurvivingWebSocket | None
     """Of one that is to survive, or that has."""
 
@@ -159,9 +157,7 @@ class WebSocketSession:
         What is said of an application's failure comes before the connection's end, and cannot prevent it.
         """
         connection = self._connection
-        survival: dict[str, Any] | None = {} if connection.can_survive else None
-        if connection.surviving is not None:
-            survival = connection.surviving.survival.extension()
+        survival = {} if connection.surviving is None else connection.surviving.survival.extension()
         scope = self.request.scope(self._handshake.subprotocols, connection.number, survival)
         connection.extensions = scope["extensions"]
         try:
