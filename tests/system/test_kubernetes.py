@@ -98,6 +98,9 @@ def test_what_belongs_together_does() -> None:
     assert BY_KIND["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == "app"
     names = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
     assert OPTIONS["bind"] == f":{names['http']}"
+    assert OPTIONS["admin"] == f":{names['admin']}"
+    annotations = BY_KIND["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(names["admin"])
     ports = [BY_KIND["Service"]["spec"]["ports"][0]["targetPort"]]
     ports += [CONTAINER[f"{probe}Probe"]["httpGet"]["port"] for probe in ("startup", "readiness", "liveness")]
     assert set(ports) == {"http"}

@@ -5,6 +5,7 @@
     /events server-sent events: the past, once; then a sample each second, and events
     /status.json the current state
     /samples.json the samples of the last ten minutes, for `serve top`
+    /healthz whether the server should be given traffic: 200 or 503; with ?live whether it is there at all
     /-/healthy handled by the server itself (--health-path)
 
 The page loads nothing from any other host.
@@ -78,7 +79,7 @@ class Application:
         elif self.only_local and not local_name(host := header(scope, b"host")):
             text = f"{host!r} is not a name of this machine: use 127.0.0.1 or localhost, also behind a proxy\n"
             await answer(scope, send, text.encode(), "text/plain; charset=utf-8", 421)
-        elif path not in PAGES and path not in ("/metrics", "/status.json", "/samples.json", "/events"):
+        elif path not in PAGES and path not in ("/metrics", "/status.json", "/samples.json", "/events", "/healthz"):
             await answer(scope, send, b"There is nothing here; the page is at /\n", "text/plain; charset=utf-8", 404)
         elif scope["method"] not in ("GET", "HEAD"):
             await answer(
@@ -91,6 +92,10 @@ class Application:
             await answer(scope, send, write(registry(samples.view)), kind)
         elif path == "/samples.json":
             await answer(scope, send, encoded(list(samples.kept)), JSON)
+        elif path == "/healthz":
+            found = health(samples.view)
+            live = b"live" in scope["query_string"].split(b"&")
+            await answer(scope, send, encoded(found), JSON, 200 if live or found["status"] == "ok" else 503)
         elif path == "/status.json":
             view = samples.view
             present = {
@@ -142,6 +147,24 @@ def about(view: ServerView) -> dict[str, Any]:
         "host": socket.gethostname(),
         "listening": [each["name"] for each in told["listening"]],
     }
+
+
+def health(view: ServerView) -> dict[str, Any]:
+    """What /healthz says; its `status` is "ok" if the server as a whole should be given traffic, else the reason.
+
+    As the health path of the workers (`serve_asgi.http.health`), and also where no worker could answer.
+    """
+    serving = sum(worker["state"] == "serving" for worker in view.state["workers"])
+    status = "ok"
+    if view.reading().draining_since:
+        status = "draining"
+    elif view.state["state"] != "running":
+        status = view.state["state"]
+    elif view.state.get("agent_required") and view.agent_active() is False:
+        status = "agent missing"
+    elif not serving:
+        status = "no worker serves"
+    return {"status": status, "generation": view.state["generation"], "workers": serving, "size": view.state["size"]}
 
 
 async def answer(

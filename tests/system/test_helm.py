@@ -1,0 +1,130 @@
+"""deploy/helm: the chart passes Helm's own lint and schema, and what it renders is valid and agrees with the server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import Chart, HelmValuesError
+from helm_python.chart import lint
+
+from serve_asgi.config.sources import build, several
+from serve_asgi.config.values import Given
+from serve_asgi.supervisor.retiring import KILL_MARGIN
+from tests.system.balancing import DEPLOY
+
+pytestmark = pytest.mark.once
+
+CHART = DEPLOY / "helm" / "serve"
+VALUES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "everything": {
+        "app": "shop.web:create_app",
+        "workers": 4,
+        "preload": "on",
+        "canary": {"enabled": True, "share": 10},
+        "drain": {"by": "preStop", "delay": 20},
+        "gracefulTimeout": 120,
+        "autoscaling": {"enabled": True},
+        "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "options": ["--factory", "--max-requests=10000"],
+        "env": [{"name": "DATABASE", "value": "x"}],
+        "nodeSelector": {"disk": "ssd"},
+        "podAnnotations": {"note": "x"},
+        "imagePullSecrets": [{"name": "registry"}],
+    },
+    "little": {
+        "admin": {"enabled": False},
+        "podDisruptionBudget": {"enabled": False},
+        "serviceAccount": {"create": False},
+        "image": {"tag": 7},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def chart() -> Iterator[Chart]:
+    with Chart.load(CHART) as loaded:
+        yield loaded
+
+
+def rendered(chart: Chart, values: dict[str, Any], name: str = "shop") -> dict[str, dict[str, Any]]:
+    """The manifests by kind."""
+    texts = chart.render(values, name=name, namespace="default")
+    found = [yaml.safe_load(text) for path, text in texts.items() if path.endswith(".yaml") and text.strip()]
+    return {manifest["kind"]: manifest for manifest in found if manifest}
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_helm_finds_nothing_wrong(values: dict[str, Any]) -> None:
+    found = lint(CHART, values, strict=True)
+    assert found["errors"] == []
+    assert [message["error"] for message in found["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize("version", ["1.25", "1.37"])
+def test_what_it_renders_is_valid(chart: Chart, values: dict[str, Any], version: str) -> None:
+    for kind, manifest in rendered(chart, values).items():
+        if kind != "PodMonitor":  # of Prometheus' operator, whose schema is not at hand
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_the_server_takes_the_options_and_the_numbers_agree(chart: Chart, values: dict[str, Any]) -> None:
+    pod = rendered(chart, values)["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    app, *options = container["args"]
+    given: dict[str, Given] = {}
+    for option in options:
+        name, equals, text = option.removeprefix("--").partition("=")
+        field = name.replace("-", "_")
+        given[field] = ((text,) if several(field) else text) if equals else True
+    config = build(app, given, {})  # raises for what is wrong
+
+    drain = {"delay": 15, "by": "term", **values.get("drain", {})}
+    assert config.drain_delay == (drain["delay"] if drain["by"] == "term" else 0)
+    used = drain["delay"] + config.graceful_timeout + config.shutdown_timeout + KILL_MARGIN
+    assert used < pod["terminationGracePeriodSeconds"] <= used + 10
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= math.floor(config.startup_timeout)
+    hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+    assert hook == (["sh", "-c", f"serve drain && sleep {drain['delay']}"] if drain["by"] == "preStop" else [])
+
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert config.bind == (f":{ports['http']}",)
+    assert config.admin == (f":{ports['admin']}" if "admin" in ports else "")
+    assert container["readinessProbe"]["httpGet"]["path"] == config.health_path
+    assert container["livenessProbe"]["httpGet"]["path"] == f"{config.health_path}?live"
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["securityContext"]["runAsNonRoot"]
+
+
+def test_what_belongs_together_does(chart: Chart) -> None:
+    found = rendered(chart, VALUES["everything"])
+    template = found["Deployment"]["spec"]["template"]
+    selector = found["Deployment"]["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= template["metadata"]["labels"].items()
+    assert found["Service"]["spec"]["selector"] == selector
+    assert found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == selector
+    assert found["PodMonitor"]["spec"]["selector"]["matchLabels"] == selector
+    assert found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == found["Deployment"]["metadata"]["name"]
+    assert "replicas" not in found["Deployment"]["spec"]
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == "9180"
+    little = rendered(chart, VALUES["little"], name="serve-shop")
+    assert set(little) == {"Deployment", "Service"}
+    assert little["Service"]["metadata"]["name"] == "serve-shop"
+    assert "annotations" not in little["Deployment"]["spec"]["template"]["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [({"app": "app"}, "/app"), ({"workers": 0}, "/workers"), ({"drain": {"by": "kill"}}, "/drain/by")],
+)
+def test_wrong_values_are_refused(chart: Chart, values: dict[str, Any], place: str) -> None:
+    with pytest.raises(HelmValuesError, match=f"at '{place}'"):
+        chart.validate_schema(values)
