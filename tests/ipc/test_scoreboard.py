@@ -224,7 +224,9 @@ def test_totals_of_an_earlier_version_keep_what_that_version_has(
     newer[Cell.REQUESTS], newer[Cell.HTTP2_STREAMS] = 10, 20
     reading = read(rows.board, rows.read)
     assert reading is not None
-    assert (reading.total[Cell.REQUESTS], reading.total[Cell.HTTP2_STREAMS]) == (13, 20)
+    assert (reading.total[Cell.REQUESTS], reading.total[Cell.HTTP2_STREAMS]) == (13, 0)  # rather than 20 now, 0 later
+    lasting = rows.board.lasting(list(newer))
+    assert (lasting[Cell.REQUESTS], lasting[Cell.HTTP2_STREAMS], len(lasting)) == (10, 0, ROW_WORDS)
     rows.fold(0)
     rows.fold(1)
     totals = fitted(rows.board.totals(0).tolist())
@@ -247,6 +249,7 @@ def test_longer_rows_and_totals_of_a_later_version(monkeypatch: pytest.MonkeyPat
         reading = read(rows.board, rows.read)
         assert reading is not None
         assert (reading.total[Cell.REQUESTS], len(reading.total)) == (3, ROW_WORDS)
+        assert rows.board.lasting([1] * ROW_WORDS) == [1] * ROW_WORDS
         if not folded:
             rows.fold(0)
     rows.close()

@@ -79,6 +79,7 @@ def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: 
     for words in rows.values():
         own = slots.setdefault(min(words[Cell.SLOT], last), [0] * ROW_WORDS)
         for cell in COUNTERS:
-            own[cell] += words[cell]
+            if cell < width:  # as `Scoreboard.lasting` has it
+                own[cell] += words[cell]
     total = [sum(words) for words in zip(*slots.values(), strict=True)] or [0] * ROW_WORDS
     return ScoreboardReading(at, time.time(), rows, dict(sorted(slots.items())), total, copy[Header.DRAINING_SINCE])

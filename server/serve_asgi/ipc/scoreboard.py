@@ -296,6 +296,11 @@ class Scoreboard:
         self.slots = self.words[Header.SLOTS]
         self.row_words = self.words[Header.ROW_WORDS]
 
+    def lasting(self, words: list[int]) -> list[int]:
+        """The words of a row that the totals keep: a counter that they have no word for would go back when its process
+        ends (`Cell`), so it stays 0 until the server is started anew."""
+        return words if self.row_words >= len(words) else fitted(words[: self.row_words])
+
     @classmethod
     def create(cls, rows: int, slots: int) -> Scoreboard:
         """Create a scoreboard with room for `rows` processes and the totals of `slots` slots."""

@@ -100,7 +100,7 @@ def past(history: History) -> dict[str, Any]:
 
 def _totals(scoreboard: Scoreboard, children: Mapping[int, Child]) -> Sequence[int]:
     """The sum of all living rows and all slots' totals, word by word; only counters' are meaningful."""
-    rows = [child.counts.words() for child in children.values()]
+    rows = [scoreboard.lasting(child.counts.words()) for child in children.values()]
     folded = (fitted(scoreboard.totals(slot).tolist()) for slot in range(scoreboard.slots))
     known = [*rows, *(row for row in folded if any(row))]
     return [sum(words) for words in zip(*known, strict=True)] or [0] * ROW_WORDS
