@@ -260,15 +260,15 @@ class Bridges:
         self._http2 = version == "HTTP/2"
         self._bridges: dict[int, WebSocketBridge] = {}
 
-    def to(self, port: int, secure: bool = False) -> int:
-        """The port that a client connects to."""
+    def to(self, port: int, secure: bool = False, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> int:
+        """The port that a client connects to; a bridge speaks TLS of this version if the server's is `secure`."""
         if not self._http2:
             return port
         if port not in self._bridges:
             context = None
             if secure:
                 context = AUTHORITY.client_context()
-                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.minimum_version = context.maximum_version = version
                 context.set_alpn_protocols(["h2"])
             self._bridges[port] = WebSocketBridge(port, context)
         return self._bridges[port].port
@@ -602,10 +602,19 @@ def test_a_client_that_takes_nothing_holds_its_hand_over_up_and_loses_nothing(
             assert received(peer) == "2 21 x"
 
 
-def test_over_tls_1_2_nobody_survives(directory: Path) -> None:
+def test_over_tls_1_2_nobody_survives(directory: Path, bridges: Bridges) -> None:
     context = AUTHORITY.client_context()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with serving_both(directory, "--workers", "1", *QUICK) as server:
         port = addresses(server)["https"][1]
-        with connect(f"wss://localhost:{port}/none", ssl=context) as peer:
+        to = bridges.to(port, secure=True, version=ssl.TLSVersion.TLSv1_2)
+        secure: dict[str, Any] = {"ssl": context} if to == port else {}
+        scheme = "wss" if secure else "ws"
+        with (
+            connect(f"{scheme}://localhost:{to}/none", **secure) as peer,
+            connect(f"{scheme}://localhost:{to}/messages", **secure) as asking,
+        ):
             assert received(peer) == "None"
+            assert received(asking) == "{}"
+            deploy(server, 2)
+            assert (ended(peer), ended(asking)) == (1000, 1012)

@@ -24,6 +24,9 @@ class PartingStream(PartingConnection, Protocol):
     def scheme(self) -> str:
         """Of the client's side."""
 
+    def stays(self) -> bool:
+        """Whether no other process could go on with it (TLS 1.2)."""
+
     def take_held(self) -> dict[str, Any]:
         """Have what has come and was not given to it be `early` as well; what else of the stream is to travel."""
 
@@ -53,6 +56,11 @@ class WebSocketStreamLife(SurvivingWebSocket):
         if state is RESUMING or (wanted and state is HANDSHAKE):
             return LifeStage.NOT_YET
         return LifeStage.READY if wanted and state is OPEN else LifeStage.STAYS
+
+    @property
+    def leaves(self) -> bool:
+        """See `SurvivingWebSocket`."""
+        return super().leaves and not self._stream.stays()
 
     def opened(self) -> None:
         """The WebSocket is open in this life: the moment of all streams may have come already."""

@@ -227,10 +227,14 @@ class WebSocketStream(WebSocketConnection):
 
     def opt_in(self, extensions: object, version: int | None) -> Survival | None:
         """See `serve_asgi.http.survival.SurvivableConnection`."""
-        tls = self._carrier.tls
-        if extensions is not self.extensions or (tls is not None and tls.stays()):
+        if extensions is not self.extensions or self.stays():
             return None
         return self.survive().survival.opt_in(version)
+
+    def stays(self) -> bool:
+        """Whether no other process could go on with it (TLS 1.2)."""
+        tls = self._carrier.tls
+        return tls is not None and tls.stays()
 
     def take_held(self) -> dict[str, Any]:
         """Have what has come and was not given to it be `early` as well; what else of the stream is to travel."""
