@@ -179,6 +179,10 @@ def test_command_lines(capsys: pytest.CaptureFixture[str], line: str, values: di
     assert "secret" not in text
 
 
+def test_a_command_line_may_be_one_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, "uvicorn app:app --workers 3 --header 'a: b'")[0] == {"app": "app:app", "workers": 3}
+
+
 def test_a_command_line_wins_over_the_file_that_it_names(capsys: pytest.CaptureFixture[str]) -> None:
     Path("gunicorn.conf.py").write_text("workers = 2\nkeepalive = 9\n")
     words = ["gunicorn", "-c", "gunicorn.conf.py", "-k", "uvloop", "-w", "3", "app:app"]

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 import tomllib
 import traceback
@@ -67,6 +68,9 @@ def import_config(words: tuple[str, ...], server: str | None) -> int:
 def _command_line(words: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The server whose command line this is, and its arguments; "" if it is none."""
     rest = list(words)
+    if len(rest) == 1 and " " in rest[0] and not os.path.exists(rest[0]):  # in quotes, as one copies it from a unit
+        with contextlib.suppress(ValueError):
+            rest = shlex.split(rest[0])
     while (rest and os.path.basename(rest[0]).rstrip("0123456789.") in ("python", "exec", "env")) or rest[:1] == ["-m"]:
         del rest[0]
     name = os.path.basename(rest[0]) if rest else ""
