@@ -96,11 +96,13 @@ def test_the_server_of_this_directory_is_meant_and_of_several_a_person_chooses(
 ) -> None:
     (runtime / "elsewhere").mkdir()
     (runtime / "current").symlink_to(".")
-    with running("app:app", directory=runtime) as other:
+    (runtime / "linked").mkdir()
+    (runtime / "linked" / "current").symlink_to("..")
+    with running("app:app", "--chdir", "linked/current", directory=runtime) as other:
         (runtime / "serve").mkdir()
         for each in (server, other):
             (runtime / "serve" / f"{each.pid}.sock").symlink_to(each.control)
-        for place in (runtime, runtime / "current"):
+        for place in (runtime, runtime / "current", runtime / "linked"):
             monkeypatch.chdir(place)
             assert control_client.find().stem == str(other.pid)
 
@@ -113,7 +115,8 @@ def test_the_server_of_this_directory_is_meant_and_of_several_a_person_chooses(
         for each in (server, other):
             (host, port), path = each.address(), runtime / "serve" / f"{each.pid}.sock"
             assert f"PID {each.pid} (app:app on http://{host}:{port}" in str(caught.value)
-            assert f", in {each.directory}): --control {path}" in str(caught.value)
+            where = f"{each.directory}/linked/current" if each is other else each.directory
+            assert f", in {where}): --control {path}" in str(caught.value)
             assert f"serve reload --no-wait --control {path}" in told.stderr
         assert other.status()["reloads"] == server.status()["reloads"] == 0
 

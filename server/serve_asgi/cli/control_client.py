@@ -202,9 +202,11 @@ class FoundServer:
         return cls(path, {})
 
     def is_here(self) -> bool:
-        """Whether it was started in the working directory, or runs a release that lies there."""
+        """Whether it runs in the working directory, or through a link there (`current -> releases/42`)."""
         here = os.path.realpath(".")
-        return any(os.path.realpath(self.status[name]) == here for name in PLACES if self.status.get(name))
+        places = [self.status[name] for name in PLACES if self.status.get(name)]
+        places += [os.path.dirname(place) for place in places if os.path.islink(place)]
+        return any(os.path.realpath(place) == here for place in places)
 
     def __str__(self) -> str:
         found = self.status

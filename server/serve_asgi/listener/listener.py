@@ -475,10 +475,11 @@ class Listener:
         }
 
     def _places(self) -> dict[str, Any]:
-        """Where it was started, and the directories of the release that serves."""
+        """Where it finds its code, links and all, and the directories of the release that serves."""
         current = self.configs.of(self.supervisor.current)
         release = {} if current is None else {"release": current.release.directory, "app_dir": current.release.app_dir}
-        return {"directory": self.start_directory, **release}
+        directory = os.path.join(self.start_directory, self.settings.config.chdir)
+        return {"directory": os.path.normpath(directory), **release}
 
     def _files(self) -> dict[str, Any]:
         control = "" if self.control.path is None else os.path.join(self.start_directory, self.control.path)
