@@ -39,6 +39,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "access_log_format": ("combined", "combined"),
         "user": (str(os.geteuid()), str(os.geteuid())),
         "group": (str(os.getegid()), str(os.getegid())),
+        "unix_group": ("12345", "12345"),
         "admin": ("127.0.0.1:9180", "127.0.0.1:9180"),
         "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
         "hook": ("post_reload=a b\n server_started=c:d", ("post_reload=a b", "server_started=c:d")),
@@ -134,6 +135,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         ),
         ({"env_file": "/no/such"}, {}, "--env-file: the file /no/such cannot be read"),
         ({"user": "no-such-user"}, {}, "--user: this machine knows no user 'no-such-user'"),
+        ({"unix_group": "no-such"}, {}, "--unix-group: this machine knows no group 'no-such'"),
         (
             {"bind": (":1",), "port": "3"},
             {},

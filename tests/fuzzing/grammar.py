@@ -306,12 +306,16 @@ STORE: Final[tuple[Callable[[random.Random], Made], ...]] = (
 )
 
 
-CONTROL: Final = ("status", "schedules", "schedule", "config", "scale", "drain", "stacks", "follow", "reload", "fly")
+CONTROL: Final = (
+    *("status", "schedules", "schedule", "config", "scale", "drain", "stacks", "follow", "reload", "shared"),
+    *("messages", "fly"),
+)
 
 
 def control_line(draw: random.Random, wrong: float) -> bytes:
     """A request on the control socket; none that ends the server."""
     values: Values = {"version": 1, "command": draw.choice(CONTROL), "to": draw.randrange(1, 4), "timeout": 0.05}
-    values |= {"name": "p1", "do": draw.choice(("pause", "resume")), "follow": draw.random() < 0.2, "wait": False}
+    do = draw.choice(("pause", "resume", "list", "get", "set", "delete", "watch"))
+    values |= {"name": "p1", "do": do, "follow": draw.random() < 0.2, "wait": False, "value": {"a": [1, None]}}
     values |= {"off": True}
     return packet(draw, values, wrong).replace(b'"stop"', b'"fly"').replace(b"\n", b" ") + b"\n"

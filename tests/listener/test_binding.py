@@ -210,6 +210,24 @@ def test_unix_socket_has_its_mode_and_goes_with_its_server(bound: list[Listening
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have groups to give a socket to")
+def test_unix_socket_has_the_group_of_the_proxy(bound: list[ListeningSocket], tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    take(bound, f"unix:{path}", unix_group="54321", group="54322")
+    assert (path.stat().st_uid, path.stat().st_gid) == (0, 54321)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        told = refused(f"unix:{tmp_path}/b.sock", unix_group="54321")
+    finally:
+        os.seteuid(0)
+    assert f"this user is not in the group 54321, and may not give {tmp_path}/b.sock to it" in told
+    assert not (tmp_path / "b.sock").exists()
+
+
 def test_unix_socket_of_a_living_server_is_kept(bound: list[ListeningSocket], tmp_path: Path) -> None:
     """Whether it listens already or not, and also if it is another program's."""
     (only,) = take(bound, f"unix:{tmp_path}/ours")

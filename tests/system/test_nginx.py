@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,17 @@ import pytest
 from loadtest.ledger import Left
 from loadtest.servers import free_port
 from tests.running import PATIENCE
-from tests.system.balancing import DEPLOY, EVERY_KIND, Node, StrictLoad, deployed, pids_of, program, two_nodes
+from tests.system.balancing import (
+    DEPLOY,
+    EVERY_KIND,
+    Node,
+    StrictLoad,
+    deployed,
+    pids_of,
+    program,
+    serving,
+    two_nodes,
+)
 
 pytestmark = [pytest.mark.once, pytest.mark.needs("nginx")]
 
@@ -32,14 +43,19 @@ class Nginx:
         addresses = {"10.0.0.11:8000": nodes[0].address, "10.0.0.12:8000": nodes[1].address}
         self.upstream.write_text(deployed("nginx/app-upstream.conf", addresses))
         here = {"listen 80": f"listen 127.0.0.1:{self.port}", "/etc/nginx/app-upstream.conf": str(self.upstream)}
+        self.configure(deployed("nginx/app.conf", here), "root")
+
+    def configure(self, http: str, user: str) -> None:
+        """Write its configuration; `user` is that of its workers, if root starts it."""
+        directory = self.directory
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         self._config = directory / "nginx.conf"
         self._config.write_text(
-            ("user root;\n" if os.geteuid() == 0 else "")
+            (f"user {user};\n" if os.geteuid() == 0 else "")
             + f"daemon off;\npid {self.pid_file};\nerror_log {directory}/nginx.log;\nworker_processes 2;\nevents {{}}\n"
             + "http {\n"
             + "".join(f"{kind}_temp_path {directory}/{kind};\n" for kind in kinds)
-            + f"access_log off;\n{deployed('nginx/app.conf', here)}}}\n"
+            + f"access_log off;\n{http}}}\n"
         )
 
     @property
@@ -56,6 +72,38 @@ class Nginx:
                 yield
         finally:
             print((self.directory / "nginx.log").read_text())
+
+
+class BeforeOneNode(Nginx):
+    """nginx with deploy/nginx/unix-socket.conf; its workers run as the user that Debian has for them."""
+
+    def __init__(self, directory: Path, path: Path) -> None:
+        self.port = free_port()
+        self.directory = directory
+        self.pid_file = directory / "nginx.pid"
+        here = {"listen 80": f"listen 127.0.0.1:{self.port}", "unix:/run/serve/app.sock": f"unix:{path}"}
+        self.configure(deployed("nginx/unix-socket.conf", here), "www-data")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give the socket to nginx's group")
+def test_a_reload_of_one_node_behind_its_unix_socket_is_noticed_by_nobody(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="serve-test-") as open_to_all:
+        place = Path(open_to_all)
+        place.chmod(0o755)
+        path = place / "app.sock"
+        node = Node("a", tmp_path, "--bind", f"unix:{path}", "--unix-group", "www-data")
+        with serving(node):
+            assert (path.stat().st_mode & 0o777, path.group()) == (0o660, "www-data")
+            nginx = BeforeOneNode(place, path)
+            with nginx.running(), StrictLoad(nginx.port, node.executions) as load:
+                for _ in range(2):
+                    load.answered_by(pids_of(node))
+                    node.reload()
+                load.answered_by(pids_of(node), 50)
+                load.until(lambda: node.handed_over > 0, "kept connections to be handed over")
+                verdict = load.finish()
+            print(verdict.text())
+            assert verdict.faults() == []
 
 
 def test_a_rolling_reload_is_noticed_by_nobody(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import click
 
 MODULES: Final = {
     "reload": "reload",
+    "deploy": "deploy",
     "promote": "promote",
     "rollback": "rollback",
     "drain": "drain",

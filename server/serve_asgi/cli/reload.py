@@ -6,6 +6,7 @@ The listener performs the reload, which continues if this command is interrupted
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +74,7 @@ def reload(
     """
     try:
         path = control_client.find(control, pid_file)
-        wish = _wish(canary, no_canary, trial, hold)
+        wish = trial_wish(canary, no_canary, trial, hold)
         if wait and not listener:
             return followed(path, "reload", wish, retired=retired, as_json=as_json)
         if listener:
@@ -91,7 +92,7 @@ def reload(
     return 0
 
 
-def _wish(canary: str | None, no_canary: bool, trial: float | None, hold: bool | None) -> dict[str, Any]:
+def trial_wish(canary: str | None, no_canary: bool, trial: float | None, hold: bool | None) -> dict[str, Any]:
     """What the request says of a trial: nothing, if it is to be as configured. Raises UsageError."""
     if no_canary and not (canary is None and trial is None and hold is None):
         raise UsageError("--no-canary and options of a trial were both given: leave one out")
@@ -115,17 +116,32 @@ def _share(text: str) -> float:
     return share
 
 
-def followed(path: Path, command: str, wish: dict[str, Any], *, retired: bool, as_json: bool) -> int:
-    """Run the reload, or the roll-back, and show it. Raises RequestRefused if it was refused."""
+def followed(
+    path: Path,
+    command: str,
+    wish: dict[str, Any],
+    *,
+    retired: bool,
+    as_json: bool,
+    settle: Callable[[dict[str, Any]], None] | None = None,
+) -> int:
+    """Run the reload, or the roll-back, and show it. Raises RequestRefused if it was refused.
+
+    `settle` is called with the response before it is shown; whoever gives it handles Ctrl-C.
+    """
     before = control_client.look(path)
     show = _show(before, as_json=as_json)
     try:
         with show:
             response = _transaction(path, command, wish, show)
+            if settle is not None:
+                settle(response)
             show.outcome(response)
             if response["ok"]:
                 show.left(_afterwards(path, before, show, retired=retired))
     except KeyboardInterrupt:
+        if settle is not None:
+            raise
         complain(f"the {command} continues without this command; `serve status` shows its outcome")
         return INTERRUPTED
     control_client.checked(response)
@@ -174,24 +190,28 @@ def _afterwards(path: Path, before: dict[str, Any], show: ReloadDisplay, *, reti
         time.sleep(min(FRAME, show.pause) if retired else 0.02)
 
 
+TRIAL: Final = (
+    click.Option(
+        ["--canary"],
+        is_flag=False,
+        flag_value="",
+        metavar="[SHARE]",
+        help="Begin with a trial; SHARE of the traffic: 10%, or as much as one worker's.",
+    ),
+    click.Option(["--no-canary"], is_flag=True, help="Begin with none, whatever is configured."),
+    click.Option(["--for", "trial"], type=click.FloatRange(1), metavar="SECONDS", help="How long the trial lasts."),
+    click.Option(
+        ["--hold/--auto"], default=None, help="Without a verdict, wait for an operator; or promote the canary."
+    ),
+)
+"""The options of a trial."""
 COMMANDS: Final = {
     "reload": command(
         "reload",
         reload,
         click.Option(["--wait/--no-wait"], default=True, show_default=True, help="Wait for the outcome."),
         click.Option(["--listener"], is_flag=True, help="Replace the listener's own program, not the workers."),
-        click.Option(
-            ["--canary"],
-            is_flag=False,
-            flag_value="",
-            metavar="[SHARE]",
-            help="Begin with a trial; SHARE of the traffic: 10%, or as much as one worker's.",
-        ),
-        click.Option(["--no-canary"], is_flag=True, help="Begin with none, whatever is configured."),
-        click.Option(["--for", "trial"], type=click.FloatRange(1), metavar="SECONDS", help="How long the trial lasts."),
-        click.Option(
-            ["--hold/--auto"], default=None, help="Without a verdict, wait for an operator; or promote the canary."
-        ),
+        *TRIAL,
         click.Option(["--retired"], is_flag=True, help="Wait until the old workers have ended as well."),
         as_json("One JSON object per step, the last one the outcome."),
     ),

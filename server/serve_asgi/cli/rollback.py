@@ -9,6 +9,7 @@ import click
 from serve_asgi.cli import control_client
 from serve_asgi.cli.command import as_json, command, failed_as_json, tell, tell_outcome
 from serve_asgi.cli.control_client import PATIENCE, RequestRefused
+from serve_asgi.cli.deploy import follow_rollback
 from serve_asgi.cli.reload import followed
 from serve_asgi.errors import UsageError
 
@@ -24,7 +25,10 @@ def rollback(control: str, pid_file: str, wait: bool, retired: bool, as_json: bo
     try:
         path = control_client.find(control, pid_file)
         if wait:
-            return followed(path, "rollback", {}, retired=retired, as_json=as_json)
+            status = followed(path, "rollback", {}, retired=retired, as_json=as_json)
+            if status == 0:
+                follow_rollback(path, as_json=as_json)
+            return status
         text = control_client.ask(path, "rollback", wait=False, patience=PATIENCE)["text"]
     except (RequestRefused, UsageError) as error:
         if as_json:

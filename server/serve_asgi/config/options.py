@@ -177,6 +177,13 @@ class Config:
         2048, "Connections that the kernel queues.", LISTENING, minimum=1, maximum=2**31 - 1, live=False
     )
     unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE", live=False)
+    unix_group: str = option(
+        "",
+        "Group (name or number) of unix sockets, such as the proxy's; --group, or the listener's own, if not given.",
+        LISTENING,
+        unit="GROUP",
+        live=False,
+    )
     admin: str = option(
         "",
         "Address of the metrics and of the page that shows them: HOST:PORT or unix:/path; it asks for no password.",

@@ -284,3 +284,8 @@ def _check_account(found: Found) -> None:
             raise UsageError(f"{value.source}: this machine knows no {name} {value.value!r}") from None
         if os.geteuid() != 0 and number != own:
             raise UsageError(f"{value.source}: only root can change to another {name}; leave it out, or start as root")
+    if (given := found.get("unix_group")) is not None and given.value:
+        try:
+            find_group(given.value)
+        except KeyError:
+            raise UsageError(f"{given.source}: this machine knows no group {given.value!r}") from None

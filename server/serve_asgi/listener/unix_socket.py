@@ -9,6 +9,7 @@ be too long.)
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -16,14 +17,14 @@ import socket
 from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.listen_addresses import UnixAddress
 from serve_asgi.config.options import Config
-from serve_asgi.errors import InUseError, UsageError
+from serve_asgi.errors import InUseError, ServeError, UsageError
 from serve_asgi.ipc.leftovers import remove_dead
 from serve_asgi.ipc.path_lock import PathLock, unusable
 from serve_asgi.ipc.shut_out_clients import Identity
 
 
 def bind_unix(address: UnixAddress, config: Config) -> tuple[socket.socket, Identity | None, PathLock | None]:
-    """A socket bound to `address`, with `config.unix_mode`, and owned by `config.user` and `config.group` if set.
+    """A socket bound to `address`, with `config.unix_mode`, owned by `config.user` and `config.unix_group`, if set.
 
     An abstract one is not a file: it has neither mode nor owner, and the kernel alone reserves its name. Raises
     InUseError while a living server has the path, and UsageError, which says what to do, for all else.
@@ -45,6 +46,9 @@ def bind_unix(address: UnixAddress, config: Config) -> tuple[socket.socket, Iden
         made.setblocking(False)
     except BaseException as error:
         made.close()
+        if isinstance(error, UsageError):  # it was bound, and cannot have the owners that it should have
+            with contextlib.suppress(OSError, ServeError):
+                remove_dead(path)
         lock.release()
         if isinstance(error, OSError):
             raise InUseError() if error.errno == errno.EADDRINUSE else unusable(path, error) from None
@@ -66,9 +70,20 @@ def _bind_abstract(address: UnixAddress) -> socket.socket:
 
 
 def _give_away(path: str, config: Config) -> None:
-    """With --user or --group, make them the owner of the socket, as of the workers."""
-    if os.geteuid() != 0 or not (config.user or config.group):
+    """Make --user and --unix-group, or else --group, the owners of the socket.
+
+    Who is not root may give it to a group of their own (chown(2)). Raises UsageError for another, and OSError.
+    """
+    root = os.geteuid() == 0
+    group_name = config.unix_group or (config.group if root else "")
+    user = find_user(config.user).pw_uid if root and config.user else -1
+    group = find_group(group_name) if group_name else -1
+    if user == group == -1:
         return
-    user = find_user(config.user).pw_uid if config.user else -1
-    group = find_group(config.group) if config.group else -1
-    os.chown(path, user, group)
+    try:
+        os.chown(path, user, group)
+    except PermissionError:
+        raise UsageError(
+            f"--unix-group: this user is not in the group {config.unix_group}, and may not give {path} to it: put it "
+            f"into that group (usermod -aG {config.unix_group} USER)"
+        ) from None

@@ -1,0 +1,219 @@
+"""`serve deploy`: switch the link to a release, reload, and switch it back unless the release serves in the end.
+
+So the link always leads to code that a server may be started with: the one that serves, or, while a reload or a trial
+is under way, the one that is to. The listener reloads; if this command is interrupted, it has the reload given up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from serve_asgi.cli import control_client, release_link
+from serve_asgi.cli.command import as_json, command, complain, failed_as_json, tell
+from serve_asgi.cli.control_client import PATIENCE, RequestRefused
+from serve_asgi.cli.release_link import ReleaseLink
+from serve_asgi.cli.reload import TRIAL, followed, trial_wish
+from serve_asgi.errors import ServeError, UsageError
+
+LOOK: Final = 0.5
+"""Seconds between two looks while the switch is watched (`--auto-rollback` of the server)."""
+FEWEST: Final = 2
+"""Releases that are kept at least: the one that serves, and the one before it, for a roll-back."""
+
+
+def deploy(
+    control: str,
+    pid_file: str,
+    release: str,
+    link: str,
+    keep: int | None,
+    retired: bool,
+    canary: str | None,
+    no_canary: bool,
+    trial: float | None,
+    hold: bool | None,
+    as_json: bool,
+) -> int:
+    """Deploy a release directory: point the link `current` to it, reload, and wait until it serves.
+
+    The link is the one through which the server finds its code (docs/guides/releases.md). If the reload is refused, if
+    a canary is taken back, or if this command is interrupted, the link points to the earlier release again, so that a
+    restart of the node starts the code that serves. With --auto-rollback of the server this waits until the switch is
+    not watched any more.
+
+    --keep removes older releases that were deployed with this command, but for so many. The trial of a canary is as
+    for `serve reload`.
+
+    Exit status 0: the release serves. 1: it was refused or taken back, with the reason; the old one serves on. 2: wrong
+    usage, or another deploy is under way.
+    """
+    try:
+        path = control_client.find(control, pid_file)
+        wish = trial_wish(canary, no_canary, trial, hold)
+        directory = os.path.realpath(release)
+        if not os.path.isdir(directory):
+            raise UsageError(f"{release} is not a directory: give the one of the release")
+        config = control_client.ask(path, "config", patience=PATIENCE)["config"]
+        found = release_link.find(link, directory, config)
+        with found.locked():
+            return ReleaseDeploy(path, found, directory, config, keep, as_json=as_json).run(wish, retired=retired)
+    except (RequestRefused, UsageError) as error:
+        if as_json:
+            return failed_as_json(error)
+        raise
+
+
+class ReleaseDeploy:
+    """One deploy of a release, under the lock of its link."""
+
+    def __init__(
+        self, path: Path, link: ReleaseLink, release: str, config: dict[str, Any], keep: int | None, *, as_json: bool
+    ) -> None:
+        self._path = path
+        self._link = link
+        self._release = release
+        self._options = {option["name"]: option["value"] for option in config["options"]}
+        self._keep = keep
+        self._as_json = as_json
+        self._before = link.release
+        self._target_before = link.target
+        self._generation = control_client.look(path)["generation"]
+        self._done = False
+
+    def run(self, wish: dict[str, Any], *, retired: bool) -> int:
+        """Deploy; return the exit status. Raises RequestRefused if the release does not serve."""
+        try:
+            if self._release != self._before:
+                self._point_to(self._link.text_for(self._release), "link_switched")
+            return followed(self._path, "reload", wish, retired=retired, as_json=self._as_json, settle=self._settle)
+        except BaseException as error:
+            if not self._done and not self._ended_otherwise(error):
+                self._take_back()
+            raise
+
+    def _settle(self, response: dict[str, Any]) -> None:
+        """The reload has ended. Raises RequestRefused if the release does not serve in the end."""
+        control_client.checked(response)
+        if self._options.get("auto-rollback"):
+            self._watch(self._options["canary-time"])
+        self._done = True
+        try:
+            self._link.remember(self._before, self._release)
+        except OSError as error:
+            complain(f"the list of releases beside {self._link.path} cannot be written: {error.strerror}")
+        if self._keep is not None:
+            removed, troubles = self._link.prune(self._keep)
+            for each in troubles:
+                complain(each)
+            if removed:
+                names = ", ".join(os.path.basename(each) for each in removed)
+                self._step("releases_removed", f"removed older releases: {names}", paths=removed)
+
+    def _watch(self, seconds: float) -> None:
+        """Wait until the server does not watch the switch any more. Raises RequestRefused if it has rolled back."""
+        self._step("switch_watched", f"the server watches the switch for {seconds:g} s, and rolls back if it is bad")
+        end = time.monotonic() + seconds + LOOK
+        while time.monotonic() < end:
+            time.sleep(LOOK)
+            found = control_client.look(self._path)
+            if not self._serves(found):
+                raise RequestRefused(f"rolled back: {found['release']} serves again; `serve deploys` says why")
+
+    def _serves(self, found: dict[str, Any]) -> bool:
+        places = [os.path.realpath(found[name]) for name in ("release", "app_dir") if found.get(name)]
+        return any(_is_within(place, self._release) for place in places)
+
+    def _ended_otherwise(self, error: BaseException) -> bool:
+        """Whether the release serves all the same: this command was interrupted too late, or another reload, which has
+        superseded its own, has deployed it. One that is interrupted in time has the reload given up."""
+        with contextlib.suppress(ServeError):
+            found = control_client.look(self._path)
+            if isinstance(error, KeyboardInterrupt | SystemExit) and _is_under_way(found):
+                control_client.ask(self._path, "rollback", patience=PATIENCE)
+            while _is_under_way(found := control_client.look(self._path)):
+                time.sleep(LOOK)
+            if found["generation"] != self._generation and self._serves(found):
+                complain(f"{self._release} serves all the same: `serve rollback` takes it back")
+                self._done = True
+        return self._done
+
+    def _take_back(self) -> None:
+        """Have the link say what it has said before."""
+        if self._link.target != self._target_before:
+            self._point_to(self._target_before, "link_restored")
+
+    def _point_to(self, target: str, event: str) -> None:
+        self._link.point_to(target)
+        self._step(event, f"{self._link.path} -> {target}", link=self._link.path, target=target)
+
+    def _step(self, event: str, text: str, **about: Any) -> None:
+        if self._as_json:
+            tell(json.dumps({"at": round(time.time(), 3), "level": "info", "event": event, "text": text, **about}))
+        else:
+            tell(text)
+
+
+def _is_under_way(found: dict[str, Any]) -> bool:
+    """Whether a reload is."""
+    return found["starting"] is not None or bool(found["reload_waiting"])
+
+
+def follow_rollback(path: Path, *, as_json: bool) -> None:
+    """After a roll-back, point the link to the release that serves again, if `serve deploy` has deployed it."""
+    try:
+        _follow_rollback(path, as_json=as_json)
+    except ServeError as error:
+        complain(f"the link to the release was left as it is: {error}")
+
+
+def _follow_rollback(path: Path, *, as_json: bool) -> None:
+    config = control_client.ask(path, "config", patience=PATIENCE)["config"]
+    release = os.path.realpath(control_client.look(path)["release"])
+    for each in release_link.places_of(config):
+        for above in release_link.upwards(each):
+            if not os.path.islink(above):
+                continue
+            link = ReleaseLink(above)
+            serving = next((known for known in link.deployed() if _is_within(release, known)), "")
+            if serving and serving != link.release:
+                with link.locked():
+                    link.point_to(target := link.text_for(serving))
+                if not as_json:
+                    tell(f"{link.path} -> {target}")
+                return
+
+
+def _is_within(path: str, directory: str) -> bool:
+    return os.path.commonpath([path, directory]) == directory
+
+
+COMMANDS: Final = {
+    "deploy": command(
+        "deploy",
+        deploy,
+        click.Argument(["release"], metavar="RELEASE_DIR", type=click.Path()),
+        click.Option(
+            ["--link"],
+            metavar="PATH",
+            type=click.Path(),
+            default="",
+            help="The link; by default the one in the server's paths that leads to a neighbour of RELEASE_DIR.",
+        ),
+        click.Option(
+            ["--keep"],
+            type=click.IntRange(min=FEWEST),
+            metavar="NUMBER",
+            help="Then remove older releases that were deployed by this command, but for so many.",
+        ),
+        click.Option(["--retired"], is_flag=True, help="Wait until the old workers have ended as well."),
+        *TRIAL,
+        as_json("One JSON object per step, the last one the outcome."),
+    ),
+}
