@@ -160,7 +160,7 @@ def health(view: ServerView) -> dict[str, Any]:
         status = "draining"
     elif view.state["state"] != "running":
         status = view.state["state"]
-    elif view.state.get("agent_required") and view.agent_active() is False:
+    elif view.state.get("agent_required") and view.state.get("agent_missing"):
         status = "agent missing"
     elif not serving:
         status = "no worker serves"

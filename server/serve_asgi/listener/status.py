@@ -233,6 +233,7 @@ def admin_state(
         ],
         "agents": sorted(agents, key=lambda each: each["row"]),
         "agent_wanted": supervisor.wants_agent,
+        "agent_missing": supervisor.agents.missing,
         "agent_required": supervisor.processes.policy.agent_required,
         "workers": sorted(workers, key=lambda each: (each["slot"], each["generation"])),
         "degraded": [
