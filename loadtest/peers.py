@@ -112,6 +112,7 @@ def comparison(results: Sequence[Result], fates: Sequence[str]) -> str:
     "--http", type=click.Choice(["httptools", "h11"]), default="httptools", help="Parser, where there is a choice."
 )
 @click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", help="Event loop.")
+@click.option("--scale", type=click.FloatRange(0.01), default=1.0, help="Factor for the request rates.")
 @click.option(
     "--tls",
     type=click.Choice(list(VERSIONS)),

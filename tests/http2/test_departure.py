@@ -398,6 +398,56 @@ def test_in_a_forked_child_the_connection_has_no_transport(serve2: Serve) -> Non
     assert client.wait(client.get()).status == 200
 
 
+def test_calls_that_go_on_behind_their_responses_count_where_they_run(serve2: Serve) -> None:
+    """In the worker, and for `--max-concurrency` there; in the next one the connection begins with none."""
+
+    class App:
+        def __init__(self) -> None:
+            self.go = asyncio.Event()
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await respond(send, b"ok")
+            await self.go.wait()
+
+    apps = App(), App()
+    first, second = (serve2(app, h2_max_streams=2, max_concurrency=3) for app in apps)
+    client = first.client()
+    for server in (first, second):
+        for _ in range(2):
+            assert bytes(client.wait(client.get()).content) == b"ok"
+        assert client.wait(client.get()).reset is ErrorCode.REFUSED_STREAM
+        assert server.cell(Cell.IN_FLIGHT) == 2
+        if server is first:
+            departing = enter(first, WorkerPhase.HANDING_OVER)
+            first.until(lambda departing=departing: departing != [])  # type: ignore[misc]
+            move(first, departing[0], second)
+    assert first.cell(Cell.IN_FLIGHT) == 2
+    other = second.client()
+    assert other.wait(other.get()).status == 200
+    assert other.wait(other.get()).status == 503
+    first.run(apps[0].go.set)
+    first.until(lambda: first.cell(Cell.IN_FLIGHT) == 0)
+    second.run(apps[1].go.set)
+
+
+def test_trailers_that_come_behind_a_held_request_reach_theirs_and_the_connection_leaves(serve2: Serve) -> None:
+    first, second = serve2(echo, h2_hold=60.0), serve2(echo)
+    client = first.client()
+    uploading = client.post(b"/first")
+    client.send(data(uploading, b"body"))
+    client.sync()
+    departing = enter(first, WorkerPhase.HANDING_OVER)
+    behind = client.get(b"/behind")
+    trailers = client.encoder.encode([(b"x-sum", b"1")])
+    client.send(frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, uploading, trailers))
+    assert bytes(client.wait(uploading).content) == b"POST /first body"
+    assert client.wait(behind).ended
+    first.until(lambda: departing != [])
+    move(first, departing[0], second)
+    assert client.wait(client.get(b"/moved")).ended
+    assert client.goaways() == []
+
+
 def test_held_requests_survive_a_worker_that_closes_after_all(serve2: Serve) -> None:
     held = Held()
     server = serve2(held, h2_hold=5.0)

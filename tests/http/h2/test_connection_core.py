@@ -12,7 +12,7 @@ from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.connection_value import export_connection, import_connection, unsent
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import StreamData, StreamEnd, StreamRequest, StreamReset
-from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame, reset_frame, window_update_frame
+from serve_asgi.http.h2.frames import GOAWAY, MAX_STREAM_ID, PING, frame, reset_frame
 from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.limits import CONNECTION_WINDOW
 from serve_asgi.http.h2.receiving import SHUTDOWN_PING, Leaving
@@ -183,23 +183,24 @@ def test_new_requests_wait_and_others_go_on() -> None:
     assert not peer.core.holding
 
 
-def test_trailers_behind_a_held_head_wait() -> None:
-    """They may need what that does to the table."""
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_trailers_behind_held_heads_have_those_begin_and_holding_goes_on(pieces: int) -> None:
+    """They may need what the heads do to the table, and the request in progress ends with them."""
     peer = H2Peer()
     peer.request(1, POST, ended=False)
     peer.core.hold()
-    assert peer.send(peer.headers(3, [*GET, (b"x-a", b"1")]), peer.headers(1, [(b"x-a", b"1")])) == []
-    assert peer.core.release()[-1] == StreamEnd(1, [(b"x-a", b"1")])
-
-
-def test_a_reset_does_not_get_ahead_of_held_trailers() -> None:
-    """They would come on a stream that has ended, which costs the connection."""
-    peer = H2Peer()
-    peer.request(1, POST, ended=False)
-    peer.core.hold()
-    trailers = peer.headers(3), peer.headers(1, [(b"x-a", b"1")])
-    assert peer.send(*trailers, window_update_frame(1, 5), reset_frame(1, ErrorCode.CANCEL)) == []
-    assert [type(event) for event in peer.core.release()] == [StreamRequest, StreamEnd, StreamReset]
+    assert peer.send(peer.headers(3, [*POST, (b"x-a", b"1")], ended=False), data(3, b"abc"), peer.headers(5)) == []
+    block = peer.block([(b"x-a", b"1")])
+    trailers = [frame(1, 1, 1, block[:1]), *[frame(9, 0, 1, block[each : each + 1]) for each in range(1, pieces)]]
+    events = peer.send(*trailers, frame(9, 4, 1, block[pieces:]), reset_frame(1, ErrorCode.CANCEL))
+    assert [type(event) for event in events] == [StreamRequest, StreamData, StreamRequest, StreamEnd, StreamReset]
+    assert events[3] == StreamEnd(1, [(b"x-a", b"1")])
+    assert peer.core.holding
+    assert peer.send(peer.headers(7), data(3, b"def", ended=True)) == [StreamData(3, b"def"), StreamEnd(3, [])]
+    for stream_id in (3, 5):
+        peer.respond(stream_id)
+    assert peer.core.resting
+    assert [event.stream_id for event in of(StreamRequest, peer.core.release())] == [7]
     assert peer.core.lost is None
 
 

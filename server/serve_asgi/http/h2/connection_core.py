@@ -271,7 +271,8 @@ class ConnectionCore:
     def hold(self) -> None:
         """Leave aside, undecoded, what begins new requests, so that the connection can leave once it is `resting`.
 
-        If more comes than may wait, it goes on by itself, and `holding` says no.
+        If more comes than may wait, it goes on by itself, and `holding` says no. Trailers of a stream in progress have
+        what came before them happen, and it holds on.
         """
         if self.receiver.held is None and self.lost is None:
             self.receiver.hold()

@@ -1,9 +1,9 @@
 """Frames that are left aside, undecoded, while a connection waits to leave for another worker. Pure.
 
-It owns the choice of what waits: whatever begins a new request; every header block behind such a one, since that may
-need what the first does to the table (RFC 9113 4.3); and what comes on a stream behind a block that waits. Everything
-else is read as always, so that the streams in progress come to their ends. Rule: what waits is bounded, and is in its
-order. It must not know what becomes of it.
+It owns the choice of what waits: whatever begins a new request, and what comes on its stream. Everything else is read
+as always, so that the streams in progress come to their ends. The trailers of one of those cannot be read before the
+header blocks that wait, since they may need what those do to the table (RFC 9113 4.3): with them everything goes on,
+and waiting begins anew. Rule: what waits is bounded, and is in its order. It must not know what becomes of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from serve_asgi.http.h2.frames import (
     HEADERS,
     MAX_STREAM_ID,
     PRIORITY_UPDATE,
-    WINDOW_UPDATE,
     Frame,
     frame,
     number,
@@ -24,7 +23,7 @@ from serve_asgi.http.h2.limits import MAX_HELD
 class HeldFrames:
     """Of one connection."""
 
-    __slots__ = ("_blocks", "_ending", "_frames", "_size")
+    __slots__ = ("_blocks", "_frames", "_size", "needed")
 
     def __init__(self, block_under_way: bytes) -> None:
         """`block_under_way`: the frames of a header block that is not whole yet and begins a new request."""
@@ -32,8 +31,8 @@ class HeldFrames:
         self._size = len(block_under_way)
         self._blocks = bool(block_under_way)
         """A header block waits."""
-        self._ending: set[int] = set()
-        """Streams in progress whose trailers wait: a reset must not get ahead of them."""
+        self.needed = False
+        """A stream in progress cannot come to its end before what waits has been read."""
 
     def takes(self, each: Frame, last: int) -> bool:
         """Leave the frame aside, if it has to wait; `last` is the highest stream that has begun."""
@@ -42,10 +41,9 @@ class HeldFrames:
             waits = number(payload) & MAX_STREAM_ID > last
         elif kind in (HEADERS, CONTINUATION):
             waits = self._blocks = self._blocks or stream_id > last
-            if waits and stream_id <= last:
-                self._ending.add(stream_id)
+            self.needed = waits and stream_id <= last
         else:
-            waits = stream_id > last or (stream_id in self._ending and kind != WINDOW_UPDATE)
+            waits = stream_id > last
         if waits:
             self._frames.append(frame(kind, flags, stream_id, payload))
             self._size += len(payload) + 9

@@ -142,8 +142,10 @@ class FrameReceiver:
         for frame in given:
             held = self.held
             if held is not None and held.takes(frame, self.streams.ended.last):
-                if held.full:
+                if held.full or held.needed:
                     self._go_on(events)
+                if held.needed:
+                    self.hold()
                 continue
             kind, flags, stream_id, payload = frame
             if blocks.stream_id and kind != CONTINUATION:
