@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from loadtest.kinds import SURVIVING
+from loadtest.kinds import HTTP2_SURVIVING, SURVIVING
 from loadtest.ledger import Left
 from loadtest.reload import run
 from loadtest.report import table
@@ -56,8 +56,13 @@ def test_reloads_under_load_over_http2(workers: int, loop: str, tls: str | None)
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("loop", "tls"), [("uvloop", None), ("asyncio", "1.3")])
-def test_websockets_and_streams_survive_reloads_under_load(loop: str, tls: str | None) -> None:
-    load = Settings(kinds=SURVIVING, scale=0.6, stretch=0.15, warmup=1.0, loop=loop, tls=tls)
+@pytest.mark.parametrize(
+    ("loop", "tls", "http2"), [("uvloop", None, False), ("asyncio", "1.3", False), ("uvloop", "1.3", True)]
+)
+def test_websockets_and_streams_survive_reloads_under_load(loop: str, tls: str | None, http2: bool) -> None:
+    """Over HTTP/2 several of each on one connection."""
+    kinds = HTTP2_SURVIVING if http2 else SURVIVING
+    load = Settings(kinds=kinds, scale=0.6, stretch=0.15, warmup=1.0, loop=loop, tls=tls, http2=http2)
+    load = dataclasses.replace(load, h2_hold=1.0 if http2 else None)  # on a machine that has other things to do
     result = run(dataclasses.replace(load, reloads=2, interval=1.2, survive_window=0.5))
     assert result.spotless, table(result)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import random
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -178,6 +180,74 @@ def test_all_of_a_connection_goes_on_together(serve2: Serve) -> None:
     core = servers[0].newest().core
     servers[0].until(lambda: core.open_streams() == events)
     assert core.receiver.streams.busy == set(events)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_cut_anywhere_by_hand_overs_come_once_and_in_order(serve2: Serve, seed: int) -> None:
+    """Also by those that are withdrawn, and with windows of any size."""
+    choose = random.Random(seed)
+    _, servers = pair(serve2)
+    client = servers[0].client({4: choose.choice((100, 5000, 1 << 20))}, NO_LIMIT)
+    sockets = [Socket(client, b"/%d" % number).open() for number in range(5)]
+    said: dict[int, list[bytes]] = {socket.stream_id: [] for socket in sockets}
+    rest = {socket.stream_id: b"" for socket in sockets}
+
+    def send_some(count: int) -> None:
+        for stream_id in choose.choices(list(rest), k=count):
+            if not rest[stream_id]:
+                said[stream_id].append(b"%d " % len(said[stream_id]) + b"z" * choose.choice((0, 10, 3000)))
+                rest[stream_id] = frame(TEXT, said[stream_id][-1])
+            size = choose.randint(1, len(rest[stream_id]))
+            client.send(data(stream_id, rest[stream_id][:size]))
+            rest[stream_id] = rest[stream_id][size:]
+            if choose.random() < 0.3:
+                client.widen(stream_id, 2000)
+
+    for turn in range(6):
+        old, new = servers[turn % 2], servers[1 - turn % 2]
+        send_some(20)
+        departing = begin(old)
+        send_some(10)
+        connection, descriptor, record = leave(old, departing)
+        send_some(5)
+        if choose.random() < 0.3:
+            os.close(descriptor)
+            old.run(connection.stay)
+            connection, descriptor, record = leave(old, departing)
+        old.run(connection.gone)
+        old.run(old.retiring.end)
+        serve_again(old)
+        new.take(descriptor, HandOverRecord.from_json(record.to_json()))
+    for socket in sockets:
+        client.widen(socket.stream_id, 1 << 20)
+        client.send(data(socket.stream_id, rest[socket.stream_id]))
+        for number, each in enumerate(said[socket.stream_id], 1):
+            opcode, answer = socket.receive()
+            assert (opcode, answer[1:]) == (BINARY, b"%d " % number + each)
+    assert client.goaways() == []
+
+
+@pytest.mark.parametrize("told_first", [False, True])
+def test_client_closes_one_while_the_others_leave(serve2: Serve, told_first: bool) -> None:
+    """Before the lives end: they wait for that. Or when they have: the next life answers it."""
+    _, servers = pair(serve2)
+    client = servers[0].client()
+    closes, stays = (Socket(client, path).open() for path in (b"/a", b"/b"))
+    for socket in (closes, stays):
+        ask(socket, b"x", b"a1 x")
+    departing: list[Any] | None = None
+    if told_first:
+        departing = begin(servers[0])
+        servers[0].until(lambda: bool(departing))
+    closes.send(CLOSE, b"\x03\xe8", ended=True)
+    if not told_first:
+        assert closes.close_code() == 1000
+    move(servers[0], servers[1], departing)
+    ask(stays, b"y", b"b2 y")
+    if told_first:
+        assert closes.close_code() == 1000
+    servers[1].until(lambda: servers[1].cell(Cell.WEBSOCKETS) == 1)
+    assert client.goaways() == []
 
 
 def test_what_was_not_received_goes_along_and_holds_its_window(serve2: Serve) -> None:
