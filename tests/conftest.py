@@ -10,6 +10,8 @@ import pytest
 
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # servers: a test may write an application twice within one second
 CI = os.environ.get("CI") == "true"
+if shutil.which("initdb") is None:  # Debian has PostgreSQL's programs on no PATH
+    os.environ["PATH"] += "".join(f":{each}" for each in sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:])
 ROOT = Path(__file__).resolve().parent
 ONCE = (
     *("admin", "agent_process", "compliance", "examples", "frameworks", "loadtest", "system"),

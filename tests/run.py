@@ -38,6 +38,7 @@ PROGRAMS = {
     "nginx": "nginx",
     "node": "nodejs",
     "openssl": "openssl",
+    "pg_ctlcluster": "postgresql",  # its programs are on no PATH: tests/conftest.py puts them there
     "prometheus": "prometheus",
     "redis-server": "redis-server",
     "runsv": "runit",

@@ -6,7 +6,7 @@ import pytest
 
 from serve_asgi.config.options import Config
 from serve_asgi.config.sources import read, written
-from serve_asgi.config.state_location import is_url, redis_address, shown
+from serve_asgi.config.state_location import PostgresAddress, is_url, redis_address, shown, store_address
 from serve_asgi.errors import UsageError
 
 
@@ -24,6 +24,9 @@ from serve_asgi.errors import UsageError
         ("unix:///run/redis.sock?password=hunter2&db=1", "unix:///run/redis.sock?password=***&db=1"),
         ("redis://localhost?username=shop&ssl_password=hunter2#x", "redis://localhost?username=***&ssl_password=***#x"),
         ("REDIS://:hunter2@localhost", "REDIS://***@localhost"),
+        ("redis+sentinel://:hunter2@a/m?sentinel_password=hunter2", "redis+sentinel://***@a/m?sentinel_password=***"),
+        ("postgresql://shop:hunter2@a:1,b/db?sslmode=require", "postgresql://***@a:1,b/db?sslmode=require"),
+        ("postgresql:///db?user=shop&password=hunter2", "postgresql:///db?user=***&password=***"),
     ],
 )
 def test_no_password_is_shown(state: str, expected: str) -> None:
@@ -45,6 +48,8 @@ def test_the_configuration_does_not_show_it() -> None:
         ("redis://h:1/0", ("redis://h:1/0",), "serve", 0, 3.0),
         ("redis://u:p@a:1,b:2/3?db=3", ("redis://u:p@a:1/3?db=3", "redis://u:p@b:2/3?db=3"), "serve", 0, 3.0),
         ("unix:///s?prefix=shop&replicas=2&timeout=0.5", ("unix:///s",), "shop", 2, 0.5),
+        ("valkey://h:1/0", ("redis://h:1/0",), "serve", 0, 3.0),
+        ("valkeys://h", ("rediss://h",), "serve", 0, 3.0),
         ("rediss://h?ssl_ca_certs=/ca.pem&prefix=a:b", ("rediss://h?ssl_ca_certs=%2Fca.pem",), "a:b", 0, 3.0),
     ],
 )
@@ -54,9 +59,29 @@ def test_urls_are_taken_apart(state: str, urls: tuple[str, ...], prefix: str, re
 
 
 @pytest.mark.parametrize(
+    ("state", "sentinels", "master"),
+    [
+        (
+            "redis+sentinel://a:1,b/shop",
+            ("redis://a:1", "redis://b:26379"),
+            "redis://HOST:PORT/",
+        ),
+        (
+            "valkeys+sentinel://u:p@a/shop/2?ssl_ca_certs=/ca.pem&sentinel_password=q",
+            ("rediss://a:26379?ssl_ca_certs=%2Fca.pem&password=q",),
+            "rediss://u:p@HOST:PORT/2?ssl_ca_certs=%2Fca.pem",
+        ),
+    ],
+)
+def test_sentinels_are_told_apart_from_their_master(state: str, sentinels: tuple[str, ...], master: str) -> None:
+    found = redis_address(state)
+    assert (found.urls, found.service, found.master) == (sentinels, "shop", master)
+
+
+@pytest.mark.parametrize(
     ("state", "says"),
     [
-        ("postgres://:hunter2@h/db", "names no known store"),
+        ("mysql://:hunter2@h/db", "names no known store"),
         ("redis://:hunter2@h?replicas=many", "replicas is a number"),
         ("redis://:hunter2@h?replicas=-1", "replicas is a number of replicas"),
         ("redis://:hunter2@h?timeout=0", "timeout and start are at least 0.1"),
@@ -74,15 +99,44 @@ def test_urls_are_taken_apart(state: str, urls: tuple[str, ...], prefix: str, re
         ("redis://:hunter2@:0", "a host is a name"),
         ("redis://:hunter2@h/x", "the number of a database, as in /0"),
         ("redis://:hunter2@h/-1", "the number of a database, as in /0"),
+        ("redis+sentinel://:hunter2@h", "after the Sentinels comes the name of the master"),
+        ("redis+sentinel://:hunter2@h/", "after the Sentinels comes the name of the master"),
+        ("redis+sentinel://:hunter2@h/shop/x", "the number of a database, as in /0"),
         ("redis://:hunter2@h?db=x", "db is the number of a database"),
+        ("postgresql://:hunter2@h/db?prefix=", "a prefix names the schema, and has 1 to 50"),
+        (f"postgresql://:hunter2@h/db?prefix={'x' * 51}", "a prefix names the schema"),
+        ("postgresql://:hunter2@h/db?replicas=1", "replicas is for Redis; a PostgreSQL waits for its standbys as"),
+        ("postgresql://:hunter2@h/db?timeout=0", "timeout and start are at least 0.1"),
+        ("postgresql://:hunter2@h/db?timeout=x", "timeout is a number"),
+        ("postgresql://:hunter2@h/db?prefix", "write postgresql://HOST:PORT/DATABASE"),
     ],
 )
 def test_what_cannot_be_is_a_sentence_without_the_password(state: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as raised:
-        redis_address(state)
+        store_address(state)
     assert "hunter2" not in str(raised.value)
     with pytest.raises(UsageError, match=says):
         read("app:asgi", {"state": state}, {})
+
+
+@pytest.mark.parametrize(
+    ("state", "url", "schema", "timeout", "start"),
+    [
+        ("postgresql://u:p@h:1/db", "postgresql://u:p@h:1/db", "serve", 3.0, 15.0),
+        ("postgres://a,b/db?prefix=shop&timeout=1", "postgres://a,b/db", "shop", 1.0, 15.0),
+        (
+            "postgresql:///db?host=/run/pg&start=2&sslmode=verify-full&sslrootcert=%2Fca.pem",
+            "postgresql:///db?host=/run/pg&sslmode=verify-full&sslrootcert=%2Fca.pem",
+            "serve",
+            3.0,
+            2.0,
+        ),
+    ],
+)
+def test_what_is_not_ours_goes_to_libpq(state: str, url: str, schema: str, timeout: float, start: float) -> None:
+    found = store_address(state)
+    assert isinstance(found, PostgresAddress)
+    assert (found.url, found.schema, found.timeout, found.start) == (url, schema, timeout, start)
 
 
 def test_a_path_is_no_url() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.stores import Redis, own_redis
+from tests.store.postgres import Postgres, own_place, own_postgres
+from tests.store.stores import POSTGRES, REDIS, Redis, own_redis
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,18 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
         yield server
 
 
-@pytest.fixture
-def url(shared_redis: Redis, tmp_path: Path) -> str:
-    """A place of the test's own in it."""
-    return f"{shared_redis.url}?prefix={tmp_path.name}"
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[Postgres]:
+    """One for all tests that do it no harm; each uses a schema of its own."""
+    with own_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=[REDIS, POSTGRES])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place of the test's own in what several servers share."""
+    if request.param == "postgres":
+        server: Postgres = request.getfixturevalue("shared_postgres")
+        return own_place(server)
+    redis: Redis = request.getfixturevalue("shared_redis")
+    return f"{redis.url}?prefix={tmp_path.name.replace('[', '-').replace(']', '')}"

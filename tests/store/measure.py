@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from serve_asgi.ipc.frames import pack_value
+from tests.store.postgres import own_place, own_postgres
 from tests.store.stores import StoreProcess, own_redis, store
 
 WRITES = 2_000
@@ -19,11 +20,19 @@ UNDER_WAY = 50
 
 
 def main() -> None:
-    """Measure a file in the current directory and a Redis, with and without waiting for its disk."""
+    """Measure a file in the current directory, a PostgreSQL, and a Redis with and without waiting for its disk."""
     with tempfile.TemporaryDirectory(dir=".") as name:
         directory = Path(name)
         with store(directory / "state.db") as process:
             _show("file", process)
+        if shutil.which("postgres") is not None:
+            with own_postgres(durable=True) as postgres:
+                url = own_place(postgres)
+                with store(url) as process:
+                    _show("PostgreSQL", process)
+                with store(url) as process, store(url) as other:
+                    process.up(), other.up()
+                    print(f"PostgreSQL, until another server has heard: {_figures(_behind(process, other))}")
         if shutil.which("redis-server") is None:
             return
         for label, persistent in (("Redis, no persistence", False), ("Redis, appendfsync always", True)):

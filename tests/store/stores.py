@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -23,6 +24,9 @@ from serve_asgi.ipc.channel import PROTOCOL, pair
 from serve_asgi.ipc.frames import MAX_FRAME, Frame, decode, encode, pack_value, unpack_value
 from tests.running import PATIENCE, ROOT
 
+REDIS = pytest.param("redis", marks=pytest.mark.needs("redis-server"))
+POSTGRES = pytest.param("postgres", marks=pytest.mark.needs("postgres", "initdb"))
+"""What several servers may share, for tests that are the same for each."""
 VALUE_LIMIT, TOTAL_LIMIT = 64 * 1024, 1024 * 1024
 
 
@@ -151,6 +155,14 @@ def store(location: str | Path, **more: Any) -> Iterator[StoreProcess]:
         process.close()
 
 
+@contextlib.contextmanager
+def pair_of(url: str) -> Iterator[tuple[StoreProcess, StoreProcess]]:
+    """The stores of two servers, both up."""
+    with store(url) as a, store(url) as b:
+        a.up(), b.up()
+        yield a, b
+
+
 class Redis:
     """A Redis server on a unix socket and, with `tcp`, on a free port; its data lie in `directory`."""
 
@@ -230,3 +242,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait for something in another program, which has no event for us."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Two servers with one Redis and one schedule, whose clocks are seconds apart: each tick runs once."""
+"""Two servers with one Redis or PostgreSQL and one schedule, whose clocks are seconds apart: each tick runs once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.running import PATIENCE, ROOT, running
 from tests.schedule_application import APPLICATION, notes
 
-pytestmark = [pytest.mark.once, pytest.mark.needs("redis-server")]
+pytestmark = pytest.mark.once
 
 SCHEDULED = """
 @schedule(every="1s")

@@ -1,4 +1,4 @@
-"""The decision of a write is the same in the pure core, in a file and in a Redis: compared on random operations."""
+"""The decision of a write is the same in the pure core, a file, a Redis and a PostgreSQL: compared on random writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serve_asgi.hub.state.write_evaluation import (
 )
 from serve_asgi.ipc.frames import Frame, pack_value, unpack_value
 from serve_asgi.ipc.state_frames import Write, WriteOp
-from tests.store.stores import VALUE_LIMIT, StoreProcess, scaled, store
+from tests.store.stores import REDIS, VALUE_LIMIT, StoreProcess, scaled, store
 
 LIMIT = 3_000 + 5 * OVERHEAD  # small, so that it is reached
 EDGES = [0, 1, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1]
@@ -94,17 +94,16 @@ def test_a_file_decides_as_the_core_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.needs("redis-server")
-def test_a_redis_decides_as_the_core_does(url: str) -> None:
+def test_a_shared_store_decides_as_the_core_does(url: str) -> None:
     with store(url, total_limit=LIMIT) as process:
         process.up()
-        model = _compare(process, 2, scaled(2000))
+        model = _compare(process, 2, scaled(200 if url.startswith("postgres") else 2000))  # Redis has rules of its own
     with store(url, total_limit=LIMIT) as other:
         _same(other.up(), model)
 
 
 @pytest.mark.once
-@pytest.mark.needs("redis-server")
+@pytest.mark.parametrize("url", [REDIS], indirect=True)
 def test_every_sum_of_two_numbers_is_exact(url: str) -> None:
     """Numbers in a Redis script are doubles; these are not."""
     with store(url) as process:

@@ -1,4 +1,4 @@
-"""Which ticks are granted, as a table: by a file, and by a Redis, which decides by the same rules in Lua."""
+"""Which ticks are granted, as a table: by a file, a PostgreSQL, and a Redis, which decides by these rules in Lua."""
 
 from __future__ import annotations
 
@@ -74,8 +74,7 @@ def test_a_file_grants_by_these_rules(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.needs("redis-server")
-def test_a_redis_grants_by_these_rules(url: str) -> None:
+def test_a_shared_store_grants_by_these_rules(url: str) -> None:
     with store(url) as process, store(url) as other:
         process.up(), other.up()
         _follow_the_rules(process)

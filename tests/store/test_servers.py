@@ -21,7 +21,8 @@ import pytest
 
 from serve_asgi.cli import control_client
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
-from tests.store.stores import Redis, free_port, own_redis, scaled
+from tests.store.postgres import Postgres, own_place, own_postgres
+from tests.store.stores import POSTGRES, REDIS, Redis, free_port, own_redis, scaled
 
 pytestmark = pytest.mark.once
 
@@ -58,21 +59,23 @@ def wait_for_store(server: RunningServer) -> None:
 
 @pytest.fixture
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """`--state`, as a file or as a Redis of the module's."""
+    """`--state`, as a file, a Redis of the module's or a PostgreSQL."""
     if request.param == "file":
         return "state.db"
+    if request.param == "postgres":
+        return own_place(request.getfixturevalue("shared_postgres"))
     shared: Redis = request.getfixturevalue("shared_redis")
     return f"{shared.url}?prefix={tmp_path.name}"
 
 
-both = pytest.mark.parametrize(
+each_kind = pytest.mark.parametrize(
     "kept",
-    ["file", pytest.param("redis", marks=pytest.mark.needs("redis-server"))],
+    ["file", REDIS, POSTGRES],
     indirect=True,
 )
 
 
-@both
+@each_kind
 def test_the_state_outlives_everything_in_order(tmp_path: Path, kept: str) -> None:
     with running(APP, "--state", kept, "--workers", "2", directory=tmp_path) as server:
         has(server, "/set/kept/yes")
@@ -88,7 +91,7 @@ def test_the_state_outlives_everything_in_order(tmp_path: Path, kept: str) -> No
         assert has(server, "/fresh/n") == 4
 
 
-@both
+@each_kind
 def test_kills_at_any_moment_lose_nothing_that_was_confirmed(tmp_path: Path, kept: str) -> None:
     """The store process, the listener, or all at once, while requests write. An increment that was answered is there;
     one that was not may be."""
@@ -334,12 +337,19 @@ def test_a_redis_that_comes_back_empty_to_another_store_process_gets_the_state_a
 
 @pytest.mark.needs("redis-server")
 def test_two_servers_share_a_redis(tmp_path: Path) -> None:
-    """State and broadcasts reach the workers of both; Redis dies and comes back, and both go on by themselves."""
-    options = ("--workers", "2")
-    with (
-        own_redis(tmp_path / "redis", "--requirepass", "hunter2", persistent=True) as server,
-        _two(tmp_path, f"unix://:hunter2@{server.path}?timeout=1", options) as (a, b),
-    ):
+    with own_redis(tmp_path / "redis", "--requirepass", "hunter2", persistent=True) as server:
+        _share(tmp_path, server, f"unix://:hunter2@{server.path}?timeout=1")
+
+
+@pytest.mark.needs("postgres", "initdb")
+def test_two_servers_share_a_postgresql(tmp_path: Path) -> None:
+    with own_postgres() as server:
+        _share(tmp_path, server, f"{server.url.replace('serve@', 'serve:hunter2@')}&timeout=1")
+
+
+def _share(directory: Path, server: Redis | Postgres, url: str) -> None:
+    """State and broadcasts reach the workers of both; the server dies and comes back, and both go on by themselves."""
+    with _two(directory, url, ("--workers", "2")) as (a, b):
         has(a, "/set/k/from-a")
         _eventually(lambda: has(b, "/get/k") == "from-a")
         assert has(b, "/fresh/k") == "from-a"

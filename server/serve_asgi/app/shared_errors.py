@@ -39,7 +39,7 @@ class NotWritten(SharedError):
 
 
 class Unknown(SharedError):
-    """It is not known whether the write stands: no reply came, or Redis may lose the write in a fail-over.
+    """It is not known whether the write stands: no reply came, or the store may lose the write in a fail-over.
 
     Read the key (`get_authoritative`) before repeating a write that must not be done twice.
     """

@@ -369,7 +369,8 @@ class Config:
     )
     state: str = option(
         "",
-        "Where the shared state is kept over restarts: a file (SQLite), or redis://HOST:PORT/DB for several servers.",
+        "Where the shared state is kept over restarts: a file (SQLite), or for several servers redis://HOST:PORT/DB or "
+        "postgresql://HOST:PORT/DATABASE.",
         PROCESSES,
         unit="PATH or URL",
         live=False,

@@ -1,4 +1,4 @@
-"""The value of `--state`: a file, or a Redis URL; and how it is shown, without its password.
+"""The value of `--state`: a file, or the URL of a Redis or PostgreSQL; and how it is shown, without its password.
 
 It knows no files and no network.
 """
@@ -13,10 +13,23 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from serve_asgi.errors import UsageError
 
-SCHEMES: Final = ("redis", "rediss", "unix")
+REDIS: Final = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "unix": "unix",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    **{f"{name}+sentinel": "redis" for name in ("redis", "valkey")},
+    **{f"{name}+sentinel": "rediss" for name in ("rediss", "valkeys")},
+}
+"""Schemes, and what each of them is to redis-py: Valkey speaks as Redis does."""
+POSTGRES: Final = ("postgresql", "postgres")
 PREFIX: Final = "serve"
+SENTINEL_PORT: Final = 26379
 TIMEOUT: Final = 3.0
-"""Seconds that Redis has to respond, unless the URL says otherwise."""
+"""Seconds that the store has to respond, unless the URL says otherwise."""
+LONGEST_SCHEMA: Final = 50
+"""Bytes of a schema's name: PostgreSQL cuts names at 63, and the channel's is longer than the schema's."""
 START_TIME: Final = 15.0
 """Seconds within which the state has to be available when a server starts, unless the URL says otherwise."""
 
@@ -32,10 +45,27 @@ class RedisAddress:
 
     urls: tuple[str, ...]
     """For redis-py, tried in order, with the password. If there are several, the one that accepts writes is used."""
+    service: str = ""
+    """What Sentinel calls the master; then `urls` are those of the Sentinels."""
+    master: str = ""
+    """With a service: the URL of its master, in which HOST:PORT stands for what a Sentinel says."""
     prefix: str = PREFIX
     """The prefix of all keys: servers with the same one share everything."""
     replicas: int = 0
     """How many replicas must have a write before it counts as written (WAIT)."""
+    timeout: float = TIMEOUT
+    start: float = START_TIME
+    """How long (s) a starting server waits for it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PostgresAddress:
+    """Where a PostgreSQL is, and the schema of this server's tables in it."""
+
+    url: str
+    """For libpq, with the password, perhaps with several hosts."""
+    schema: str = PREFIX
+    """Servers with the same one share everything."""
     timeout: float = TIMEOUT
     start: float = START_TIME
     """How long (s) a starting server waits for it."""
@@ -53,18 +83,52 @@ def shown(state: str) -> str:
     return _PASSWORDS.sub(r"\1***", _PASSWORD.sub("***", state))
 
 
-def redis_address(state: str) -> RedisAddress:
+def store_address(state: str) -> RedisAddress | PostgresAddress:
     """Parse a URL. Raises UsageError, a sentence without the password."""
+    scheme = state.partition(":")[0].lower()
+    if scheme in REDIS:
+        return redis_address(state)
+    if scheme in POSTGRES:
+        return postgres_address(state)
+    raise UsageError(
+        f"--state {shown(state)} names no known store: write a path, redis://HOST:PORT/DB, "
+        "rediss://HOST:PORT/DB (TLS), redis+sentinel://HOST:PORT,HOST:PORT/MASTER, unix:///PATH or "
+        "postgresql://HOST:PORT/DATABASE"
+    )
+
+
+def postgres_address(state: str) -> PostgresAddress:
+    """Parse the URL of a PostgreSQL. Raises UsageError, a sentence without the password."""
+    place, mark, rest = state.partition("?")
+    pairs = [pair for pair in rest.split("&") if pair]
+    if mark and any("=" not in pair for pair in pairs):
+        raise UsageError(f"--state {shown(state)} is not a URL: write postgresql://HOST:PORT/DATABASE?NAME=VALUE")
+    query = {name: unquote(text) for name, _, text in (pair.partition("=") for pair in pairs)}
+    prefix = query.get("prefix", PREFIX)
+    if not (_NAME.fullmatch(prefix) and len(prefix) <= LONGEST_SCHEMA):
+        raise UsageError(
+            f"--state {shown(state)}: a prefix names the schema, and has 1 to {LONGEST_SCHEMA} letters, digits and "
+            ". _ : - characters"
+        )
+    if "replicas" in query:
+        raise UsageError(
+            f"--state {shown(state)}: replicas is for Redis; a PostgreSQL waits for its standbys as "
+            "synchronous_standby_names in postgresql.conf says"
+        )
+    timeout, start = _number(state, query, "timeout", TIMEOUT), _number(state, query, "start", START_TIME)
+    if not (timeout >= 0.1 and start >= 0.1):
+        raise UsageError(f"--state {shown(state)}: timeout and start are at least 0.1 (seconds)")
+    kept = [pair for pair in pairs if pair.partition("=")[0] not in ("prefix", "timeout", "start")]
+    return PostgresAddress("?".join([place, *(["&".join(kept)] if kept else [])]), prefix, timeout, start)
+
+
+def redis_address(state: str) -> RedisAddress:
+    """Parse the URL of a Redis. Raises UsageError, a sentence without the password."""
     try:
         parts = urlsplit(state)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
         raise UsageError(f"--state {shown(state)} is not a URL: write redis://HOST:PORT/DB") from None
-    if parts.scheme not in SCHEMES:
-        raise UsageError(
-            f"--state {shown(state)} names no known store: write a path, redis://HOST:PORT/DB, "
-            "rediss://HOST:PORT/DB (TLS) or unix:///PATH"
-        )
     prefix, replicas = query.pop("prefix", PREFIX), _number(state, query, "replicas", 0)
     timeout, start = _number(state, query, "timeout", TIMEOUT), _number(state, query, "start", START_TIME)
     if not _NAME.fullmatch(prefix):
@@ -76,14 +140,34 @@ def redis_address(state: str) -> RedisAddress:
     if parts.scheme == "unix" and not unquote(parts.path):
         raise UsageError(f"--state {shown(state)}: write unix:///PATH/OF/THE/SOCKET")
     user, at, hosts = parts.netloc.rpartition("@")
-    rest = parts.path + (f"?{urlencode(query)}" if query else "")
-    _check_hosts(state, hosts if parts.scheme != "unix" else "")
-    if parts.scheme != "unix" and not re.fullmatch("/?|/[0-9]+", parts.path, re.ASCII):
+    scheme, path, service = REDIS[parts.scheme], parts.path, ""
+    if parts.scheme.endswith("+sentinel"):
+        _, service, *database = path.split("/") if "/" in path else ("", "")
+        if not re.fullmatch("[A-Za-z0-9._-]+", service):
+            raise UsageError(
+                f"--state {shown(state)}: after the Sentinels comes the name of the master, as in "
+                "redis+sentinel://HOST:26379,HOST:26379/mymaster"
+            )
+        path = f"/{'/'.join(database)}"
+    _check_hosts(state, hosts if scheme != "unix" else "")
+    if scheme != "unix" and not re.fullmatch("/?|/[0-9]+", path, re.ASCII):
         raise UsageError(f"--state {shown(state)}: what follows the host is the number of a database, as in /0")
     if not re.fullmatch("[0-9]+", query.get("db", "0"), re.ASCII):
         raise UsageError(f"--state {shown(state)}: db is the number of a database")
-    urls = [f"{parts.scheme}://{user}{at}{host}{rest}" for host in hosts.split(",")]
-    return RedisAddress(tuple(urls), prefix, int(replicas), timeout, start)
+    own = {name: query.pop(f"sentinel_{name}") for name in ("username", "password") if f"sentinel_{name}" in query}
+    rest = f"?{urlencode(query)}" if query else ""
+    urls = [f"{scheme}://{user}{at}{host}{path}{rest}" for host in hosts.split(",")]
+    if not service:
+        return RedisAddress(tuple(urls), prefix=prefix, replicas=int(replicas), timeout=timeout, start=start)
+    about = {name: text for name, text in query.items() if name not in ("db", "username", "password")} | own
+    sentinels = [f"{scheme}://{_with_port(host)}{f'?{urlencode(about)}' if about else ''}" for host in hosts.split(",")]
+    master = f"{scheme}://{user}{at}HOST:PORT{path}{rest}"
+    return RedisAddress(tuple(sentinels), service, master, prefix, int(replicas), timeout, start)
+
+
+def _with_port(host: str) -> str:
+    """A Sentinel's address."""
+    return host if urlsplit(f"//{host}").port is not None else f"{host}:{SENTINEL_PORT}"
 
 
 def _check_hosts(state: str, hosts: str) -> None:

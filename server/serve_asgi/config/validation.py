@@ -17,7 +17,7 @@ from serve_asgi.config.application_name import suggested
 from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, parse_address
 from serve_asgi.config.options import APP_LOG_WORDS
-from serve_asgi.config.state_location import is_url, redis_address
+from serve_asgi.config.state_location import is_url, store_address
 from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
 from serve_asgi.config.values import FoundValue, SourcePriority
 from serve_asgi.errors import UsageError
@@ -201,7 +201,7 @@ def _check_unix(found: Found) -> None:
 def _check_state(found: Found) -> None:
     if "state" in found and is_url(found["state"].value):
         try:
-            redis_address(found["state"].value)
+            store_address(found["state"].value)
         except UsageError as error:
             raise UsageError(
                 f"{found['state'].source}: {error}" if found["state"].source.path else str(error)

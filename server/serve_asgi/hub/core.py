@@ -170,7 +170,7 @@ class HubSettings:
     stored: bool = False  # there is a store process
     value_limit: int = 64 * 1024  # bytes of one value of the shared state, encoded
     state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write_evaluation.entry_size`)
-    shared: bool = False  # the store is Redis, so that broadcasts reach other servers too
+    shared: bool = False  # several servers share the store, so that broadcasts reach other servers too
 
 
 class Hub:

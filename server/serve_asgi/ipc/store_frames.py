@@ -5,13 +5,13 @@ requester chooses ids, unique among writes and reads, among sends, and among gra
 
 hub -> store
     store.snapshot {} body=[[key, version, value], …]         what the hub has from an earlier store process, in parts,
-    store.known    {version}                                  and the version of its last change, for a Redis that comes
-                                                              back empty. Only if `store.open` requests it
+    store.known    {version}                                  and the version of its last change, for a shared store
+                                                              that comes back empty. Only if `store.open` requests it
     store.write   {id, op, key, version?, by?} body=value     as `Write.head`; -> written | refused
     store.read    {id, key}                                   the authoritative value; -> value | refused
     store.send    {id, …} body                                to the hubs of all other servers; -> sent | unsent
     store.grant   {id, name, tick, holder, lease, exclusive?} may this server run the tick?; -> granted | taken
-    store.renew   {name, token, lease}                        -> renewed | lost (no reply while Redis is unavailable)
+    store.renew   {name, token, lease}                        -> renewed | lost (no reply while the store is away)
     store.release {name, token}                               the run has ended; no reply
 
 store -> hub
@@ -19,7 +19,7 @@ store -> hub
                                                               before a `first` belong to an interrupted snapshot
     store.up        {server, shared, at?}                     the snapshot is complete; the hub drops anything else.
                                                               Sent after each `store.down` and by each new process;
-                                                              `shared`: there may be other servers (Redis); `at`: the
+                                                              `shared`: there may be other servers; `at`: the
                                                               position in the stream of messages, for the next process
     store.down      {text}                                    why the store is unavailable
     store.refuses   {text}                                    why writes are refused although the store is available (a
@@ -80,8 +80,8 @@ class StoreFailure(enum.Enum):
     """Why a request is refused that `evaluate_write` accepts; the values are sent as `code`."""
 
     UNKNOWN = "unknown"  # nobody knows whether it was written: the reply did not come
-    UNAVAILABLE = "unavailable"  # Redis or the store process cannot be reached: it was not written
-    STORAGE = "storage"  # the disk is full, or Redis takes no writes: it was not written
+    UNAVAILABLE = "unavailable"  # the store or its process cannot be reached: it was not written
+    STORAGE = "storage"  # the disk is full, or the store takes no writes: it was not written
     BUSY = "busy"  # the store's queue is full: it was not written
     REPLICAS = "replicas"  # it was written, but too few replicas have it: a fail-over may lose it
 
@@ -91,7 +91,7 @@ class GrantRefusal(enum.Enum):
 
     GRANTED = "granted"  # this tick, or a later one, has been granted already
     RUNNING = "running"  # `exclusive`, and a run of that name has a lease; ask again if it is to queue
-    CLOCK = "clock"  # the instant is in Redis's future: this machine's clock is wrong
+    CLOCK = "clock"  # the instant is in the store's future: this machine's clock is wrong
     TROUBLE = "trouble"  # the store is unavailable; ask again
 
 

@@ -23,7 +23,7 @@ import anyio
 
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
-from serve_asgi.config.state_location import START_TIME, is_url, redis_address, shown
+from serve_asgi.config.state_location import START_TIME, is_url, shown, store_address
 from serve_asgi.hub.state.write_evaluation import StateEntry
 from serve_asgi.ipc.channel import PROTOCOL, pair
 from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value
@@ -163,7 +163,7 @@ class StoreProcess:
 
     async def first(self) -> None:
         """Wait until the state has been loaded, or `failure` says why the server cannot start."""
-        limit = redis_address(self._location).start if is_url(self._location) else START_TIME
+        limit = store_address(self._location).start if is_url(self._location) else START_TIME
         with anyio.move_on_after(limit):
             await self._first.wait()
         if self._stage is not StoreStage.UP and self.failure is None:

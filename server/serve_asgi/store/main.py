@@ -11,19 +11,21 @@ import argparse
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import anyio
 
 from serve_asgi.config.options import Config
-from serve_asgi.config.state_location import is_url, redis_address, shown
+from serve_asgi.config.state_location import PostgresAddress, RedisAddress, is_url, shown, store_address
 from serve_asgi.errors import ChannelError, UsageError
 from serve_asgi.hub.state.write_evaluation import StateEntry, StateLimits
 from serve_asgi.ipc.channel import PROTOCOL, speaks
 from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.logs import server_log as logs
 from serve_asgi.store.listener_link import ListenerLink
-from serve_asgi.store.redis_stream_position import NOWHERE, StreamPosition
+from serve_asgi.store.message_position import NOWHERE, StreamPosition
+from serve_asgi.store.shared_store import NOTHING_KNOWN, KnownState, SharedStore
 from serve_asgi.store.sqlite_state import SqliteState
 from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.bootstrap import ignore_signals, name_process, take_account
@@ -85,7 +87,7 @@ async def _serve(link: ListenerLink, first: Frame, rest: list[Frame]) -> None:
         raise UsageError(f"the store process cannot become user {config.user} {config.group}: {error}") from None
     limits = StateLimits(head["value_limit"], head["total_limit"])
     if is_url(head["location"]):
-        await _serve_redis(link, head, limits, rest)
+        await _serve_shared(link, head, limits, rest)
     else:
         await _serve_file(link, head, limits, rest)
 
@@ -106,20 +108,9 @@ async def _serve_file(link: ListenerLink, head: dict[str, Any], limits: StateLim
         file.close()
 
 
-async def _serve_redis(link: ListenerLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
-    address = redis_address(head["location"])
-    try:
-        from serve_asgi.store.redis_connector import RedisConnector
-        from serve_asgi.store.redis_state import RedisState
-        from serve_asgi.store.redis_stream_following import NOTHING_KNOWN, KnownState
-    except ModuleNotFoundError as error:
-        if error.name != "redis":
-            raise
-        raise UsageError(
-            f"--state {shown(head['location'])} needs the package redis, which is not installed: "
-            "pip install 'serve-asgi[redis]'"
-        ) from None
-    RedisConnector(address, head["name"]).check()
+async def _serve_shared(link: ListenerLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
+    address, name = store_address(head["location"]), head["name"]
+    make = _redis_store(address, name) if isinstance(address, RedisAddress) else _postgres_store(address, name)
     known = NOTHING_KNOWN
     if head.get("knows"):
         entries: dict[str, StateEntry] = {}
@@ -131,7 +122,46 @@ async def _serve_redis(link: ListenerLink, head: dict[str, Any], limits: StateLi
                 break
             entries |= {key: StateEntry(version, value) for key, version, value in unpack_value(frame.body)}
         known = KnownState(entries, frame.head["version"], StreamPosition(*head.get("at", NOWHERE)))
-    await RedisState(link, address, limits, head["name"], known).serve(frames)
+    await make(link, limits, known).serve(frames)
+
+
+MakeStore = Callable[[ListenerLink, StateLimits, KnownState], SharedStore]
+
+
+def _redis_store(address: RedisAddress, name: str) -> MakeStore:
+    """What makes the store. Raises UsageError if the package redis, or something in the URL, is missing."""
+    try:
+        from serve_asgi.store.redis_connector import RedisConnector
+        from serve_asgi.store.redis_state import RedisState
+    except ModuleNotFoundError as error:
+        raise _missing(error, "redis", "redis", address.urls[0]) from None
+    RedisConnector(address, name).check()
+    return lambda link, limits, known: RedisState(link, address, limits, name, known)
+
+
+def _postgres_store(address: PostgresAddress, name: str) -> MakeStore:
+    """What makes the store. Raises UsageError if the package psycopg, or something in the URL, is missing."""
+    try:
+        from serve_asgi.store.postgres_connector import PostgresConnector
+        from serve_asgi.store.postgres_state import PostgresState
+    except ModuleNotFoundError as error:
+        raise _missing(error, "psycopg", "postgres", address.url) from None
+    except ImportError as error:  # psycopg without libpq
+        text = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"--state {shown(address.url)}: the package psycopg cannot be used ({text}): "
+            "pip install 'serve-asgi[postgres]'"
+        ) from None
+    PostgresConnector(address, name).check()
+    return lambda link, limits, known: PostgresState(link, address, limits, name, known)
+
+
+def _missing(error: ModuleNotFoundError, package: str, extra: str, url: str) -> Exception:
+    if error.name != package:
+        return error
+    return UsageError(
+        f"--state {shown(url)} needs the package {package}, which is not installed: pip install 'serve-asgi[{extra}]'"
+    )
 
 
 def handled_here(frame: Frame) -> bool:

@@ -6,7 +6,7 @@ It owns no connection: whoever makes one closes it. The scripts are in `serve_as
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import redis.asyncio as aioredis
@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import UsageError
 from serve_asgi.store import redis_scripts as scripts
+from serve_asgi.store.reconnect import SessionLost
 
 _SCRIPTS: Final = ("HELLO", "SNAPSHOT", "READ", "WRITE", "SEND", "GRANT", "RENEW", "RELEASE")
 
@@ -51,6 +52,44 @@ class RedisConnector:
                 named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
                 what = f"the package redis knows no {named[1]}" if named else str(error)
                 raise UsageError(f"--state {shown(url)}: {what}; correct what follows the question mark") from None
+
+    @property
+    def where(self) -> str:
+        """For sentences, without passwords."""
+        named = f"{self._address.service} of the Sentinels " if self._address.service else ""
+        return named + " and ".join(shown(url) for url in self._address.urls)
+
+    async def masters(self) -> AsyncIterator[str]:
+        """The URLs to try, in order: those that are given, or what each Sentinel calls the master, each once.
+
+        Raises SessionLost if no Sentinel answers, or none knows the service
+        (https://redis.io/docs/latest/develop/reference/sentinel-clients/).
+        """
+        if not self._address.service:
+            for url in self._address.urls:
+                yield url
+            return
+        tried: set[str] = set()
+        trouble = f"no Sentinel knows a master {self._address.service!r}"
+        for url in self._address.urls:
+            client: Any = self.client(url, self._address.timeout)  # its annotations are for one kind of reply
+            try:
+                found = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._address.service)
+            except (exceptions.RedisError, OSError) as error:
+                trouble = f"the Sentinel {shown(url)} cannot be asked: {error}"
+                continue
+            finally:
+                await client.aclose()
+            if found:
+                host, port = (text.decode() for text in found)
+                master = self._address.master.replace(
+                    "HOST:PORT", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                )
+                if master not in tried:
+                    tried.add(master)
+                    yield master
+        if not tried:
+            raise SessionLost(trouble)
 
     def key(self, name: str) -> str:
         """A key with the prefix: one of those that `serve_asgi.store.redis_scripts` lists."""

@@ -13,17 +13,14 @@ from serve_asgi.errors import ChannelError
 from serve_asgi.hub.state.write_evaluation import StateEntry, StateLimits
 from serve_asgi.ipc.frames import Frame, pack_value
 from serve_asgi.ipc.state_frames import Write, WriteOp
-from serve_asgi.ipc.store_frames import LEASE_MARGIN, GrantRefusal
+from serve_asgi.ipc.store_frames import GrantRefusal
 from serve_asgi.store import replies
+from serve_asgi.store.reconnect import SessionLost
 from serve_asgi.store.replies import StoreReply
+from serve_asgi.store.schedule_leases import lease_until
 
 _NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRONGPASS")
 """What Redis and redis-py say about passwords; there is not always an exception class for it."""
-
-
-class SessionLost(Exception):
-    """The session has to begin anew; the outcome of pending requests is unknown."""
-
 
 CHANGING: Final = frozenset({"store.write", "store.send", "store.grant"})
 """Frames that Redis refuses when it accepts no writes."""
@@ -77,11 +74,6 @@ def granted(head: dict[str, Any], found: Any, began: float) -> StoreReply:
         GrantRefusal.CLOCK: f"the tick of {name} lies {found[2].decode()} s ahead of Redis's clock: set the clocks",
     }[why]
     return replies.taken(head["id"], why, text)
-
-
-def lease_until(lease: float, began: float) -> float:
-    """The time (s, monotonic) until which the holder of a lease may rely on it."""
-    return began + float(lease) * (1 - LEASE_MARGIN)
 
 
 def _microseconds(seconds: Any) -> int:

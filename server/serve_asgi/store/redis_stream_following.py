@@ -12,7 +12,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import redis.asyncio as aioredis
 from redis import exceptions
@@ -20,30 +20,21 @@ from redis import exceptions
 from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import UsageError
 from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry
-from serve_asgi.ipc.frames import unpack_value
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies
 from serve_asgi.store.listener_link import ListenerLink
+from serve_asgi.store.message_following import MessageFollower
+from serve_asgi.store.message_position import number_of
+from serve_asgi.store.reconnect import SessionLost
 from serve_asgi.store.redis_connector import RedisConnector
-from serve_asgi.store.redis_requests import SessionLost, decoded_entry, encoded_entry
-from serve_asgi.store.redis_stream_position import NOWHERE, FollowedMessages, StreamPosition, number_of
+from serve_asgi.store.redis_requests import decoded_entry, encoded_entry
 from serve_asgi.store.replies import HeldReplies, StoreReply
+from serve_asgi.store.shared_store import NOTHING_KNOWN, KnownState
 
 FOLLOWED: Final = 64
 """Most entries of a stream that are read at a time."""
 LOOK: Final = 1.0
 """Seconds without news after which it is checked that Redis still has the same data."""
-
-
-class KnownState(NamedTuple):
-    """What is known of the state at the start."""
-
-    entries: dict[str, StateEntry]
-    version: int  # of the last change
-    at: StreamPosition = NOWHERE  # the last message
-
-
-NOTHING_KNOWN: Final = KnownState({}, 0)
 
 
 class StreamFollower:
@@ -68,7 +59,7 @@ class StreamFollower:
         """Replies that wait until the changes that they depend on have gone to the hub."""
         self._seq = 0  # version of the last change that has gone to the hub
         self._highest = known.version  # the highest version that ever went to the hub
-        self._messages = FollowedMessages(known.at)
+        self._messages = MessageFollower(link, name, "Redis", known.at)
         self._entries = known.entries
 
     # The start of a session
@@ -106,9 +97,11 @@ class StreamFollower:
             text = f"Redis came back without the latest changes of the shared state: {self._highest - seq} are lost"
             await self._link.log(logging.ERROR, "store_data_lost", text, changes=self._highest - seq)
 
-    async def begin(self, client: aioredis.Redis) -> None:
+    async def begin(self, client: Any) -> None:
         """Send the hub the whole state; `store.up` comes next, and then `follow`."""
-        await self._find_messages(client, await self._take_all(client))
+        key = self._redis.key("messages")
+        last = await self._take_all(client)
+        await self._messages.begin(self.epoch, last, lambda number: client.xrange(key, f"{number}-0", "+", 1))
 
     async def _take_all(self, client: aioredis.Redis) -> int:
         """Send the hub the whole state, and follow from there; return the number of the last message."""
@@ -123,19 +116,6 @@ class StreamFollower:
             await self._link.send(*piece)
         self._seq, self._highest = seq, max(self._highest, seq)
         return sent
-
-    async def _find_messages(self, client: Any, last: int) -> None:
-        """Go on with the messages where this server was, and log it if some may be lost."""
-        key, messages = self._redis.key("messages"), self._messages
-        if messages.begin(self.epoch, last):
-            text = "Redis has lost its data: the latest broadcasts of other servers before that may not have arrived"
-            await self._link.log(logging.ERROR, "store_messages_missed", text)
-        elif gone := await messages.agree(lambda number: client.xrange(key, f"{number}-0", "+", 1)):
-            text = f"Redis came back without the latest {gone} broadcasts: who had not read them will not get them"
-            await self._link.log(logging.ERROR, "store_data_lost", text, messages=gone)
-        if messages.cut(last):
-            text = "Redis came back with less than this server remembers: broadcasts of other servers may be missing"
-            await self._link.log(logging.ERROR, "store_messages_missed", text)
 
     async def up(self) -> None:
         await self._link.send("store.up", {"server": self._name, "shared": True, "at": self._messages.at})
@@ -200,15 +180,6 @@ class StreamFollower:
         return True
 
     async def _take_message(self, number: int, fields: dict[bytes, bytes]) -> bool:
-        if not self._messages.fits(fields):
+        if not await self._messages.take(number, fields):
             raise SessionLost("its data was replaced")
-        if (missed := self._messages.take(number, fields)) > 0:
-            text = f"{missed} messages of other servers were missed: they came faster than this server read them"
-            await self._link.log(logging.ERROR, "store_messages_missed", text, messages=missed)
-        at = self._messages.at
-        if fields[b"o"] != self._name.encode():
-            head = {**unpack_value(fields[b"h"]), "server": fields[b"o"].decode(), "at": at}
-            await self._link.send("store.message", head, fields[b"b"])
-        elif not number % FOLLOWED:
-            await self._link.send("store.at", {"at": at})
         return True

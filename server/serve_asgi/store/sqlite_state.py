@@ -17,21 +17,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from serve_asgi.errors import InUseError, UsageError
-from serve_asgi.hub.state.write_evaluation import (
-    AcceptedWrite,
-    StateEntry,
-    StateLimits,
-    WriteRefusal,
-    entry_size,
-    evaluate_write,
-)
+from serve_asgi.hub.state.write_evaluation import StateEntry, StateLimits, entry_size
 from serve_asgi.ipc.frames import Frame
 from serve_asgi.ipc.path_lock import PathLock, unusable
 from serve_asgi.ipc.state_frames import Write
-from serve_asgi.ipc.store_frames import LEASE_MARGIN, StoreFailure
+from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.store import replies
 from serve_asgi.store.replies import StoreReply
-from serve_asgi.store.schedule_leases import LeaseTable, TickGrant
+from serve_asgi.store.schedule_leases import LeaseTable, TickGrant, lease_until
+from serve_asgi.store.state_writes import StateWrites, apply_change
 from serve_asgi.store.write_availability import WriteAvailability
 
 APPLICATION: Final = 0x53525645
@@ -63,14 +57,15 @@ _NOTHING_DONE: Final = frozenset(
 """Errors after which the transaction is certainly not committed."""
 
 
-class _Batch:
-    """The changes of one transaction; they take effect when it has been committed."""
+class _Batch(StateWrites):
+    """The changes of one transaction."""
 
-    def __init__(self, version: int, used: int) -> None:
-        self.version = version
-        self.used = used
-        self.changes: dict[str, AcceptedWrite] = {}
-        self.names: set[str] = set()  # schedules with a new grant
+    names: set[str]
+    """Schedules with a new grant."""
+
+    def __init__(self, *state: Any) -> None:
+        super().__init__(*state)
+        self.names = set()
 
 
 class SqliteState:
@@ -129,7 +124,7 @@ class SqliteState:
 
         Raises LookupError, TypeError or ValueError for an invalid frame.
         """
-        batch = _Batch(self.version, self.used)
+        batch = _Batch(self.entries, self._limits, self.version, self.used)
         kept = self._leases.copy()
         found = [each for frame in frames for each in self._handle(frame, batch)]
         if not batch.changes and not batch.names:
@@ -141,10 +136,7 @@ class SqliteState:
             self._leases = kept
             return self._refuse(frames, error)
         for change in batch.changes.values():
-            if change.value is None:
-                self.entries.pop(change.key, None)
-            else:
-                self.entries[change.key] = StateEntry(change.version, change.value)
+            apply_change(self.entries, change)
         self.version, self.used = batch.version, batch.used
         return [*self.availability.taken(), *found]
 
@@ -163,9 +155,9 @@ class SqliteState:
         head, now = frame.head, time.time()
         match frame.kind:
             case "store.write":
-                yield self._write(head["id"], Write.of(head, frame.body), batch)
+                yield batch.write(head["id"], Write.of(head, frame.body))
             case "store.read":
-                yield replies.value(head["id"], head["key"], self._entry(head["key"], batch))
+                yield replies.value(head["id"], head["key"], batch.entry(head["key"]))
             case "store.send":
                 yield StoreReply("store.sent", {"id": head["id"]})  # there is no other server
             case "store.grant":
@@ -174,31 +166,17 @@ class SqliteState:
                 found = self._leases.grant(name, float(head["tick"]), head["holder"], lease, exclusive, now)
                 if isinstance(found, TickGrant):
                     batch.names.add(name)
-                    yield replies.granted(head["id"], found.token, _until(lease))
+                    yield replies.granted(head["id"], found.token, lease_until(lease, time.monotonic()))
                 else:
                     yield replies.taken(head["id"], *found)
             case "store.renew":
                 name, token, lease = head["name"], head["token"], float(head["lease"])
                 if self._leases.renew(name, token, lease, now):
-                    yield replies.renewed(name, token, _until(lease))
+                    yield replies.renewed(name, token, lease_until(lease, time.monotonic()))
                 else:
                     yield replies.lost(name, token, f"the lease of {name} was not renewed in time")
             case "store.release":
                 self._leases.release(head["name"], head["token"])
-
-    def _write(self, id: Any, write: Write, batch: _Batch) -> StoreReply:
-        decided = evaluate_write(write, self._entry(write.key, batch), self._limits, batch.used, batch.version + 1)
-        if isinstance(decided, WriteRefusal):
-            return replies.refused(id, decided)
-        batch.changes[write.key] = decided
-        batch.version, batch.used = decided.version, batch.used + decided.grows
-        return replies.written(id, decided)
-
-    def _entry(self, key: str, batch: _Batch) -> StateEntry | None:
-        change = batch.changes.get(key)
-        if change is None:
-            return self.entries.get(key)
-        return None if change.value is None else StateEntry(change.version, change.value)
 
     def _commit(self, batch: _Batch) -> None:
         base = self._base
@@ -237,10 +215,6 @@ class SqliteState:
         self._lock.release()
 
 
-def _until(lease: float) -> float:
-    return time.monotonic() + lease * (1 - LEASE_MARGIN)
-
-
 def _identity(path: str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
@@ -257,7 +231,7 @@ def _locked(path: str) -> PathLock:
                 who = f"the server with PID {error.holder}" if error.holder else "another server"
                 raise UsageError(
                     f"the state file {path} is used by {who}: stop that one, give another path, or share a Redis "
-                    "between the servers (--state redis://HOST:PORT/DB)"
+                    "or PostgreSQL between the servers (--state redis://HOST:PORT/DB or postgresql://HOST/DATABASE)"
                 ) from None
         time.sleep(LOOK)
 

@@ -1,4 +1,4 @@
-"""Schedules of several servers with one Redis: each tick once in all, with fencing tokens, and what its loss does."""
+"""Schedules of servers with one Redis or PostgreSQL: each tick once in all, fencing tokens, and what a loss does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from tests.running import running
 from tests.schedule_application import APPLICATION, do, notes, outcomes, report, until
-from tests.store.stores import Redis, own_redis
+from tests.store.postgres import Postgres, own_postgres
+from tests.store.stores import POSTGRES, REDIS, Redis, own_redis
 
 SCHEDULES = """
 @schedule(every="0.2s", overlap="allow")
@@ -24,18 +25,18 @@ async def slow():
     note("ended")
 """
 
-pytestmark = [pytest.mark.once, pytest.mark.needs("redis-server")]
+pytestmark = pytest.mark.once
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    with own_redis(tmp_path / "redis") as server:
+@pytest.fixture(params=[REDIS, POSTGRES])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Redis | Postgres]:
+    with own_postgres() if request.param == "postgres" else own_redis(tmp_path / "redis") as server:
         yield server
 
 
-def test_two_servers_run_each_tick_once(tmp_path: Path, redis: Redis) -> None:
+def test_two_servers_run_each_tick_once(tmp_path: Path, place: Redis | Postgres) -> None:
     (tmp_path / "app.py").write_text(APPLICATION + SCHEDULES)
-    options = ("app:app", "--workers", "2", "--state", redis.url)
+    options = ("app:app", "--workers", "2", "--state", place.url)
     with running(*options, directory=tmp_path) as one, running(*options, directory=tmp_path) as other:
         ours, theirs = set(one.worker_pids()), set(other.worker_pids())
         until(lambda: len({note.pid for note in notes(tmp_path, "often")} & ours) > 0)
@@ -54,9 +55,9 @@ def test_two_servers_run_each_tick_once(tmp_path: Path, redis: Redis) -> None:
         assert "elsewhere" in {*outcomes(one, "often"), *outcomes(other, "often")}
 
 
-def test_a_pause_holds_on_all_servers(tmp_path: Path, redis: Redis) -> None:
+def test_a_pause_holds_on_all_servers(tmp_path: Path, place: Redis | Postgres) -> None:
     (tmp_path / "app.py").write_text(APPLICATION + SCHEDULES)
-    options = ("app:app", "--state", redis.url)
+    options = ("app:app", "--state", place.url)
     with running(*options, directory=tmp_path) as one, running(*options, directory=tmp_path) as other:
         do(one, "pause", "often")
         until(lambda: report(other, "often")["paused"])
@@ -64,14 +65,14 @@ def test_a_pause_holds_on_all_servers(tmp_path: Path, redis: Redis) -> None:
         until(lambda: not report(one, "often")["paused"])
 
 
-def test_without_the_redis_nothing_runs_and_with_it_all_goes_on(tmp_path: Path, redis: Redis) -> None:
+def test_without_the_store_nothing_runs_and_with_it_all_goes_on(tmp_path: Path, place: Redis | Postgres) -> None:
     (tmp_path / "app.py").write_text(APPLICATION + SCHEDULES)
-    with running("app:app", "--state", redis.url, directory=tmp_path) as server:
+    with running("app:app", "--state", place.url, directory=tmp_path) as server:
         until(lambda: notes(tmp_path, "often"))
-        redis.kill()
+        place.kill()
         until(lambda: "cannot be written at present" in server.log(), "the server has noticed")
         before = len(notes(tmp_path, "often"))
-        redis.start()
+        place.start()
         until(lambda: len(notes(tmp_path, "often")) > before + 3)
         ran = [note.instant for note in notes(tmp_path, "often")]
         assert len(ran) == len(set(ran))

@@ -1,9 +1,9 @@
-"""The position of a server in the stream of messages, over changes of the Redis and of the store process.
+"""The position of a server in the stream of messages, over changes of the store and of the store process.
 
 Messages are numbered from 1 on in each life of the data (an epoch). If the data were lost, a new life begins, all of it
 while this server was running: it is read from its beginning. After a fail-over the same life may go on with fewer
 messages, and others under the same numbers: the newest message that both have is looked for, and reading continues
-after it. Nothing is sent to Redis here.
+after it. Nothing is read or sent here.
 """
 
 from __future__ import annotations
