@@ -14,6 +14,7 @@ import uvloop
 
 from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
+from serve_asgi.http.request_timeouts import RequestTimeouts
 from serve_asgi.http.worker_context import ASGIApplication, WorkerContext
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard
@@ -90,6 +91,8 @@ class ConnectionServer:
         for connection in list(self.worker.connections):
             if connection.deadline <= now:
                 connection.expire()
+        if self.worker.config.request_timeout:
+            RequestTimeouts(self.worker.config.request_timeout).sweep(self.worker.connections)
         self.loop.call_later(TICK, self.tick)
 
     def run(self, function: Callable[[], T]) -> T:

@@ -37,6 +37,7 @@ LIVING: Final = tuple(state.value for state in WorkerState if state not in (Work
 
 SIMPLE: Final = (
     ("serve_requests", Cell.REQUESTS, "Requests completed or cut; health checks are not counted."),
+    ("serve_requests_timed_out", Cell.TIMED_OUT, "Requests that took longer than --request-timeout."),
     ("serve_connections_accepted", Cell.ACCEPTED, "Connections accepted from the kernel."),
     (
         "serve_connections_handed_over",

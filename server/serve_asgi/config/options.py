@@ -511,6 +511,14 @@ class Config:
         unit="SECONDS",
         minimum=1,
     )
+    request_timeout: tuple[str, ...] = option(
+        (),
+        "Total time of a request (longer: 503, or cut if the response has begun), or PATH=SECONDS for a path and all "
+        "below it, 0 for no limit; event streams only if their path is named; may be repeated.",
+        HTTP,
+        unit="SECONDS",
+        shown_default="no limit",
+    )
     max_head_size: int = option(65536, "Largest request head (larger: 431).", HTTP, unit="BYTES", minimum=1024)
     max_headers: int = option(128, "Most headers in a request (more: 431).", HTTP, minimum=1)
     max_target_size: int = option(16384, "Longest request target (longer: 414).", HTTP, unit="BYTES", minimum=64)

@@ -19,7 +19,7 @@ from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, parse_ad
 from serve_asgi.config.options import APP_LOG_WORDS
 from serve_asgi.config.state_location import is_url, store_address
 from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
-from serve_asgi.config.values import FoundValue, SourcePriority
+from serve_asgi.config.values import FoundValue, SourcePriority, read_path_time
 from serve_asgi.errors import UsageError
 from serve_asgi.logs import log_config
 from serve_asgi.logs.access_log_format import NAMED, compile_format
@@ -72,6 +72,7 @@ def check(found: Found, directory: str) -> None:
         if name in found and found[name].value and not found[name].value.startswith("/"):
             raise UsageError(f"{found[name].source}: {found[name].value!r} must begin with a slash")
     _check_health(found)
+    _check_request_timeout(found)
     _check_proxies(found)
     _check_logging(found, directory)
     _check_hooks(found)
@@ -179,6 +180,21 @@ def _check_health(found: Found) -> None:
             f"{path.source}: {path.value!r} cannot be requested by a client: write a path of ASCII characters, without "
             "spaces, ? and #, as in /ping"
         )
+
+
+def _check_request_timeout(found: Found) -> None:
+    rules = found.get("request_timeout")
+    if rules is None:
+        return
+    prefixes = []
+    for text in rules.value:
+        try:
+            prefixes.append(read_path_time(text)[0])
+        except ValueError as error:
+            raise UsageError(f"{rules.source}: {error}") from None
+    for prefix in prefixes:
+        if prefixes.count(prefix) > 1:
+            raise UsageError(f"{rules.source}: {prefix or 'the time for all paths'} is given twice: leave one out")
 
 
 def _check_unix(found: Found) -> None:

@@ -100,6 +100,21 @@ def from_toml(name: str, defined: Option, raw: object, source: Source) -> FoundV
     return FoundValue(_from_toml(name, defined, raw, source), source)
 
 
+def read_path_time(text: str) -> tuple[str, float]:
+    """What `SECONDS` or `/PREFIX=SECONDS` says: the prefix without its last slash ("" for all paths), and the time (s).
+
+    0 stands for no limit, which is infinity here. Raises ValueError, a sentence.
+    """
+    prefix, equals, number = text.rpartition("=")
+    try:
+        seconds = float(number)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf or (equals and not prefix.startswith("/")):
+        raise ValueError(f"{text!r} is no time: write seconds, as in 30, or a path and seconds, as in /reports=300")
+    return prefix.rstrip("/"), seconds or math.inf
+
+
 def _item(item: Any, source: Source) -> Any:
     """One of several values, which must not be empty. Raises UsageError."""
     if isinstance(item, str) and not item.strip():

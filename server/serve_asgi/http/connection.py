@@ -40,9 +40,11 @@ from serve_asgi.http.connection_states import (
 from serve_asgi.http.hand_over import HandOver
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.http1_life import Http1Life, begin_life
+from serve_asgi.http.refusals import timed_out
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import RequestPipeline
+from serve_asgi.http.request_timeouts import RequestTimeouts, is_unanswered, report
 from serve_asgi.http.response import Response
 from serve_asgi.http.response_head import CONTINUE
 from serve_asgi.http.survival import Survival
@@ -490,6 +492,32 @@ class Http1Connection(asyncio.Protocol):
             self.reset()
         else:
             self.deadline = self.timeouts.deadline
+
+    def end_overdue(self, timeouts: RequestTimeouts) -> None:
+        """End the request in progress if it has taken too long: 503 if the client has seen nothing of a response."""
+        response = self.pipeline.response
+        if self.state is not REQUEST or response is None:
+            return
+        survives = self.life is not None and self.life.survival.wanted
+        if not (seconds := timeouts.overdue(response, survives)):
+            return
+        report(response, seconds)
+        task = response.request.task
+        if self.life is not None:
+            self.life.cut()
+        self.pipeline.response = None
+        if is_unanswered(response):
+            response.status = 503
+            self.output.write(timed_out(self.worker, response.head))
+            response.refuse()
+            self.finish()
+        else:
+            self.become(CLOSING)
+            response.lose()
+            self.output.wake_writers()
+            self.reset()
+        if task is not None:
+            task.cancel()
 
     # ---- ends
 

@@ -16,7 +16,7 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from serve_asgi.config.trusted_proxies import TrustedNetworks
 from serve_asgi.http.client_socket import hang_up, is_readable
@@ -40,6 +40,9 @@ from serve_asgi.ipc.peer_address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.rare_line import RareLine
 from serve_asgi.logs.server_log import about
+
+if TYPE_CHECKING:
+    from serve_asgi.http.request_timeouts import RequestTimeouts
 
 LINE_EVERY: Final = 10.0
 """Seconds between two lines of the log on connections that were closed; the others are counted."""
@@ -213,6 +216,9 @@ class ProxyConnection(asyncio.Protocol):
         self.transport.abort()
 
     # ---- what the worker asks of it
+
+    def end_overdue(self, timeouts: RequestTimeouts) -> None:
+        """There is none."""
 
     def asked_at(self) -> float:
         """No request is in progress."""

@@ -17,6 +17,7 @@ from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.access_log import LoggedRequest, RefusedRequest, ServerResponse
 
+TIMED_OUT: Final = "The request took too long.\n"
 RETRY_AFTER: Final = 1
 """Seconds after which a client that found the worker overloaded may come again."""
 
@@ -47,6 +48,11 @@ def bad_request(worker: WorkerContext, client: RefusedClient, refused: BadReques
 def bad_body(worker: WorkerContext, head: Head, refused: BadRequest) -> bytes:
     """The response to `head`, whose body could not be read; the caller counts and logs it with its response."""
     return plain_response(refused.status, refused.reason + "\n", worker.default_headers, CLOSE, head.method != "HEAD")
+
+
+def timed_out(worker: WorkerContext, head: Head) -> bytes:
+    """The response to `head`, which took too long; the caller counts and logs it with its response."""
+    return plain_response(503, TIMED_OUT, worker.default_headers, CLOSE, head.method != "HEAD")
 
 
 def overloaded(worker: WorkerContext, client: RefusedClient, head: Head, close: bool) -> bytes:

@@ -28,6 +28,7 @@ from serve_asgi.logs.request_ids import RequestIds
 from serve_asgi.logs.server_log import about
 
 if TYPE_CHECKING:
+    from serve_asgi.http.request_timeouts import RequestTimeouts
     from serve_asgi.logs.access_log import AccessLog
 
 Message = MutableMapping[str, Any]
@@ -100,6 +101,9 @@ class ClientConnection(Protocol):
 
     def expire(self) -> None:
         """The deadline has passed."""
+
+    def end_overdue(self, timeouts: RequestTimeouts) -> None:
+        """End the requests in progress that have taken too long."""
 
     def retire(self) -> None:
         """The worker's phase has left SERVING: leave as soon as that loses nothing."""

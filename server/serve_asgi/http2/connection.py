@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from serve_asgi.http.client_socket import hang_up
 from serve_asgi.http.client_socket import reset as reset_socket
@@ -43,6 +43,9 @@ from serve_asgi.http2.stream_dispatch import StreamDispatch
 from serve_asgi.http2.stream_lives import StreamLives, arrive
 from serve_asgi.ipc.peer_address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
+
+if TYPE_CHECKING:
+    from serve_asgi.http.request_timeouts import RequestTimeouts
 
 READ_LIMIT: Final = 256 * 1024
 """Bytes of frames that may wait for the transport before reading pauses."""
@@ -374,6 +377,10 @@ class Http2Connection(asyncio.Protocol):
         self.deadlines.rest()
         if worker.phase is not _SERVING or self.eof or core.shutting_down is not Leaving.NO or core.holding:
             worker.loop.call_soon(self.settle)
+
+    def end_overdue(self, timeouts: RequestTimeouts) -> None:
+        """End the requests in progress that have taken too long."""
+        self.streams.end_overdue(timeouts)
 
     def asked_at(self) -> float:
         """When the oldest request in progress began (time.perf_counter, s), or infinity."""

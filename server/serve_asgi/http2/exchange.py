@@ -23,6 +23,7 @@ from serve_asgi.http.request_cycle import call_application
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import DISCARD_TIME
 from serve_asgi.http.request_receive import Request
+from serve_asgi.http.request_timeouts import RequestTimeouts, is_unanswered, report
 from serve_asgi.http.response import Response
 from serve_asgi.http.response_states import DONE, LOST, OVER, PARTED, RESUMING, STARTED, WAITING
 from serve_asgi.http.survival import Survival
@@ -341,6 +342,29 @@ class Exchange:
         if task is not None:
             task.cancel()
         return True
+
+    def end_overdue(self, timeouts: RequestTimeouts) -> None:
+        """End the request if it has taken too long: 503 if the client has seen nothing of a response."""
+        response = self.response
+        if response.state is PARTED or not (seconds := timeouts.overdue(response, self.is_to_survive())):
+            return
+        report(response, seconds)
+        task = self.request.task
+        if self.life is not None:
+            self.life.cut()
+        if is_unanswered(response):
+            response.status = 503
+            write_response(self.core, self.stream_id, refusals.timed_out(self.connection.worker, response.head))
+            response.refuse()
+            self.core.discard(self.stream_id)
+            self.reset_behind(ErrorCode.NO_ERROR)
+        else:
+            response.lose()
+            self.abort()
+            self._rest()
+        self.connection.flush_soon()
+        if task is not None:
+            task.cancel()
 
     # ---- ResponseStream
 

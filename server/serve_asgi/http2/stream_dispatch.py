@@ -25,6 +25,7 @@ from serve_asgi.http.h2.events import (
     StreamReset,
 )
 from serve_asgi.http.h2.request_fields import MalformedRequest
+from serve_asgi.http.request_timeouts import RequestTimeouts
 from serve_asgi.http.survival import Survival
 from serve_asgi.http2.exchange import Exchange
 from serve_asgi.http2.own_responses import OwnResponse
@@ -251,6 +252,12 @@ class StreamDispatch:
             if handler.deadline <= now:
                 handler.expire()
         return min([handler.deadline for handler in self._handlers.values()], default=math.inf)
+
+    def end_overdue(self, timeouts: RequestTimeouts) -> None:
+        """End the requests that have taken too long."""
+        for handler in list(self._handlers.values()):
+            if isinstance(handler, Exchange):
+                handler.end_overdue(timeouts)
 
     def asked_at(self) -> float:
         """When the oldest request in progress began (time.perf_counter, s), or infinity."""

@@ -125,6 +125,7 @@ class Cell(enum.IntEnum):
     HTTP2_FAULTS = 68  # connections ended because the client broke the protocol or a limit
     HTTP2_MOVED = 69  # of HANDED_OVER: HTTP/2 connections
     HTTP2_GOAWAYS = 70  # connections whose client was told to open another, as their worker retired
+    TIMED_OUT = 71  # requests that took longer than --request-timeout
 
 
 DURATION_BOUNDS: Final = (

@@ -16,8 +16,12 @@ log = logging.getLogger("serve")
 class Announcements:
     """Makes the supervisor's announcements."""
 
-    def __init__(self, pid_file: PidFile | None, addresses: Sequence[str], admin: Sequence[str], *, told: bool) -> None:
-        """`addresses` and `admin` are logged once; with `told`, an earlier program has logged them already."""
+    def __init__(
+        self, pid_file: PidFile | None, addresses: Sequence[str], admin: Sequence[str], health: str, *, told: bool
+    ) -> None:
+        """`addresses`, `admin` and the path `health` ("" for none) are logged once; with `told`, an earlier program has
+        logged them already."""
+        self._health = health
         self._pid_file = pid_file
         self._addresses = addresses
         self._admin = admin
@@ -42,6 +46,11 @@ class Announcements:
     def _tell_addresses(self) -> None:
         where = ", ".join(self._addresses)
         log.info("serving on %s", where, extra=logs.about("sockets_opened", addresses=where))
+        if self._health:
+            text = (
+                "%s is answered by the server itself, for health checks (--health-path changes it, --no-health ends it)"
+            )
+            log.info(text, self._health, extra=logs.about("health_path_served", path=self._health))
         if self._admin:
             log.info("metrics and dashboard: %s", ", ".join(self._admin))
 

@@ -188,7 +188,10 @@ class Listener:
             self.hooks.happened,
         ]
         addresses = [each.name for each in listening]
-        self.announcements = Announcements(pid_file, addresses, self.admin.names, told=inherited is not None)
+        self.announcements = Announcements(
+            *(pid_file, addresses, self.admin.names, config.health_path if config.health else ""),
+            told=inherited is not None,
+        )
         self._signals = SignalHandlers(self.post, self._reap, config.reload)
         self.awaited_hooks = AwaitedHooks(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
         self.blocked_workers = BlockedWorkers(

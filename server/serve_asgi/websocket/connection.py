@@ -20,7 +20,7 @@ import logging
 import math
 import sys
 from collections.abc import Coroutine
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from serve_asgi.http.client_socket import hang_up
 from serve_asgi.http.forwarded import Forwarded
@@ -70,6 +70,9 @@ from serve_asgi.websocket.states import (
 )
 from serve_asgi.websocket.surviving import SurvivingWebSocket, begin_life
 from serve_asgi.websocket.write_flow import WriteFlow
+
+if TYPE_CHECKING:
+    from serve_asgi.http.request_timeouts import RequestTimeouts
 
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
@@ -409,6 +412,9 @@ class WebSocketConnection(asyncio.Protocol):
             self._linger()
 
     # Deadlines
+
+    def end_overdue(self, timeouts: RequestTimeouts) -> None:
+        """There is none."""
 
     def asked_at(self) -> float:
         """A WebSocket has no request that could be blocked."""

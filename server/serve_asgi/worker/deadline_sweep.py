@@ -1,7 +1,8 @@
 """Checks the deadlines of this worker's connections once per second, so that no connection needs a timer.
 
 Each connection sets its own deadline (the keep-alive timeout, the time for a head or a body, a client that does not
-read, pings); this module only checks them. Thousands that are due at once do not block the loop.
+read, pings); this module only checks them, and how long requests take in all (`--request-timeout`). Thousands that are
+due at once do not block the loop.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import resource
 from collections.abc import Iterator
 from typing import Final
 
+from serve_asgi.http.request_timeouts import RequestTimeouts
 from serve_asgi.http.worker_context import ClientConnection, WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
@@ -30,6 +32,8 @@ class DeadlineSweep:
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        rules = context.config.request_timeout
+        self._request_timeouts = RequestTimeouts(rules) if rules else None
         self._soonest = 0.0  # the earliest deadline at the last full check
         self._unseen = 0  # ticks since then
         self._seen = (0, 0, 0, 0)
@@ -37,6 +41,8 @@ class DeadlineSweep:
     def tick(self, now: float) -> None:
         """Close what is due. Checks all connections, unless nothing has happened that could have changed a deadline."""
         connections = self._context.connections
+        if self._request_timeouts is not None:
+            self._request_timeouts.sweep(connections)
         if self._quiet() and now < self._soonest and self._unseen < LOOK_ANYWAY:
             self._unseen += 1
             return

@@ -33,6 +33,7 @@ from serve_asgi.tls.session import TlsSession, TlsState
 from serve_asgi.tls.transport import TlsTransport
 
 if TYPE_CHECKING:
+    from serve_asgi.http.request_timeouts import RequestTimeouts
     from serve_asgi.http2.connection import Http2Connection
 
 STEPS_AT_ONCE: Final = 2
@@ -307,6 +308,9 @@ class HandshakingConnection(asyncio.Protocol):
             worker.forget(self)
 
     # ---- what the worker asks of it
+
+    def end_overdue(self, timeouts: RequestTimeouts) -> None:
+        """There is none."""
 
     def asked_at(self) -> float:
         """No request is in progress."""
