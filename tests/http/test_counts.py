@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from serve_asgi.http import response
 from serve_asgi.http.worker_context import Receive, Scope, Send
-from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
-from tests.http.http_server import GET, HttpServer, body, echo, start
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, STREAM_BOUNDS, Cell
+from tests.http.http_server import GET, HttpServer, body, echo, serving, start
 
 Serve = Callable[..., HttpServer]
 POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b"
@@ -78,6 +79,40 @@ def test_every_request_falls_into_one_bucket_of_durations(serve: Serve) -> None:
     assert sum(counts) == 6
     assert sum(counts[DURATION_BOUNDS.index(0.2) + 1 :]) >= 1
     assert server.cell(Cell.DURATION_TOTAL) >= slept * 1e9 - 1
+
+
+@pytest.mark.parametrize("kind", ["late", "pieces", "stream", "file"])
+def test_a_stream_is_not_in_the_latency_of_requests(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whose last byte comes long after the first, however many pieces there are."""
+    monkeypatch.setattr(response, "STREAM_TIME", 0.6)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(20_000_000))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.7 if kind == "late" else 0.01)
+        await send(start())
+        if kind == "file":
+            await send({"type": "http.response.pathsend", "path": str(path)})
+            return
+        for _ in range(3):
+            await send(body(b"x", more=True))
+        await asyncio.sleep(0.7 if kind == "stream" else 0)
+        await send(body(b"end"))
+
+    with serving(app, "uvloop") as server:
+        client = server.connect(SO_RCVBUF=4096)
+        client.send(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        client.read_until(b"\r\n\r\n")
+        if kind == "file":
+            time.sleep(0.7)  # which the response then takes at least
+        client.read_to_end()
+        server.until(lambda: server.cell(Cell.REQUESTS) == 1)
+        streams = 1 if kind in ("stream", "file") else 0
+        assert sum(buckets(server)) == 1 - streams
+        cells = server.worker.cells
+        assert sum(cells[Cell.STREAM_FIRST_0 : Cell.STREAM_FIRST_0 + len(DURATION_BOUNDS) + 1]) == streams
+        assert sum(cells[Cell.STREAM_TIME_0 : Cell.STREAM_TIME_0 + len(STREAM_BOUNDS) + 1]) == streams
+        assert bool(streams) is (cells[Cell.STREAM_FIRST_TOTAL] < cells[Cell.STREAM_TIME_TOTAL])
 
 
 def test_health_checks_and_what_was_no_request_have_no_duration(serve: Serve) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from prometheus_client.core import (
@@ -23,11 +23,11 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from serve_asgi.admin.app_metrics import ApplicationCollector
-from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words
+from serve_asgi.admin.scoreboard_totals import DURATIONS, STREAM_DURATIONS, STREAM_FIRST, ScoreboardReading, Words
 from serve_asgi.admin.server_view import ServerView
 from serve_asgi.hub.core import METRICS
 from serve_asgi.ipc.lifecycle_states import OPEN_DEPLOYS, DeployOutcome, ServerState, WorkerState
-from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, STREAM_BOUNDS, Cell
 
 NANO: Final = 1e9
 CLASSES: Final = (Cell.STATUS_1XX, Cell.STATUS_2XX, Cell.STATUS_3XX, Cell.STATUS_4XX, Cell.STATUS_5XX)
@@ -167,7 +167,7 @@ class ServerCollector(Collector):
         for number, cell in enumerate(CLASSES, start=1):
             responses.add_metric([f"{number}xx"], total[cell])
         yield responses
-        yield durations(total)
+        yield from durations(total)
         connections = GaugeMetricFamily(
             "serve_connections",
             "Open client connections: idle between requests, active with a request, or a WebSocket.",
@@ -329,17 +329,32 @@ def counter(name: str, meaning: str, value: float) -> CounterMetricFamily:
     return CounterMetricFamily(name, meaning, value)
 
 
-def durations(total: Words) -> HistogramMetricFamily:
-    """The histogram of request durations."""
-    added = itertools.accumulate(total[DURATIONS])
-    bounds = [*(f"{bound:g}" for bound in DURATION_BOUNDS), "+Inf"]
-    buckets = [(bound, float(count)) for bound, count in zip(bounds, added, strict=True)]
-    return HistogramMetricFamily(
+def durations(total: Words) -> Iterator[HistogramMetricFamily]:
+    """The histograms of how long requests and streams took."""
+    yield _histogram(
         "serve_request_duration_seconds",
-        "From the end of a request's head to the end of its response.",
-        buckets,
-        total[Cell.DURATION_TOTAL] / NANO,
+        "From the end of a request's head to the end of its response, without streams.",
+        *(DURATION_BOUNDS, total[DURATIONS], total[Cell.DURATION_TOTAL]),
     )
+    yield _histogram(
+        "serve_stream_first_byte_seconds",
+        "Streams that have ended: from the end of a request's head to the first byte of its body.",
+        *(DURATION_BOUNDS, total[STREAM_FIRST], total[Cell.STREAM_FIRST_TOTAL]),
+    )
+    yield _histogram(
+        "serve_stream_duration_seconds",
+        "Streams that have ended: from the end of a request's head to the end of its response.",
+        *(STREAM_BOUNDS, total[STREAM_DURATIONS], total[Cell.STREAM_TIME_TOTAL]),
+    )
+
+
+def _histogram(
+    name: str, meaning: str, bounds: Sequence[float], counts: Sequence[int], nanoseconds: int
+) -> HistogramMetricFamily:
+    added = itertools.accumulate(counts)
+    named = [*(f"{bound:g}" for bound in bounds), "+Inf"]
+    buckets = [(bound, float(count)) for bound, count in zip(named, added, strict=True)]
+    return HistogramMetricFamily(name, meaning, buckets, nanoseconds / NANO)
 
 
 def connections_by_state(reading: ScoreboardReading) -> dict[str, int]:

@@ -14,10 +14,10 @@ from typing import Any, Final
 import anyio
 
 from serve_asgi.admin.metrics import CLASSES, NANO, connections_by_state, oldest, silence
-from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words
+from serve_asgi.admin.scoreboard_totals import DURATIONS, STREAM_DURATIONS, STREAM_FIRST, ScoreboardReading, Words
 from serve_asgi.admin.server_view import ServerView
 from serve_asgi.ipc.latency_histogram import quantile
-from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, STREAM_BOUNDS, Cell
 
 PERIOD: Final = 1.0
 KEPT: Final = 600
@@ -90,6 +90,7 @@ class MetricSamples:
             "g": self.view.state["generation"],
             "r": {number: round(count / seconds, 2) for number, count in by_generation(before, now).items()},
             "s": [round(made[cell] / seconds, 2) for cell in CLASSES],
+            "z": self._streams(now),
             "d": [None if (found := quantile(share, slow)) is None else round(found * 1e3, 3) for share in SHARES],
             "c": list(connections_by_state(now).values()),
             "f": now.gauge(Cell.IN_FLIGHT),
@@ -101,6 +102,19 @@ class MetricSamples:
             "m": now.gauge(Cell.RSS),
             "q": sum(waiting for waiting, _ in queues.values()) if queues else None,
         }
+
+    def _streams(self, now: ScoreboardReading) -> list[float | None]:
+        """Of the streams that ended in the last periods: median and 99 % of the first byte, median of all (ms)."""
+        before, found = self._readings[0].total, []
+        for share, words, bounds in (
+            (0.5, STREAM_FIRST, DURATION_BOUNDS),
+            (0.99, STREAM_FIRST, DURATION_BOUNDS),
+            (0.5, STREAM_DURATIONS, STREAM_BOUNDS),
+        ):
+            counts = [after - then for after, then in zip(now.total[words], before[words], strict=True)]
+            seconds = quantile(share, counts, bounds)
+            found.append(None if seconds is None else round(seconds * 1e3, 3))
+        return found
 
     def now(self) -> dict[str, Any]:
         """The current state: the server, its workers, and the totals, as in /metrics."""

@@ -17,6 +17,7 @@ from serve_asgi.ipc.scoreboard import (
     HEADER_WORDS,
     ROW_OWNER_WORDS,
     ROW_WORDS,
+    STREAM_BOUNDS,
     Cell,
     Header,
     Row,
@@ -27,6 +28,8 @@ from serve_asgi.ipc.scoreboard import (
 TRIES: Final = 40
 PAUSE: Final = 0.0005
 """Seconds between two attempts; folding a row takes some ten microseconds, unless the listener is stopped."""
+STREAM_FIRST: Final = slice(Cell.STREAM_FIRST_0, Cell.STREAM_FIRST_0 + len(DURATION_BOUNDS) + 1)
+STREAM_DURATIONS: Final = slice(Cell.STREAM_TIME_0, Cell.STREAM_TIME_0 + len(STREAM_BOUNDS) + 1)
 DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
 
 Words = list[int]

@@ -46,6 +46,8 @@ class TopSample:
     """A new generation came into service in this interval."""
     refused: bool
     """A reload was refused in this interval."""
+    first_bytes: tuple[int, ...] = ()
+    """As `durations`, of the time to the first byte of streams that ended."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -93,6 +95,7 @@ class TopSamples:
 
         counts = zip(status["durations"]["counts"], before["durations"]["counts"], strict=True)
         durations = tuple(max(0, after - earlier) for after, earlier in counts)
+        firsts = zip(_first_bytes(status), _first_bytes(before), strict=True)
         self.samples.append(
             TopSample(
                 seconds=seconds,
@@ -107,6 +110,7 @@ class TopSamples:
                 p99=percentile(durations, self.bounds, 0.99),
                 switched=status["generation"] != before["generation"],
                 refused=status["failed_reloads"] != before["failed_reloads"],
+                first_bytes=tuple(max(0, after - earlier) for after, earlier in firsts),
             )
         )
 
@@ -154,6 +158,11 @@ class TopSamples:
         starts = [*([0] if first else []), *range(first, len(kept), each)]
         return [joined(kept[start:end]) for start, end in itertools.pairwise([*starts, len(kept)])]
 
+    def first_byte(self, share: float) -> float | None:
+        """The time (s) to the first byte of this share of the last streams; None if none has ended."""
+        last = [sample.first_bytes for sample in self.samples if sample.first_bytes]
+        return percentile([sum(column) for column in zip(*last, strict=True)], self.bounds, share)
+
     def summed(self, name: str) -> int:
         """The sum of a gauge over all workers."""
         return sum(worker[name] for worker in self.status["workers"])
@@ -174,11 +183,13 @@ def joined(samples: Sequence[TopSample]) -> TopSample:
     def mean(name: str) -> float:
         return sum(float(getattr(sample, name)) * sample.seconds for sample in samples) / seconds
 
+    rates: dict[str, Any] = {name: mean(name) for name in ("requests", "errors", "received", "sent", "cpu")}
+
     p50s = [sample.p50 for sample in samples if sample.p50 is not None]
     return TopSample(
         seconds=seconds,
         generation=samples[-1].generation,
-        **{name: mean(name) for name in ("requests", "errors", "received", "sent", "cpu")},
+        **rates,
         durations=(),
         p50=statistics.median(p50s) if p50s else None,
         p99=_longest(sample.p99 for sample in samples),
@@ -191,6 +202,13 @@ def processes(status: Status) -> list[dict[str, Any]]:
     """The workers, the newest generation first, and the agent after them, which has no connections."""
     workers = sorted(status["workers"], key=lambda worker: (-worker["generation"], worker["slot"]))
     return [*workers, *({**NO_CONNECTIONS, **agent} for agent in status.get("agents", []))]
+
+
+def _first_bytes(status: Status) -> Sequence[int]:
+    """The counts of the streams' first bytes; an earlier version's status has none."""
+    empty = [0] * len(status["durations"]["counts"])
+    counts: Sequence[int] = status["streams"]["first_byte"]["counts"] if "streams" in status else empty
+    return counts
 
 
 def _longest(values: Iterable[float | None]) -> float | None:

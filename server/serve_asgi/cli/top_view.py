@@ -242,7 +242,8 @@ def _charts(samples: TopSamples, width: int, lines: int, *, whole: bool) -> Rend
     if width < WIDE:
         return _requests(shown, width, lines)
     side = Table.grid(padding=0)
-    side.add_row(_requests(shown, half, lines), _latency(shown, width - half, lines))
+    streams = _first_bytes(samples)
+    side.add_row(_requests(shown, half, lines), _latency(shown, width - half, lines, streams))
     return side
 
 
@@ -253,12 +254,18 @@ def _requests(shown: Sequence[TopSample], width: int, lines: int) -> Panel:
     return _boxed_chart("requests/s", columns(drawn, inner, lines, top), _marks(shown, inner), number, top, width)
 
 
-def _latency(shown: Sequence[TopSample], width: int, lines: int) -> Panel:
+def _latency(shown: Sequence[TopSample], width: int, lines: int, streams: str) -> Panel:
     inner = width - 4 - SCALE
     top = rounded_up(max((sample.p99 for sample in shown if sample.p99 is not None), default=0.0), 0.001)
     drawn = [ChartColumn(sample.p50 or 0.0, colour(sample.generation), sample.p99, LINE) for sample in shown]
-    title = "latency: p50, p99 as a line"
+    title = f"latency: p50, p99 as a line{streams}"
     return _boxed_chart(title, columns(drawn, inner, lines, top), _marks(shown, inner), duration, top, width)
+
+
+def _first_bytes(samples: TopSamples) -> str:
+    """Of the last streams, the time to the first byte, for half of them and for 99 %; "" if none has ended."""
+    first = samples.first_byte(0.5)
+    return "" if first is None else f"; streams begin in {duration(first)}, {duration(samples.first_byte(0.99))}"
 
 
 def _boxed_chart(

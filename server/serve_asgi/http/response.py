@@ -45,7 +45,7 @@ from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on
 from serve_asgi.http.underlying_tls import UnderlyingTls
 from serve_asgi.http.worker_context import Message, WorkerContext, WorkerPhase
 from serve_asgi.ipc.peer_address import Address
-from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, STREAM_BOUNDS, STREAM_TIME, Cell
 from serve_asgi.logs.access_log import LoggedTls
 
 LARGEST_HEADERS: Final = 1024
@@ -130,6 +130,7 @@ class Response:
         "_connection",
         "_dropped_body",
         "_dropped_since",
+        "_first_at",
         "_flags",
         "_framing",
         "_length",
@@ -149,6 +150,8 @@ class Response:
     """In state OVER."""
     _dropped_since: float
     """In state LOST: when the first message that nobody can get was sent (loop time, s), or 0."""
+    _first_at: float
+    """When the first byte was written (time.perf_counter, s), if more was to follow."""
     _length: int
     """The application's Content-Length, or -1."""
     _flags: int
@@ -255,6 +258,8 @@ class Response:
 
     def _frame(self, size: int, more: bool) -> ResponseFraming:
         framing = ResponseFraming(self.head, self.status, self._flags, self._length, size, more)
+        if more:
+            self._first_at = perf_counter()
         if framing.kind is NONE and size:
             self._body_dropped()
         self._framing = framing
@@ -307,6 +312,8 @@ class Response:
             return
         else:
             raise RuntimeError(f"Expected the message http.response.body, got {kind!r}.")
+        if self.state is STARTED:
+            self._first_at = perf_counter()
         with file:
             await self._write_file(file, more)
 
@@ -431,6 +438,7 @@ class Response:
             "sent": self.sent,
             "close": self.close,
             "framing": self._framing.travels(),
+            "first": getattr(self, "_first_at", 0.0),
         }
 
     def resume(self, values: dict[str, Any]) -> None:
@@ -439,6 +447,7 @@ class Response:
         self._length, self._flags = values["length"], values["flags"]
         self.status, self.sent, self.close = values["status"], values["sent"], values["close"]
         self._framing = ResponseFraming.resumed(values["framing"])
+        self._first_at = float(values.get("first", 0.0))
         self.state = RESUMING
 
     def has_length(self) -> bool:
@@ -502,11 +511,24 @@ class Response:
         if self.status:
             cells[_STATUS + self.status // 100] += 1
         took = perf_counter() - request.begun
-        worker.took += took
-        worker.durations[bisect_left(DURATION_BOUNDS, took)] += 1
+        if took <= STREAM_TIME or not self._count_stream(took):
+            worker.took += took
+            worker.durations[bisect_left(DURATION_BOUNDS, took)] += 1
         if worker.access_log is not None:
             status = self.status or CLIENT_GONE
             worker.access_log.record(request.client, self.head, status, self.sent, request.begun, self)
+
+    def _count_stream(self, took: float) -> bool:
+        """Whether this was a stream (`STREAM_TIME`), which is then counted as such; `took`: from its request on (s)."""
+        first = getattr(self, "_first_at", 0.0) - self.request.begun
+        if first < 0 or took - first <= STREAM_TIME:
+            return False
+        cells = self.worker.cells
+        cells[Cell.STREAM_FIRST_TOTAL] += int(first * 1e9)
+        cells[Cell.STREAM_TIME_TOTAL] += int(took * 1e9)
+        cells[Cell.STREAM_FIRST_0 + bisect_left(DURATION_BOUNDS, first)] += 1
+        cells[Cell.STREAM_TIME_0 + bisect_left(STREAM_BOUNDS, took)] += 1
+        return True
 
     # ---- what some formats of the access log ask for (serve_asgi.logs.access_log.LoggedResponse)
 

@@ -72,18 +72,18 @@ def bucket(seconds: float) -> int:
     return bisect.bisect_left(DURATION_BOUNDS, seconds)
 
 
-def quantile(share: float, counts: Sequence[int]) -> float | None:
-    """The duration (s) that `share` of the requests did not exceed, from the counts of the buckets.
+def quantile(share: float, counts: Sequence[int], bounds: Sequence[float] = DURATION_BOUNDS) -> float | None:
+    """The duration (s) that `share` of the requests did not exceed, from the counts of the buckets up to `bounds`.
 
     Within a bucket they are assumed to be uniform on a logarithmic scale; None if there are none.
     """
     wanted = share * sum(counts)
     if not wanted:
         return None
-    for index, count in enumerate(counts[: len(DURATION_BOUNDS)]):
+    for index, count in enumerate(counts[: len(bounds)]):
         if count and wanted <= count:
-            upper = DURATION_BOUNDS[index]
-            lower = DURATION_BOUNDS[index - 1] if index else upper / 2
+            upper = bounds[index]
+            lower = bounds[index - 1] if index else upper / 2
             return float(lower * (upper / lower) ** (wanted / count))
         wanted -= count
-    return DURATION_BOUNDS[-1]
+    return bounds[-1]

@@ -126,6 +126,10 @@ class Cell(enum.IntEnum):
     HTTP2_MOVED = 69  # of HANDED_OVER: HTTP/2 connections
     HTTP2_GOAWAYS = 70  # connections whose client was told to open another, as their worker retired
     TIMED_OUT = 71  # requests that took longer than --request-timeout
+    STREAM_FIRST_TOTAL = 72  # sum of ns to the first byte of streams that have ended (`STREAM_TIME`)
+    STREAM_TIME_TOTAL = 73  # sum of ns that they took
+    STREAM_FIRST_0 = 74  # one word for each bucket of DURATION_BOUNDS, and one for all that took longer
+    STREAM_TIME_0 = 93  # the same of STREAM_BOUNDS
 
 
 DURATION_BOUNDS: Final = (
@@ -133,10 +137,14 @@ DURATION_BOUNDS: Final = (
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
 )
 """Upper bounds (s) of the buckets of request durations."""
+STREAM_TIME: Final = 1.0
+"""A response whose last byte comes more than this (s) after its first is a stream, and not in the requests' latency."""
+STREAM_BOUNDS: Final = (2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
+"""Upper bounds (s) of the buckets of how long streams took."""
 
 NO_SLOT: Final = (1 << 32) - 1
 """The slot of a process that fills none, the agent. Its counts are folded into the last totals."""
-ROW_WORDS: Final = 96
+ROW_WORDS: Final = 112
 COUNTERS: Final = (*range(Cell.REQUESTS, Cell.BLOCKED + 1), *range(Cell.DURATION_0, ROW_WORDS))
 """Words that only grow, and outlive their process in its slot's totals; the last few are not used yet."""
 

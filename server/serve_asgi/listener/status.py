@@ -17,7 +17,16 @@ from serve_asgi import __version__
 from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
 from serve_asgi.config.state_location import is_url
-from serve_asgi.ipc.scoreboard import COUNTERS, DURATION_BOUNDS, ROW_WORDS, Cell, Scoreboard, Words, fitted
+from serve_asgi.ipc.scoreboard import (
+    COUNTERS,
+    DURATION_BOUNDS,
+    ROW_WORDS,
+    STREAM_BOUNDS,
+    Cell,
+    Scoreboard,
+    Words,
+    fitted,
+)
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.deploy_history import DeployHistory
 from serve_asgi.listener.event_history import History
@@ -26,8 +35,11 @@ from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, Generation, Worker
 from serve_asgi.supervisor.supervisor import Supervisor
 
 STATUS_VERSION: Final = 1
-NAMED_COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in COUNTERS and cell is not Cell.DURATION_0}
+HISTOGRAMS: Final = frozenset({Cell.DURATION_0, Cell.STREAM_FIRST_0, Cell.STREAM_TIME_0})
+NAMED_COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in COUNTERS and cell not in HISTOGRAMS}
 GAUGES: Final = {cell.name.lower(): cell for cell in (Cell.CONNECTIONS, Cell.IN_FLIGHT, Cell.WEBSOCKETS, Cell.RSS)}
+STREAM_FIRST: Final = slice(Cell.STREAM_FIRST_0, Cell.STREAM_FIRST_0 + len(DURATION_BOUNDS) + 1)
+STREAM_DURATIONS: Final = slice(Cell.STREAM_TIME_0, Cell.STREAM_TIME_0 + len(STREAM_BOUNDS) + 1)
 DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
 
 RECENT: Final = 20
@@ -86,6 +98,10 @@ def status(
         "agent_required": supervisor.processes.policy.agent_required,
         "totals": {name: totals[cell] for name, cell in NAMED_COUNTERS.items()},
         "durations": {"bounds": DURATION_BOUNDS, "counts": totals[DURATIONS]},
+        "streams": {
+            "first_byte": {"bounds": DURATION_BOUNDS, "counts": totals[STREAM_FIRST]},
+            "durations": {"bounds": STREAM_BOUNDS, "counts": totals[STREAM_DURATIONS]},
+        },
     }
 
 

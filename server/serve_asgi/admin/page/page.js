@@ -44,6 +44,10 @@ const SMALL = [
     {name: "50 %", colour: own("--one"), value: s => s.d[0], format: time},
     {name: "90 %", colour: own("--two"), value: s => s.d[1], format: time},
     {name: "99 %", colour: own("--three"), value: s => s.d[2], format: time}]},
+  {name: "Streams that ended", kind: "line", log: true, format: time, series: [
+    {name: "first byte, 50 %", colour: own("--one"), value: s => s.z[0], format: time},
+    {name: "first byte, 99 %", colour: own("--two"), value: s => s.z[1], format: time},
+    {name: "duration, 50 %", colour: own("--three"), value: s => s.z[2], format: time}]},
   {name: "Connections", kind: "stack", format: brief, least: 4, series: [
     {name: "active", colour: own("--one"), value: s => s.c[1], format: count},
     {name: "idle", colour: own("--two"), value: s => s.c[0], format: count},
