@@ -553,6 +553,14 @@ class Config:
         unit="SECONDS",
         minimum=0,
     )
+    static: tuple[str, ...] = option(
+        (),
+        "Serve the files of a directory below a path, before the application is asked; a relative directory starts in "
+        "--chdir; may be repeated.",
+        HTTP,
+        unit="PREFIX=DIR",
+        one_per_line=True,
+    )
     server_header: bool = option(True, "Send a Server header.", HTTP)
     date_header: bool = option(True, "Send a Date header.", HTTP)
 

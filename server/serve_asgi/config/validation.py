@@ -19,7 +19,7 @@ from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, parse_ad
 from serve_asgi.config.options import APP_LOG_WORDS
 from serve_asgi.config.state_location import is_url, store_address
 from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
-from serve_asgi.config.values import FoundValue, SourcePriority, read_path_time
+from serve_asgi.config.values import FoundValue, SourcePriority, read_path_time, read_static
 from serve_asgi.errors import UsageError
 from serve_asgi.logs import log_config
 from serve_asgi.logs.access_log_format import NAMED, compile_format
@@ -73,6 +73,7 @@ def check(found: Found, directory: str) -> None:
             raise UsageError(f"{found[name].source}: {found[name].value!r} must begin with a slash")
     _check_health(found)
     _check_request_timeout(found)
+    _check_static(found)
     _check_proxies(found)
     _check_logging(found, directory)
     _check_hooks(found)
@@ -195,6 +196,14 @@ def _check_request_timeout(found: Found) -> None:
     for prefix in prefixes:
         if prefixes.count(prefix) > 1:
             raise UsageError(f"{rules.source}: {prefix or 'the time for all paths'} is given twice: leave one out")
+
+
+def _check_static(found: Found) -> None:
+    for text in found["static"].value if "static" in found else ():
+        try:
+            read_static(text)
+        except ValueError as error:
+            raise UsageError(f"{found['static'].source}: {error}") from None
 
 
 def _check_unix(found: Found) -> None:

@@ -115,6 +115,14 @@ def read_path_time(text: str) -> tuple[str, float]:
     return prefix.rstrip("/"), seconds or math.inf
 
 
+def read_static(text: str) -> tuple[str, str]:
+    """What `/PREFIX=DIR` says: the prefix without its last slash, and the directory. Raises ValueError, a sentence."""
+    prefix, equals, directory = text.partition("=")
+    if not equals or not directory or not re.fullmatch(r"/(?:[^/?#\x00-\x20]+/?)*", prefix):
+        raise ValueError(f"{text!r} is not PREFIX=DIR: write a path and a directory, as in /static=public")
+    return prefix.rstrip("/"), directory
+
+
 def _item(item: Any, source: Source) -> Any:
     """One of several values, which must not be empty. Raises UsageError."""
     if isinstance(item, str) and not item.strip():

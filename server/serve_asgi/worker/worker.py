@@ -207,6 +207,10 @@ class WorkerProcess:
             await after_fork.run()
         app_log.replace_console_handlers(config)
         front = app_log.RequestNaming(app, config) if app_log.names_requests(config) else app
+        if config.static:
+            from serve_asgi.http.static_files import StaticFiles  # who has none does not pay for it
+
+            front = StaticFiles(front, config.static, config.root_path)
         if config.https_redirect:
             front = self._redirecting(front)
         self.context = context = WorkerContext(front, self.config, loop, self.scoreboard, self.cells, retiring)

@@ -36,7 +36,6 @@ ONE_WEBSOCKET: Final = NOT_NEEDED + "there is one implementation of WebSockets, 
 HTTP2_FIXED: Final = NOT_OFFERED + "windows, frames and buffers of HTTP/2 are fixed (docs/guides/http2.md)"
 NO_SECOND_RUNTIME: Final = NOT_NEEDED + "there is no second runtime beside Python's event loop"
 STRICT: Final = NOT_OFFERED + "requests are parsed by the letter of RFC 9112, and refused otherwise"
-STATIC: Final = NOT_OFFERED + "static files are served by the proxy or by the framework"
 SYSLOG: Final = NOT_OFFERED + "the log goes to stderr or to --log-file; the service manager passes it on to syslog"
 PASTE: Final = NOT_OFFERED + "there is no PasteDeploy; let a module of yours load the file, and name that"
 AGENT: Final = "one process for work that must happen once, and `messenger` to reach it; docs/guides/agent.md"
@@ -368,7 +367,12 @@ OPTIONS: Final[tuple[Counterpart, ...]] = (
         "--asgi-disconnect-grace-period",
         why=NOT_NEEDED + "the application hears http.disconnect, and has the time that it needs",
     ),
-    *(row("granian", f"--static-path-{each}", why=STATIC) for each in ("route", "mount", "dir-to-file", "expires")),
+    *(
+        row("granian", f"--static-path-{each}", "--static ROUTE=MOUNT", "route and mount together", by_hand=True)
+        for each in ("route", "mount")
+    ),
+    row("granian", "--static-path-dir-to-file", why=NOT_NEEDED + "a directory is its index.html (--static)"),
+    row("granian", "--static-path-expires", why=NOT_OFFERED + "files of --static have an ETag and a date for caches"),
     # Behind proxies
     row("uvicorn gunicorn h2corn", "--forwarded-allow-ips", "--forwarded-allow-ips {}"),
     row(
