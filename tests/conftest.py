@@ -18,6 +18,7 @@ ONCE = (
     *("cli/test_commands.py", "cli/test_deploys.py", "cli/test_finding.py", "cli/test_missing_packages.py"),
     *("cli/test_reload.py", "cli/test_schedules.py", "cli/test_stop.py", "cli/test_top.py"),
     *("config/test_live_configuration.py", "config/test_mistakes.py"),
+    *("in_process/test_elsewhere.py", "in_process/test_run.py"),
     *("fuzzing/test_children.py", "fuzzing/test_corpus.py"),
     *("listener/test_file_watcher.py", "listener/test_hooks.py", "listener/test_reload_on_change.py"),
     *("supervisor/test_canary_verdict.py", "test_balance.py", "test_bare_places.py", "test_blocked.py"),

@@ -118,7 +118,12 @@ def main() -> int:
 
 def passes_checks(python: Path) -> bool:
     """Whether the linter, the formatter and the type checker have nothing to say."""
-    for check in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)):
+    for check in (
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        ("mypy",),
+        ("tests.in_process.portable_modules",),
+    ):
         command = [str(python), "-m", *check]
         told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         # In one piece: the coverage prints at the same time.

@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 
-from serve_asgi.ipc.signals import LISTENER_SIGNALS
-
 
 def main() -> None:
     """The command `serve`. Ends the process: 0 done, 1 failed, 2 wrong input (signal(7), pthread_sigmask(3))."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
+    if sys.platform == "linux":
+        from serve_asgi.ipc.signals import LISTENER_SIGNALS
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
     from serve_asgi.cli.main import go_on, run_command_line
 
     sys.exit(go_on() if "SERVE_RE_EXEC" in os.environ else run_command_line(sys.argv[1:]))

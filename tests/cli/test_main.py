@@ -219,7 +219,8 @@ def test_signals_are_held_back_before_anything_else_is_loaded(tmp_path: Path) ->
     """At the moment when the command line is imported, the mask stands and no event loop has been loaded."""
     code = (
         "import sys, signal\n"
-        "from serve_asgi.__main__ import main, LISTENER_SIGNALS\n"
+        "from serve_asgi.__main__ import main\n"
+        "from serve_asgi.ipc.signals import LISTENER_SIGNALS\n"
         "assert not {'asyncio', 'click', 'typing'} & sys.modules.keys()\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from watchfiles import Change
 
-from serve_asgi.listener.file_watcher import WatchedFiles
+from serve_asgi.listener.watched_files import WatchedFiles
 
 ADDED, MODIFIED, DELETED = Change.added, Change.modified, Change.deleted
 

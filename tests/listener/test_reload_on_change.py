@@ -398,19 +398,15 @@ def watcher_of(server: RunningServer) -> int:
     return found
 
 
-def test_a_missing_package_is_told_before_anything_starts(project: Path) -> None:
-    blocker = project / "blocker"
-    blocker.mkdir()
+def test_without_the_package_the_files_are_looked_at(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    blocker = tmp_path_factory.mktemp("blocker")
     (blocker / "sitecustomize.py").write_text("import sys\nsys.modules['watchfiles'] = None\n")
     environment = {"PYTHONPATH": f"{blocker}:{Path(__file__).parent.parent.parent}"}
-    server = RunningServer("app:app", "--reload", directory=project, environment=environment)
-    try:
-        assert server.wait() == 2
-        assert server.log() == (
-            "serve: --reload needs the package watchfiles: pip install 'serve-asgi[reload]', or leave it out\n"
-        )
-    finally:
-        server.close()
+    with developing(project, environment=environment) as server:
+        assert "by looking at the files twice a second" in server.log()
+        (project / "app.py").write_text(version(22))
+        server.wait_until(lambda _: served(server) == "22")
+        assert "app.py has changed" in server.log()
 
 
 def test_wrong_directories_are_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

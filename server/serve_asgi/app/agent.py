@@ -126,7 +126,8 @@ class AgentAccess:
         if not current().identity.local:
             raise RuntimeError("this server runs the agent itself: name it with --agent")
         name = getattr(agent, "__qualname__", None) or f"the {type(agent).__name__}"
-        life = AgentTask(subject := AgentTarget(agent, name, None))
+        subject = agent if isinstance(agent, AgentTarget) else AgentTarget(agent, name, None)
+        life = AgentTask(subject)
         await subject.prepare()
         if (raised := await life.enter()) is not None:
             raise raised

@@ -30,6 +30,10 @@ from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.logs.nonblocking_sink import say
 
 COMPLETE: Final = "_SERVE_COMPLETE"  # set by shells that ask for completions (click, "Shell Completion")
+ON_LINUX: Final = (
+    "`serve {}` controls a server with workers, which needs Linux: deploy there, and develop here with `serve APP "
+    "--reload`"
+)
 LIKENESS: Final = 0.75
 """How alike a word and a command must be for a slip of the keyboard (difflib): "drian" and "drain", not "main"."""
 UNBROKEN: Final = "\u00a0"  # holds a note such as [default: 5] on one line; shown as a space
@@ -162,6 +166,10 @@ def _run(context: click.Context, /, app: str | None, **values: Any) -> int:
     if app and app.isidentifier() and not _is_module(app, values) and (near := _meant(app)):
         raise UsageError(f"there is no command {app!r}: did you mean {near!r}? (An application is module:attribute)")
     settings = read(app or "", _given(context, values), os.environ)
+    if sys.platform != "linux":
+        from serve_asgi.in_process.development import run as develop
+
+        return develop(settings)
     from serve_asgi.listener.start import run
 
     return run(settings)
@@ -191,6 +199,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return shell_complete(_everything(), {}, "serve", COMPLETE, os.environ[COMPLETE])
     name, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
     if name in MODULES:
+        if sys.platform != "linux":
+            return _complain(UsageError(ON_LINUX.format(name)))
         _take_signals()
         _write_anything()
         try:
@@ -213,6 +223,8 @@ def go_on() -> int:
 def _take_signals() -> None:
     """Let a command handle Ctrl-C; other signals end it, and the terminal is restored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform == "win32":
+        return
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as by nohup(1)
             signal.signal(number, _end)

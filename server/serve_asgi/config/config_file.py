@@ -14,6 +14,7 @@ import errno
 import os
 import re
 import stat
+import sys
 import tomllib
 from typing import Any, Final
 
@@ -178,8 +179,11 @@ def read_small(path: str) -> str:
 
 def read_small_bytes(path: str, most: int = LARGEST) -> bytes:
     """The same of a file that is no text, and has `most` bytes. Raises OSError."""
-    # O_NONBLOCK for a named pipe, which would block; O_NOCTTY for a terminal.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    if sys.platform == "win32":
+        flags = os.O_RDONLY | os.O_BINARY
+    else:  # O_NONBLOCK for a named pipe, which would block; O_NOCTTY for a terminal
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    descriptor = os.open(path, flags)
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # the content has to be there again at a reload
         os.close(descriptor)

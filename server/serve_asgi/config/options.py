@@ -677,7 +677,8 @@ class Config:
     # Development
     reload: bool = option(
         False,
-        "Reload when a file of the application changes (package watchfiles); requests then have 1 s to finish.",
+        "Reload when a file of the application changes (noticed at once with the package watchfiles); requests then "
+        "have 1 s to finish.",
         DEVELOPMENT,
         live=False,
     )

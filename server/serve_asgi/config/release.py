@@ -105,6 +105,8 @@ STARTED_THROUGH: Final = _started_through()
 
 def _began() -> float:
     """When this process was started (proc(5), field 22), whatever programs it has executed since."""
+    if sys.platform != "linux":
+        return time.time()
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -298,6 +299,8 @@ def _check_paths(found: Found, directory: str) -> None:
 
 
 def _check_account(found: Found) -> None:
+    if sys.platform == "win32":
+        return
     user: Callable[[str], int] = lambda text: find_user(text).pw_uid  # noqa: E731
     for name, look_up, own in (("user", user, os.geteuid()), ("group", find_group, os.getegid())):
         value = found.get(name)

@@ -13,20 +13,30 @@ reads. This module must not know what is written, nor what follows from its answ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
-import fcntl
 import os
+import select
 import socket
 import struct
 import sys
-import termios
-from typing import Final
+from typing import Any, Final
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+else:  # where nothing uses them
+    fcntl: Any = None
+    termios: Any = None
 
 _UNSPECIFIED: Final = bytes(16)
 """A struct sockaddr of family AF_UNSPEC (0)."""
 _BYTES_ACKED: Final = 120
 """Where it stands in struct tcp_info (linux/tcp.h), with eight bytes."""
-_library: Final = ctypes.PyDLL(None)  # does not give the interpreter lock up for a call of a microsecond
+if sys.platform == "linux":
+    _library: Final = ctypes.PyDLL(None)  # does not give the interpreter lock up for a call of a microsecond
+else:
+    _library: Any = None
 
 
 def hang_up(transport: asyncio.BaseTransport) -> None:
@@ -36,7 +46,11 @@ def hang_up(transport: asyncio.BaseTransport) -> None:
     """
     sock = transport.get_extra_info("socket")
     if sock is not None and (descriptor := sock.fileno()) >= 0:
-        _library.shutdown(descriptor, socket.SHUT_RDWR)
+        if sys.platform == "linux":
+            _library.shutdown(descriptor, socket.SHUT_RDWR)
+        else:
+            with contextlib.suppress(OSError):  # that is done
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def reset(transport: asyncio.BaseTransport) -> bool:
@@ -45,6 +59,8 @@ def reset(transport: asyncio.BaseTransport) -> bool:
     That is what connect(2) with AF_UNSPEC does on Linux (tcp_disconnect). False if the kernel does not, or if it is a
     unix socket, which knows nothing of that kind.
     """
+    if sys.platform != "linux":
+        return False
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX or (descriptor := sock.fileno()) < 0:
         return False
@@ -71,6 +87,8 @@ def unacknowledged(transport: asyncio.Transport) -> int:
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
         return held
+    if sys.platform != "linux":
+        return held
     try:
         (queued,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))
     except OSError:  # not a socket that tells
@@ -83,6 +101,8 @@ def acknowledged(transport: asyncio.BaseTransport) -> int:
 
     (tcpi_bytes_acked of struct tcp_info, tcp(7), Linux 4.1.)
     """
+    if sys.platform != "linux":
+        return -1
     sock = transport.get_extra_info("socket")
     try:
         probe = socket.socket(sock.family, sock.type, fileno=sock.fileno())  # uvloop's own has not all options
@@ -105,6 +125,8 @@ def is_readable(transport: asyncio.BaseTransport) -> bool:
     except (OSError, ValueError):  # the transport is closed
         return False
     try:
+        if sys.platform != "linux":
+            return bool(select.select([probe], [], [], 0)[0])
         return bool(probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:  # nothing there
         return False

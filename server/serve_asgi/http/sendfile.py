@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import sys
 from typing import Any, Final, Protocol
 
 from serve_asgi.http.client_socket import duplicate
@@ -81,7 +82,8 @@ class FileBody:
 
         What waits ends with the client's reading or `write_timeout`. Raises OSError if the file cannot be read.
         """
-        if self.left <= SMALL or connection.output.transport.get_extra_info("tls") is not None:
+        in_clear = connection.output.transport.get_extra_info("tls") is None
+        if self.left <= SMALL or not in_clear or sys.platform != "linux":
             await self.send_pieces(connection.output)  # what the kernel sent past TLS would not be encrypted
             return
         output = connection.output
@@ -104,7 +106,7 @@ class FileBody:
     async def send_pieces(self, output: PieceOutput) -> None:
         """The same for whatever is no socket of the kernel's to send to."""
         while self.left and not output.is_closing():
-            data = os.pread(self.fd, min(self.left, SMALL), self.offset)
+            data = self._read(min(self.left, SMALL))
             if not data:
                 return  # the file has become shorter
             self.offset += len(data)
@@ -117,7 +119,15 @@ class FileBody:
             ):  # a client that takes it as fast as it is read: others have their turn
                 await asyncio.sleep(0)
 
+    def _read(self, most: int) -> bytes:
+        if sys.platform == "win32":
+            os.lseek(self.fd, self.offset, os.SEEK_SET)
+            return os.read(self.fd, most)
+        return os.pread(self.fd, most, self.offset)
+
     async def _send_through(self, socket: int, connection: FileSink) -> None:
+        if sys.platform != "linux":
+            raise NotImplementedError
         output = connection.output
         loop = output.worker.loop
         while self.left and not output.transport.is_closing():
@@ -156,7 +166,11 @@ def path_of(message: Message, length: int) -> FileBody:
     path = message.get("path")
     if not isinstance(path, str):
         raise TypeError(f"The path of http.response.pathsend must be a str, not {type(path).__name__}.")
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if sys.platform == "win32":
+        flags = os.O_RDONLY | os.O_BINARY
+    else:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    fd = os.open(path, flags)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)

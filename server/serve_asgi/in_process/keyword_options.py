@@ -101,8 +101,6 @@ class RunOptions(ServerOptions, total=False):
     log_file: PathLike
 
 
-RUN_ONLY: Final = frozenset(RunOptions.__annotations__) - frozenset(ServerOptions.__annotations__)
-"""What `run` takes and `Server` does not."""
 DEFAULTS: Final[Mapping[str, Any]] = {
     "access_log": False,
     "graceful_timeout": 5.0,
@@ -144,7 +142,7 @@ def read_options(options_given: Mapping[str, Any], *, runs: bool = False) -> Con
     for given, value in options_given.items():
         name = aliases.get(given, given)
         if name not in known:
-            raise TypeError(_unknown(given, known))
+            raise TypeError(_unknown(given, value, known))
         found[name] = from_toml(name, options()[name][1], _as_in_a_file(value), Source(SourcePriority.FILE, given))
     settle_addresses(found, {})
     check(found, os.getcwd())
@@ -171,13 +169,13 @@ def _as_keyword(found: re.Match[str]) -> str:
     return name if name in options() else found[0]
 
 
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
+def _unknown(name: str, value: object, known: Mapping[str, Any]) -> str:
     """Why a name is no keyword, and what to write instead."""
     if name in REFUSED:
         return REFUSED[name].format(name=name)
     if name in options():
         return OTHER_PROCESSES.format(name=name)
-    if told := key_of_another_server(name):
+    if told := key_of_another_server(name, value):
         return re.sub(r"[a-z0-9]+(?:-[a-z0-9]+)+", _as_keyword, told)
     near = difflib.get_close_matches(name, known, 1)
     return f"there is no option {name!r}" + (f": did you mean {near[0]!r}?" if near else "")

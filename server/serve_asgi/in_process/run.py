@@ -12,11 +12,13 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Unpack
+from typing import Final, Unpack
 
+from serve_asgi.app.agent import agent
+from serve_asgi.app.agent_task import load as load_agent
 from serve_asgi.config.options import Config
 from serve_asgi.http.worker_context import ASGIApplication
-from serve_asgi.in_process.keyword_options import RUN_ONLY, RunOptions, read_options
+from serve_asgi.in_process.keyword_options import RunOptions, read_options
 from serve_asgi.in_process.server import Server
 from serve_asgi.logs import server_log
 from serve_asgi.worker.event_loop import loop_factory
@@ -56,13 +58,17 @@ def run(app: ASGIApplication | str, **options: Unpack[RunOptions]) -> None:
         pass
     else:
         raise RuntimeError("an event loop is running here: use `async with serve_asgi.Server(app) as server:` in it")
-    server_options: dict[str, Any] = {name: value for name, value in options.items() if name not in RUN_ONLY}
-    server = Server(app, **server_options)
+    run_configured(app, config)
+
+
+def run_configured(app: ASGIApplication | str, config: Config) -> None:
+    """The same with a configuration that was read elsewhere, from the command line; with its agent, if it has one."""
+    server = Server.of(app, config)
     with _logging(config), _restored_signals(), asyncio.Runner(loop_factory=loop_factory(config.loop)) as runner:
-        runner.run(_serve(server))
+        runner.run(_serve(server, config))
 
 
-async def _serve(server: Server) -> None:
+async def _serve(server: Server, config: Config) -> None:
     """Serve until a signal."""
     task = asyncio.current_task()
     assert task is not None
@@ -77,7 +83,9 @@ async def _serve(server: Server) -> None:
 
     _handle_signals(asyncio.get_running_loop(), ask)
     try:
-        await server.serve()
+        await server.start()
+        async with agent.running(load_agent(config.agent)) if config.agent else contextlib.nullcontext():
+            await server.serve()
     except asyncio.CancelledError:
         log.info("stopped before it had started", extra=server_log.about("server_stopped"))
 

@@ -89,7 +89,17 @@ class Server:
             TypeError: There is no such option here; the message says what to write instead.
             serve_asgi.errors.UsageError: A value, or the combination, cannot be.
         """
-        self.config: Config = read_options(options)
+        self._set_up(app, read_options(options))
+
+    @classmethod
+    def of(cls, app: ASGIApplication | str, config: Config) -> Server:
+        """One with a configuration that was read elsewhere, from the command line."""
+        server = cls.__new__(cls)
+        server._set_up(app, config)
+        return server
+
+    def _set_up(self, app: ASGIApplication | str, config: Config) -> None:
+        self.config = config
         """The options, with their defaults."""
         self.urls: tuple[str, ...] = ()
         """Where it listens, as URLs without a path; empty while it does not. A unix socket is `unix:/path`."""
@@ -240,6 +250,8 @@ class Server:
 
     async def _stop(self) -> None:
         served, self.urls = bool(self.urls), ()
+        if served:
+            log.info("stopping", extra=about("stopping"))
         if self._acceptor is not None:
             self._acceptor.stop()
             await self._acceptor.settled()

@@ -75,6 +75,8 @@ def begin(own: Iterable[int] = ()) -> None:
     A worker that was forked from a template starts here as well, and has nothing of what the template had registered
     but the signal handlers.
     """
+    if sys.platform != "linux":
+        raise NotImplementedError
     _state.foreign = frozenset(_open_descriptors()) - set(own)
     _state.claimed, _state.owners, _state.farewells, _state.epolls = {}, [], [], set()
     _state.loop, _state.expected = None, False
@@ -159,11 +161,15 @@ def _exit(status: int) -> NoReturn:
 
 
 def _block() -> None:
+    if sys.platform != "linux":
+        raise NotImplementedError
     numbers = _state.handlers.keys()
     _blocked.mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if numbers else None
 
 
 def _unblock() -> None:
+    if sys.platform != "linux":
+        raise NotImplementedError
     if (mask := getattr(_blocked, "mask", None)) is not None:
         _blocked.mask = None
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -189,6 +195,8 @@ def _in_child() -> None:
 
 def _reset_signals() -> None:
     """Reset our handlers, and those of the parent's event loop, which would swallow the child's signals."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         present = signal.getsignal(number)
@@ -221,6 +229,8 @@ def _leave_loop() -> None:
 
 
 def _give_up() -> None:
+    if sys.platform != "linux":
+        raise NotImplementedError
     state = _state
     numbers = {number for number, identity in state.claimed.items() if _identity(number) == identity}
     for descriptors in state.owners:

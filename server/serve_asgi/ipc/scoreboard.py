@@ -18,17 +18,23 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import fcntl
 import mmap
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
+
+if sys.platform == "linux":
+    import fcntl
+
+    SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+else:  # where nothing uses them
+    fcntl: Any = None
+    SEALS: Any = None
 
 MAGIC: Final = 0x5345525645303033  # "SERVE003"
 WORD: Final = 8
 MODE: Final = 0o400
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 MAP_FIXED: Final = 0x10  # asm-generic/mman-common.h
 
 
@@ -180,6 +186,8 @@ class Row:
 
     def words(self) -> list[int]:
         """All words, invalid ones as 0. Reading never waits, and the memory cannot be truncated."""
+        if sys.platform != "linux":
+            raise NotImplementedError
         if self.fd < 0:
             return [0] * ROW_WORDS
         words = fitted(memoryview(os.pread(self.fd, ROW_WORDS * WORD, 0)).cast("Q").tolist())
@@ -192,11 +200,15 @@ class Row:
 
     def word(self, cell: Cell) -> int:
         """One word, or 0 if it is invalid."""
+        if sys.platform != "linux":
+            raise NotImplementedError
         word = int.from_bytes(os.pread(self.fd, WORD, cell * WORD), sys.byteorder) if self.fd >= 0 else 0
         return word if word < (MOST_AT_ONCE if cell in AT_ONCE else NONSENSE) else 0
 
     def again(self) -> int:
         """Another descriptor of the same memory, for a reader; it is the caller's."""
+        if sys.platform != "linux":
+            raise NotImplementedError
         return fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
     def close(self) -> None:
@@ -207,6 +219,8 @@ class Row:
 
 def mapped(fd: int, *, writable: bool = False) -> memoryview:
     """The words of a memfd; `fd` is closed."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
     try:
         if sys.version_info >= (3, 13):
@@ -224,6 +238,8 @@ def mapped_row(fd: int) -> memoryview:
     If the listener is of an earlier version, the row is shorter: what is written behind its end, on the same page of
     memory, nobody reads.
     """
+    if sys.platform != "linux":
+        raise NotImplementedError
     size = os.fstat(fd).st_size
     if size >= ROW_WORDS * WORD:
         return mapped(fd, writable=True)
@@ -242,6 +258,8 @@ def let_go(words: memoryview) -> None:
 
 def map_privately(words: memoryview, used: int) -> None:
     """Make the mapped `words` private to this process, with a copy of the first `used` bytes; the rest reads as 0."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     memory = words.cast("B")
     content = bytes(memory[:used])
     _map_over(words, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
@@ -250,6 +268,8 @@ def map_privately(words: memoryview, used: int) -> None:
 
 def _map_over(words: memoryview, flags: int, fd: int) -> None:
     """Map something else at the address of the mapped `words` (mmap(2)). Raises OSError."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     address = ctypes.addressof(ctypes.c_char.from_buffer(words))
     library = ctypes.CDLL(None, use_errno=True)
     library.mmap.argtypes = [*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -268,6 +288,8 @@ def read_only(fd: int) -> int:
 
     Without /proc it is writable: then a process can falsify others' counts, but nothing else.
     """
+    if sys.platform != "linux":
+        raise NotImplementedError
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -276,6 +298,8 @@ def read_only(fd: int) -> int:
 
 def _memory(name: str, content: bytes) -> int:
     """A memfd of fixed size."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.pwrite(fd, content, 0)

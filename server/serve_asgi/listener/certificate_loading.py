@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-import os
-import pwd
 from collections.abc import Mapping
 from typing import Any, Final
 
+from serve_asgi.config.accounts import own_name
 from serve_asgi.config.config_file import read_small_bytes
 from serve_asgi.config.tls_files import TlsFiles
 from serve_asgi.errors import UsageError
@@ -74,18 +73,11 @@ def _content(path: str) -> bytes:
         return read_small_bytes(path, LARGEST)
     except PermissionError:
         raise UsageError(
-            f"{path} cannot be read by the user that the server is started as ({_own_name()}): change its mode or its "
+            f"{path} cannot be read by the user that the server is started as ({own_name()}): change its mode or its "
             "owner, or start the server as root and give --user"
         ) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _own_name() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return f"number {os.geteuid()}"
 
 
 def load(files: TlsFiles) -> LoadedTls:

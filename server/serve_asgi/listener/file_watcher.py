@@ -1,21 +1,20 @@
 """The process that watches files for `--reload`, and reports changes over its channel.
 
 It is a process of its own since the listener may never wait: setting up the watches visits every directory below the
-watched ones, and the library is native code with threads. It decides which files count;
+watched ones, and the library (watchfiles) is native code with threads. Where that is not installed, it looks at the
+files instead (`serve_asgi.listener.file_polling`). `serve_asgi.listener.watched_files` knows which files count, and
 `serve_asgi.listener.reload_on_change` decides what a change leads to. It exits when the listener's end of the channel
 closes.
 
-Packets: {"type": "watching", "directories": [...]} once the watches are set up, {"type": "changed", "paths": [...]}
-after each change, and at once if something changed before that but after --since, {"type": "trouble", "text": "a
-sentence"} when it cannot continue.
+Packets: {"type": "watching", "directories": [...], "polls": false} once the watches are set up, {"type": "changed",
+"paths": [...]} after each change, and at once if something changed before that but after --since, {"type": "trouble",
+"text": "a sentence"} when it cannot continue.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import fnmatch
 import json
 import os
 import socket
@@ -24,9 +23,15 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import anyio
-import watchfiles
 
 from serve_asgi.ipc.channel import Channel
+from serve_asgi.listener.file_polling import FilePoller
+from serve_asgi.listener.watched_files import WatchedFiles
+
+try:
+    import watchfiles
+except ImportError:
+    watchfiles = None  # type: ignore[assignment]
 
 QUIET: Final = 100
 """Milliseconds without a further change after which the changes so far are reported."""
@@ -36,95 +41,6 @@ GRANULARITY: Final = 10_000_000
 """Nanoseconds by which the kernel's time of a change may be early: it is the time of the last tick."""
 MOST_PATHS: Final = 20
 """Most paths that are reported by name."""
-SOURCES: Final = ("*.py",)
-UNWATCHED: Final = ("__pycache__", "node_modules", "site-packages", ".?*")
-"""Directories in which nothing counts: tools' output, installed packages, and hidden ones."""
-SCRATCH: Final = (".#*", "flycheck_*")
-"""Temporary files of editors."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class WatchedFiles:
-    """Which files count. Paths are absolute, with links resolved."""
-
-    directories: tuple[str, ...]
-    """Watched recursively."""
-    files: tuple[str, ...]
-    """Files that count wherever they are: the configuration and environment files."""
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    own: tuple[str, ...] = ()
-    """Files that the server itself writes, which never count, nor do their rotated copies: logs, the pid file."""
-
-    def counts(self, change: watchfiles.Change, path: str) -> bool:
-        """Whether a change of `path` is a change of the application; also of a directory that was added with files in
-        it."""
-        if any(path == own or path.startswith(own + ".") for own in self.own):
-            return False
-        if path in self.files or self.ends(change, path):
-            return True
-        return any(
-            self._counts(directory, os.path.relpath(path, directory), change)
-            for directory in self.directories
-            if path.startswith(os.path.join(directory, ""))
-        )
-
-    def _counts(self, directory: str, path: str, change: watchfiles.Change) -> bool:
-        """`path` is relative to `directory`."""
-        parts = path.split(os.sep)
-        if _any(parts[:-1], UNWATCHED) or _any([parts[-1]], SCRATCH):
-            return False
-        for end in range(1, len(parts) + 1):
-            if _any([parts[end - 1], os.sep.join(parts[:end])], self.exclude):
-                return False
-        if _any([parts[-1], path], (*SOURCES, *self.include)):
-            return not _in_environment(directory, parts)
-        if change is watchfiles.Change.added and not _any(parts, UNWATCHED):
-            # The files in a directory that is added are not reported one by one.
-            return any(self._counts(directory, inner, change) for inner in _files_below(directory, path))
-        return False
-
-    def ends(self, change: watchfiles.Change, path: str) -> bool:
-        """Whether a watched directory itself is gone, and its watch with it, even if another takes its name."""
-        return change is watchfiles.Change.deleted and path in self.directories
-
-    def changed_between(self, since: int, until: int) -> list[str]:
-        """Files that count and whose last change (st_ctime, Unix time, ns) lies between the two, inclusive."""
-        here = (os.path.join(directory, name) for directory in self.directories for name in _files_below(directory, ""))
-        found = {path for path in (*self.files, *here) if since <= _last_change(path) <= until}
-        return sorted(path for path in found if self.counts(watchfiles.Change.modified, path))
-
-    def apart(self) -> tuple[str, ...]:
-        """Directories of `files` that are not below a watched one."""
-        roots = tuple(os.path.join(directory, "") for directory in self.directories)
-        found = {os.path.dirname(path) for path in self.files if not path.startswith(roots)}
-        return tuple(sorted(directory for directory in found if os.path.isdir(directory)))
-
-
-def _any(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-
-def _in_environment(directory: str, parts: Sequence[str]) -> bool:
-    """Whether a path lies in a virtual environment, whatever its name (PEP 405): installing is not a change."""
-    above = (os.path.join(directory, *parts[:end]) for end in range(1, len(parts)))
-    return any(os.path.exists(os.path.join(each, "pyvenv.cfg")) for each in above)
-
-
-def _files_below(directory: str, path: str) -> list[str]:
-    """The files below a directory, relative to the watched one; none if it is a file itself."""
-    found = []
-    for inside, directories, names in os.walk(os.path.join(directory, path)):
-        directories[:] = [name for name in directories if not _any([name], UNWATCHED)]
-        found += [os.path.relpath(os.path.join(inside, name), directory) for name in names]
-    return found
-
-
-def _last_change(path: str) -> int:
-    try:
-        return os.lstat(path).st_ctime_ns
-    except OSError:  # gone, or never existed
-        return 0
 
 
 async def watch(channel: Channel, watched: WatchedFiles, since: int, once: bool = False) -> int:
@@ -135,11 +51,14 @@ async def watch(channel: Channel, watched: WatchedFiles, since: int, once: bool 
     status = 0
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_tell, channel, watched, watched.directories, True, once)
-            if apart := watched.apart():
-                tasks.start_soon(_tell, channel, watched, apart, False, once)
-            # The tasks start in this order, and each has set up its watches when it first waits.
-            tasks.start_soon(_tell_earlier, channel, watched, since, once)
+            if watchfiles is None:
+                tasks.start_soon(_poll, channel, watched, since, once)
+            else:
+                tasks.start_soon(_tell, channel, watched, watched.directories, True, once)
+                if apart := watched.apart():
+                    tasks.start_soon(_tell, channel, watched, apart, False, once)
+                # The tasks start in this order, and each has set up its watches when it first waits.
+                tasks.start_soon(_tell_earlier, channel, watched, since, once)
             while True:
                 await channel.receive()
     except* (EOFError, _ReportedChange):
@@ -163,10 +82,22 @@ class _WatcherGone(Exception):
     """A watched directory is gone; the argument is its path."""
 
 
+async def _poll(channel: Channel, watched: WatchedFiles, since: int, once: bool) -> None:
+    """Look at the files for ever, and report what has changed."""
+    poller, watching = FilePoller(watched), False
+    for pause, changed in poller.look():
+        if changed:
+            await _tell_paths(channel, changed, once)
+        if poller.rounds and not watching:
+            watching = True
+            await _tell_earlier(channel, watched, since, once)
+        await anyio.sleep(pause)
+
+
 async def _tell_earlier(channel: Channel, watched: WatchedFiles, since: int, once: bool) -> None:
     """Report that the watches are set up, and what changed before they were."""
     until = time.time_ns()
-    await channel.send({"type": "watching", "directories": list(watched.directories)})
+    await channel.send({"type": "watching", "directories": list(watched.directories), "polls": watchfiles is None})
     if paths := await anyio.to_thread.run_sync(watched.changed_between, since - GRANULARITY, until):
         await _tell_paths(channel, paths, once)
 

@@ -9,7 +9,6 @@ and many generations may be alive meanwhile.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -23,15 +22,14 @@ from typing import Any, Final
 
 import anyio
 
-from serve_asgi.config.config_file import OWN, PROJECT
-from serve_asgi.config.options import APP_LOG_WORDS
-from serve_asgi.config.release import PRIVATE_VARIABLES, own_program, resolve
+from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.ipc.channel import Channel, pair
 from serve_asgi.listener.exit_status import describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.listener.spawning import SAFE_PATH
+from serve_asgi.listener.watched_files import watched
 from serve_asgi.logs.nonblocking_sink import say
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
@@ -43,43 +41,14 @@ WATCHING_TIMEOUT: Final = 10.0
 """Seconds to wait for the watcher to be ready before saying that it waits for changes."""
 STARTED: Final = time.time_ns()
 """When this program was started (Unix time, ns), before any of the application was imported."""
+POLLS: Final = ", by looking at the files twice a second (the package watchfiles would notice at once)"
 NAMED: Final = 3
 """Changed files that are named in the log."""
 
 
 def require(settings: Settings) -> None:
-    """Raise UsageError if this mode's package is missing, or a directory that it should watch."""
-    if importlib.util.find_spec("watchfiles") is None:
-        raise UsageError("--reload needs the package watchfiles: pip install 'serve-asgi[reload]', or leave it out")
+    """Raise UsageError if a directory is missing that it should watch."""
     watched(settings)
-
-
-def watched(settings: Settings) -> dict[str, list[str]]:
-    """What to watch. Raises UsageError for a directory that does not exist, and for the root directory."""
-    config, start = settings.config, settings.directory
-    directories = [os.path.realpath(os.path.join(start, directory)) for directory in config.reload_dir]
-    for directory in directories:
-        if not os.path.isdir(directory):
-            raise UsageError(f"--reload-dir: there is no directory {directory}")
-    directories = directories or [resolve(config, start).app_dir]
-    if "/" in directories:
-        raise UsageError("--reload would watch the whole file system: name what to watch by --reload-dir")
-    lines = "" if config.app_log in APP_LOG_WORDS else config.app_log
-    own = (config.log_file, config.access_log_file, lines, config.pid_file, config.control)
-    named = [name for name in (config.config, config.env_file, config.log_config) if name]
-    files = [os.path.join(start, name) for name in (named if config.config else [*named, OWN, PROJECT])]
-    return {
-        "directories": directories,
-        "files": sorted({path for file in files for path in (_in_directory(file), os.path.realpath(file))}),
-        "include": list(config.reload_include),
-        "exclude": list(config.reload_exclude),
-        "own": sorted(_in_directory(os.path.join(start, name)) for name in own if name),
-    }
-
-
-def _in_directory(path: str) -> str:
-    """The path with all links resolved except the last part: replacing a link counts, too."""
-    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def start(
@@ -232,7 +201,7 @@ class FileChanges:
                 match packet["type"]:
                     case "watching":
                         self._since = time.time_ns()
-                        self._watching(packet["directories"])
+                        self._watching(packet["directories"], packet.get("polls", False))
                     case "changed":
                         self._since = time.time_ns()
                         self._changed(packet["paths"], packet["count"])
@@ -241,8 +210,8 @@ class FileChanges:
         except (EOFError, ChannelError, OSError):
             return ""
 
-    def _watching(self, directories: list[str]) -> None:
-        told = ", ".join(directories)
+    def _watching(self, directories: list[str], polls: bool) -> None:
+        told = ", ".join(directories) + (POLLS if polls else "")
         self._tell(logging.INFO, "watch_started", f"watching for changes (--reload, for development): {told}")
         self._pause = FIRST_PAUSE
         if self._missed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -31,6 +32,8 @@ class LogFile:
             raise UsageError(f"the log file {path} cannot be opened: {error.strerror}; give another path") from None
 
     def _open(self) -> int:
+        if sys.platform == "win32":
+            return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_BINARY, 0o644)
         # O_NONBLOCK for a named pipe; O_NOCTTY for a terminal: neither may block us.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         return os.open(self.path, flags, 0o644)

@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import select
 import socket
 import stat
+import sys
 import threading
 import time
-from typing import Final
+from typing import Any, Final
+
+if sys.platform == "linux":
+    import fcntl
+else:  # where nothing uses it
+    fcntl: Any = None
 
 LIMIT: Final = 1 << 20  # bytes that a sink buffers
 ATOMIC: Final = 4096  # PIPE_BUF (pipe(7)): writes up to this size are never mixed with another process's
@@ -48,19 +53,27 @@ class SplicePipe:
     """A pipe of our own, through which bytes are moved from or to another pipe without blocking, whatever its mode."""
 
     __slots__ = ("_read_end", "_write_end")
+    _read_end: int
+    _write_end: int
 
     def __init__(self) -> None:
         """Raises OSError (EMFILE)."""
+        if sys.platform != "linux":
+            raise NotImplementedError
         self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def read(self, fd: int) -> bytes:
         """Read the pipe `fd`, as much as this one holds; b"" at its end. Raises BlockingIOError, OSError."""
+        if sys.platform != "linux":
+            raise NotImplementedError
         if not os.splice(fd, self._write_end, READ, flags=os.SPLICE_F_NONBLOCK):
             return b""
         return os.read(self._read_end, READ)
 
     def write(self, fd: int, piece: bytes) -> int:
         """Write the beginning of `piece` to the pipe `fd`; return how much. Raises BlockingIOError, OSError."""
+        if sys.platform != "linux":
+            raise NotImplementedError
         held = os.write(self._write_end, piece)
         try:
             return os.splice(self._read_end, fd, held, flags=os.SPLICE_F_NONBLOCK)
@@ -104,7 +117,8 @@ class Sink:
         self._is_socket = stat.S_ISSOCK(mode)
         self._in_pieces = blocks(fd)
         self._unblocks = self._in_pieces and not self._is_socket and not shared
-        self._splice = SplicePipe() if shared and stat.S_ISFIFO(mode) else None
+        splices = sys.platform == "linux" and shared and stat.S_ISFIFO(mode)
+        self._splice = SplicePipe() if splices else None
         self._needs_poll = self._in_pieces and shared and not self._is_socket and self._splice is None
         self._gone = False
         self._mid_line = False
@@ -121,7 +135,7 @@ class Sink:
 
     def again(self) -> Sink:
         """Another sink of this process for the same file."""
-        return Sink(fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 3), shared=self.shared)
+        return Sink(duplicate(self._fd), shared=self.shared)
 
     def fileno(self) -> int:
         return self._fd
@@ -217,6 +231,8 @@ class Sink:
             self._drop_all()
 
     def _write(self, piece: bytes) -> int:
+        if sys.platform != "linux":  # whoever develops there reads what is written
+            return os.write(self._fd, piece)
         if self._is_socket:
             with socket.socket(fileno=os.dup(self._fd)) as end:
                 return end.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -248,6 +264,8 @@ class Sink:
 
 def blocks(fd: int) -> bool:
     """Whether a write to `fd` may block or fail because of its reader: pipes, sockets, terminals."""
+    if sys.platform != "linux":
+        return False
     # Not isatty(3): that is false for a terminal that has vanished.
     status = os.fstat(fd)
     mode = status.st_mode
@@ -256,6 +274,8 @@ def blocks(fd: int) -> bool:
 
 def wait_writable(fd: int, seconds: float) -> bool:
     """Wait until `fd` is writable (or broken), at most `seconds`; return False if it is not."""
+    if sys.platform == "win32":
+        return True
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(seconds * 1000))
@@ -273,13 +293,23 @@ def say(fd: int, text: str) -> None:
 def open_again(fd: int) -> tuple[int, bool]:
     """Reopen the file of `fd`, for an O_NONBLOCK of its own; return the descriptor, and whether it is shared
     instead."""
+    if sys.platform != "linux":
+        return duplicate(fd), True
     mode = os.fstat(fd).st_mode
     if blocks(fd) and not stat.S_ISSOCK(mode):
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         # ENXIO: a pipe without a reader. EACCES: another user's terminal. The duplicate will show either, later.
         with contextlib.suppress(OSError):
             return os.open(f"/proc/self/fd/{fd}", flags), False
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), True
+    return duplicate(fd), True
+
+
+def duplicate(fd: int) -> int:
+    """A duplicate that is not inherited; where that is possible, none of the standard descriptors, even if one is
+    closed."""
+    if sys.platform != "linux":
+        return os.dup(fd)
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def descriptors() -> list[int]:

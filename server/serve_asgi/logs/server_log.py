@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -256,7 +257,8 @@ def _in_a_child() -> None:
         _handler.output.forget()
 
 
-os.register_at_fork(after_in_child=_in_a_child)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_in_a_child)
 
 
 def configure(config: Config, role: str, **always: object) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import io
 import os
 import select
@@ -23,7 +22,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
+
+if sys.platform == "linux":
+    import fcntl
+else:  # where nothing uses it
+    fcntl: Any = None
 
 from serve_asgi.logs.nonblocking_sink import LIMIT, READ, Sink, SplicePipe, all_sinks, blocks, last_moment
 
@@ -52,7 +56,7 @@ class OutputGuard:
         self._streams = streams
         self._orphans: dict[int, Sink] = {}
         self._splice: SplicePipe | None = None
-        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if streams else -1
+        self._news = _event() if streams else -1
         self._moving = threading.Lock()  # held while a pipe or a sink is being emptied
         self._stopped = False
         self._thread = threading.Thread(target=self._write_queued, name="serve-output", daemon=True)
@@ -92,11 +96,13 @@ class OutputGuard:
             return False
         with self._moving:
             self._orphans[read_end] = sink
-        os.eventfd_write(self._news, 1)
+        _set(self._news)
         return True
 
     def _empty(self) -> None:
         """Empty the pipes, without waiting for their end: children of this process may hold the other ends."""
+        if sys.platform != "linux":
+            raise NotImplementedError
         poll = select.poll()
         for stream in self._streams:
             poll.register(stream.read_end, select.POLLIN)
@@ -116,7 +122,7 @@ class OutputGuard:
         """End the thread; from here on the pipes are emptied by `drain` only."""
         self._stopped = True
         if self._streams:
-            os.eventfd_write(self._news, 1)
+            _set(self._news)
             self._thread.join()
         self.drain()
 
@@ -171,6 +177,8 @@ class OutputGuard:
 
     def _write_queued(self) -> None:
         """The thread: runs until the pipes end, which a process's own descriptors 1 and 2 prevent while it is alive."""
+        if sys.platform != "linux":
+            raise NotImplementedError
         reading = {stream.read_end: stream.sink for stream in self._streams}
         rest = 0.0  # until when (CLOCK_MONOTONIC, s) orphans are not read
         while reading and not self._stopped:
@@ -219,6 +227,18 @@ class OutputGuard:
                 os.close(read_end)
 
 
+def _event() -> int:
+    if sys.platform != "linux":
+        raise NotImplementedError
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+
+def _set(event: int) -> None:
+    if sys.platform != "linux":
+        raise NotImplementedError
+    os.eventfd_write(event, 1)
+
+
 def _read(fd: int) -> bytes | None:
     """Read the pipe: b"" at its end, None if it is empty (the listener and a worker share the reading end)."""
     try:
@@ -237,6 +257,8 @@ def _by_lines(target: int) -> None:
 
 def make_pipe() -> tuple[int, int]:
     """A pipe, as large as the kernel allows, whose reading end does not block."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(read_end, False)
     with contextlib.suppress(OSError):  # EPERM: beyond the user's limit (pipe(7))
@@ -378,6 +400,8 @@ def let_go() -> None:
 
 def _restore(original: int, target: int) -> None:
     """Make `target` write to the file of `original`, without its O_NONBLOCK. Raises OSError."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     if stat.S_ISSOCK(os.fstat(original).st_mode):  # a sink never makes it non-blocking
         os.dup2(original, target)
         return

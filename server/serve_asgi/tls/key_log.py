@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+import sys
 import threading
 from typing import Final
 
@@ -25,11 +26,17 @@ READ_SIZE: Final = 4096
 class KeyLog:
     """The key log of the contexts that are attached to it, and the lock under which a step of a handshake writes it."""
 
+    _read_end: int
+    _write_end: int
+    lock: threading.Lock
+    """Held from before a step of a handshake until its lines are taken, as other threads may do handshakes too."""
+
     def __init__(self) -> None:
         """Raises OSError if there are no descriptors."""
+        if sys.platform != "linux":
+            raise NotImplementedError
         self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.lock = threading.Lock()
-        """Held from before a step of a handshake until its lines are taken, as other threads may do handshakes too."""
 
     def attach(self, context: ssl.SSLContext) -> None:
         """Have the handshakes of this context write here. Raises OSError where /proc is missing."""
@@ -63,6 +70,8 @@ class KeyLog:
 
 def open_key_log() -> KeyLog | None:
     """A key log; None where that is impossible, so that each connection stays with OpenSSL, and cannot move."""
+    if sys.platform != "linux":
+        return None
     try:
         key_log = KeyLog()
     except OSError:

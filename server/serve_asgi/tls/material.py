@@ -13,12 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import os
-import resource
-from typing import Final
+import sys
+from typing import Any, Final
 
 import msgspec
+
+if sys.platform == "linux":
+    import fcntl
+    import resource
+else:  # where nothing uses them
+    fcntl: Any = None
+    resource: Any = None
 
 HTTP_1_1: Final = "http/1.1"
 """The protocol's name in ALPN (RFC 7301, section 6)."""
@@ -26,7 +32,6 @@ TICKET_KEY_SIZE: Final = 80
 """Bytes of a ticket key: what keys for encryption and authentication, and its name, are derived from."""
 LARGEST: Final = 64 << 20
 """Bytes of all of it; nobody has that many certificates."""
-_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class ClientAuth(enum.Enum):
@@ -113,13 +118,16 @@ class TlsMaterial(msgspec.Struct, frozen=True):
 
 def sealed(data: bytes, name: str) -> int:
     """A close-on-exec descriptor of memory with this content, for good; the caller closes it. Raises OSError."""
+    if sys.platform != "linux":
+        raise NotImplementedError
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     left = memoryview(data)
     del data  # no frame of a traceback is to have it: there are tools that show what is in them
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         while left:
             left = left[os.write(descriptor, left) :]
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     except BaseException:
         os.close(descriptor)
         raise
@@ -128,6 +136,8 @@ def sealed(data: bytes, name: str) -> int:
 
 def contents(descriptor: int) -> bytes:
     """All that such memory holds, wherever its position is: others share that. Raises OSError, ValueError."""
+    if sys.platform != "linux":
+        raise NotImplementedError
     size = os.fstat(descriptor).st_size
     if size > LARGEST:
         raise ValueError("the TLS material is larger than any of this protocol")
@@ -140,6 +150,8 @@ def stay_out_of_core_files() -> None:
     A soft limit of one byte does that also where core files are piped to a program (core(5), kernel.core_pattern),
     which a limit of 0 does not. Who needs core files raises the limit in the application: resource.setrlimit.
     """
+    if sys.platform != "linux":
+        raise NotImplementedError
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     wanted = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
     if soft != wanted:

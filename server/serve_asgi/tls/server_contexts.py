@@ -18,6 +18,8 @@ from __future__ import annotations
 import hashlib
 import os
 import ssl
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -261,6 +263,13 @@ def _size_of_names(authorities: bytes) -> int:
 
 def _through_memory(data: bytes, load: Callable[[str], None]) -> None:
     """OpenSSL reads files alone: let it read this as one. Raises UsageError and what `load` raises."""
+    if sys.platform != "linux":  # a developer's machine: the file is the user's alone, and gone at once
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "pem")
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+            load(path)
+        return
     descriptor = sealed(data, "serve-tls-load")
     del data  # as there
     try:

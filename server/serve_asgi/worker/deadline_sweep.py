@@ -11,9 +11,14 @@ import asyncio
 import itertools
 import logging
 import math
-import resource
+import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
+
+if sys.platform == "linux":
+    import resource
+else:  # where nothing uses it
+    resource: Any = None
 
 from serve_asgi.http.request_timeouts import RequestTimeouts
 from serve_asgi.http.worker_context import ClientConnection, WorkerContext, WorkerPhase
@@ -70,6 +75,8 @@ class DeadlineSweep:
         A thread that has slept once has been woken once (getrusage(2), ru_nvcsw). What arrives at the very moment of
         the tick goes unnoticed until LOOK_ANYWAY.
         """
+        if sys.platform != "linux":
+            return False
         cells, before = self._context.cells, self._seen
         sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         self._seen = (sleeps, cells[Cell.ACCEPTED], cells[Cell.REQUESTS], cells[Cell.CONNECTIONS])
