@@ -627,6 +627,25 @@ class Config:
         maximum=1_000_000,
     )
 
+    statsd: str = option(
+        "",
+        "Address of a statsd server that is sent metrics under gunicorn's names: HOST:PORT (UDP) or unix:/path.",
+        MONITORING,
+        unit="ADDRESS",
+        live=False,
+    )
+    statsd_prefix: str = option(
+        "", "What those names begin with, before `gunicorn.`.", MONITORING, unit="TEXT", live=False
+    )
+
+    opentelemetry: str = option(
+        "off",
+        "Make a span of each request, WebSocket and reload with opentelemetry-api; the application sets up the SDK.",
+        MONITORING,
+        choices=("off", "on"),
+        alone="on",
+    )
+
     # Logging
     log_level: str = option(
         "info", "Lowest level of the server's own log lines.", LOGGING, choices=("debug", "info", "warning", "error")

@@ -116,6 +116,8 @@ def _check_addresses(found: Found) -> None:
     given = [(found["bind"].source, text, "") for text in found["bind"].value] if "bind" in found else []
     if "admin" in found and found["admin"].value:
         given.append((found["admin"].source, found["admin"].value, "the metrics and their page speak no TLS"))
+    if _value(found, "statsd"):
+        given.append((found["statsd"].source, found["statsd"].value, "statsd is told in clear text"))
     if not _value(found, "tls_cert"):
         given = [(source, text, why or "it needs --tls-cert and --tls-key to speak TLS") for source, text, why in given]
     for source, text, not_secure in given:

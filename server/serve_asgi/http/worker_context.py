@@ -29,7 +29,7 @@ from serve_asgi.logs.server_log import about
 
 if TYPE_CHECKING:
     from serve_asgi.http.request_timeouts import RequestTimeouts
-    from serve_asgi.logs.access_log import AccessLog
+    from serve_asgi.logs.access_log import RequestLog
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -241,7 +241,7 @@ class WorkerContext:
         """The graceful timeout is near: idle connections that cannot move are closed."""
         self.hand_over: Callable[[Any], None] | None = None
         """In phase HANDING_OVER: called by a connection that has become idle, to be handed over."""
-        self.access_log: AccessLog | None = None
+        self.access_log: RequestLog | None = None
         self.most_linger = math.inf
         """How long (s) a client may take at most to end its side of a closed connection: short where a stop waits."""
         self.emptied: Callable[[], None] | None = None

@@ -38,7 +38,7 @@ from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.actions import LogEvent
 from serve_asgi.supervisor.canary_verdict import TrafficSample
-from serve_asgi.supervisor.lifecycles import ON_TRIAL, Agent, AppProcess, Generation, Worker
+from serve_asgi.supervisor.lifecycles import ON_TRIAL, Agent, AppProcess, Cause, Generation, Worker
 
 ROWS = 1024
 """Processes that may be alive at once."""
@@ -263,7 +263,10 @@ class Children:
     def _what(self, worker: AppProcess) -> Packet:
         """The part of the welcome packet that says what the process is to do. Raises UsageError."""
         if isinstance(worker, Worker):
-            return {"slot": worker.slot, "canary": worker.generation.state in ON_TRIAL}
+            what: Packet = {"slot": worker.slot, "canary": worker.generation.state in ON_TRIAL}
+            if worker.cause is Cause.GENERATION and worker.slot == 0 and worker.generation.number > 1:
+                what["reload_began"] = worker.generation.began_at  # one worker traces the reload
+            return what
         return {"role": "agent", "lock": lock_path(each.name for each in self.listening)}
 
     def _open_watchdog_channel(self, child: Child) -> dict[str, int]:

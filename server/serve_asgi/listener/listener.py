@@ -28,7 +28,7 @@ from serve_asgi.config.tls_files import TlsFiles
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.leftovers import ListenerFiles
 from serve_asgi.ipc.scoreboard import Scoreboard
-from serve_asgi.listener import garbage_collection, reload_on_change, sd_watchdog
+from serve_asgi.listener import garbage_collection, reload_on_change, sd_watchdog, statsd_gauges
 from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.listener import stack_dumps as stacks
 from serve_asgi.listener.action_performer import ActionPerformer
@@ -236,6 +236,8 @@ class Listener:
         if self.admin.names:
             start(self._tell_figures)
         start(self.admin.end_earlier)
+        if self.settings.config.statsd:
+            start(statsd_gauges.send_gauges, self.settings.config, self.children)
         start(self.blocked_workers.run)
         start(self.certificates.run)
         garbage_collection.begin()

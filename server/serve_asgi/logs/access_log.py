@@ -152,6 +152,30 @@ class TextCache(dict[T, str]):
         return text
 
 
+class RequestLog(Protocol):
+    """What is told of each request: an access log, or what counts them (`serve_asgi.logs.statsd`)."""
+
+    def record(
+        self,
+        client: Address,
+        request: LoggedRequest,
+        status: int,
+        size: int,
+        begun: float,
+        response: LoggedResponse = NOBODY,
+    ) -> None:
+        """See AccessLog."""
+
+    def flush(self) -> None:
+        """Once per tick, and at the end."""
+
+    def reopen(self) -> None:
+        """Open log files again."""
+
+    def close(self) -> None:
+        """Write everything, within a bounded time, and close."""
+
+
 class AccessLog(abc.ABC):
     """Collects lines.
 

@@ -59,6 +59,9 @@ from serve_asgi.worker.standby import Standby
 from serve_asgi.worker.tls_updates import TlsUpdates
 
 if TYPE_CHECKING:
+    from serve_asgi.app.request_tracing import TracedApplication
+    from serve_asgi.logs.access_log import RequestLog
+    from serve_asgi.logs.statsd import StatsdRequests
     from serve_asgi.tls.material import TlsMaterial
 
 EXIT_TIME: Final = 2.0
@@ -112,7 +115,9 @@ class WorkerProcess:
         self.others = OtherWorkers(scoreboard, cells)
         self._ready = False
         self._refused = False  # the application has said that its version, which is on trial, is bad
-        self.access_log: access_log_standard.AccessLog | None = None
+        self.access_log: RequestLog | None = None
+        self._statsd: StatsdRequests | None = None
+        self._tracing: TracedApplication | None = None
         self.context: WorkerContext
         self.lifespan: Lifespan
         self.order: WakeOrder
@@ -184,7 +189,8 @@ class WorkerProcess:
         """In a forked child: the descriptors that were opened after the application's first code had run."""
         parts = (self.order, self.acceptor, self.sender, self.receiver) if hasattr(self, "receiver") else ()
         clients = self.context.let_go(forks.Ended()) if hasattr(self, "context") else []
-        return [*clients, *self.tls.descriptors(), *(each for part in parts for each in part.descriptors())]
+        statsd = self._statsd.descriptors() if self._statsd is not None else []
+        return [*clients, *statsd, *self.tls.descriptors(), *(each for part in parts for each in part.descriptors())]
 
     async def _cancel_when_ordered(self, starting: anyio.CancelScope) -> None:
         """Cancel a start that has not completed at an order to leave."""
@@ -207,6 +213,8 @@ class WorkerProcess:
             await after_fork.run()
         app_log.replace_console_handlers(config)
         front = app_log.RequestNaming(app, config) if app_log.names_requests(config) else app
+        if config.opentelemetry == "on":
+            front = self._traced(front)
         if config.static:
             from serve_asgi.http.static_files import StaticFiles  # who has none does not pay for it
 
@@ -219,9 +227,15 @@ class WorkerProcess:
             context.catch_up = SharedStateSync(self.hub, context.published)
         survive.begin(context.numbered)
         context.generation, context.slot = self.welcome["generation"], self.welcome["slot"]
-        context.access_log = self.access_log = access_log_standard.open_access_log(
+        self.access_log = access_log_standard.open_access_log(
             self.config, self.welcome["generation"], self.welcome["slot"]
         )
+        if self.config.statsd:
+            from serve_asgi.logs.statsd import StatsdRequests, open_statsd
+
+            if (statsd := await open_statsd(self.config)) is not None:
+                self.access_log = self._statsd = StatsdRequests(statsd, self.access_log)
+        context.access_log = self.access_log
         self.connection_limit = ConnectionLimit(context, self.others, self.welcome["generation"], self.welcome["slot"])
         self.order = WakeOrder(loop, self.loops.epoll, self.others)
         self._opening = ConnectionOpening(context, self.tls.contexts)
@@ -244,6 +258,13 @@ class WorkerProcess:
             await (
                 self.hub.flushed()
             )  # so that the hub knows all of it before the listener hears that this worker is ready
+
+    def _traced(self, app: ASGIApplication) -> ASGIApplication:
+        """The application behind one that makes spans. Raises UsageError."""
+        from serve_asgi.app.request_tracing import TracedApplication
+
+        self._tracing = TracedApplication(app, self.welcome["generation"], self.welcome["slot"])
+        return self._tracing
 
     def _redirecting(self, app: ASGIApplication) -> ASGIApplication:
         """The application behind one that sends clients of plain addresses to the first address that speaks TLS."""
@@ -285,8 +306,11 @@ class WorkerProcess:
             if self.retirement.quit.is_set()
             else self.config.shutdown_timeout
         )
+        ends = anyio.current_time() + timeout
         with anyio.move_on_after(timeout) as deadline:
             await self.lifespan.shutdown()
+        if self._tracing is not None:
+            await self._tracing.flush(max(0.0, ends - anyio.current_time()))
         if deadline.cancelled_caught:
             log.warning(
                 "lifespan shutdown had not ended after %g s (--shutdown-timeout)",
@@ -369,6 +393,8 @@ class WorkerProcess:
                 self.standby.recall()
             case "serve":
                 self.acceptor.start()
+                if self._tracing is not None and (began := self.welcome.pop("reload_began", None)) is not None:
+                    self._tracing.reloaded(began)
                 self.send_queue.put({"type": "accepts"})
             case "lend":
                 if self.retirement.order is None:

@@ -466,8 +466,9 @@ OPTIONS: Final[tuple[Counterpart, ...]] = (
         why=NOT_NEEDED + "what the application prints is in the server's log",
         is_flag=True,
     ),
-    row("gunicorn hypercorn", "--statsd-host", "--admin HOST:PORT", SERVER_METRICS, by_hand=True),
-    row("gunicorn hypercorn", "--statsd-prefix", why=NOT_OFFERED + "metrics are for Prometheus: --admin HOST:PORT"),
+    row("gunicorn", "--statsd-host", "--statsd {}"),
+    row("hypercorn", "--statsd-host", "--statsd {}", "the names begin with gunicorn, not with hypercorn"),
+    row("gunicorn hypercorn", "--statsd-prefix", "--statsd-prefix {}"),
     row("gunicorn", "--dogstatsd-tags", why=NOT_OFFERED + "metrics are for Prometheus: --admin HOST:PORT"),
     row(
         "gunicorn",
