@@ -51,6 +51,7 @@ class Container:
     def execute(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """As `docker exec` does: one more process of the image's user, in the container."""
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--pid", f"--root=/proc/{self.pid}/root"]
+        enter.append(f"--wd=/proc/{self.pid}/cwd")  # WORKDIR
         return subprocess.run(
             [*enter, *self.image.started(command, self.image.user, PORT=str(self.port))],
             stdin=subprocess.DEVNULL,

@@ -130,6 +130,9 @@ def test_the_server_of_this_directory_is_meant_and_of_several_a_person_chooses(
         with pytest.raises(UsageError, match="no server runs in this directory") as caught:
             control_client.find()  # one only, but somebody else's
         assert str(other.pid) not in str(caught.value)
+        (runtime / "elsewhere").rmdir()
+        with pytest.raises(UsageError, match="no server runs in this directory, which is gone"):
+            control_client.find()
 
 
 def test_a_pid_file_finds_the_socket_wherever_it_is(server: RunningServer) -> None:

@@ -203,7 +203,8 @@ class FoundServer:
 
     def is_here(self) -> bool:
         """Whether it runs in the working directory, or through a link there (`current -> releases/42`)."""
-        here = os.path.realpath(".")
+        if not (here := _working_directory()):
+            return False
         places = [self.status[name] for name in PLACES if self.status.get(name)]
         places += [os.path.dirname(place) for place in places if os.path.islink(place)]
         return any(os.path.realpath(place) == here for place in places)
@@ -216,9 +217,17 @@ class FoundServer:
         return f"PID {found['pid']} ({found['app']} on {', '.join(found['listening'])}{place})"
 
 
+def _working_directory() -> str:
+    """Its real path; "" if it has been deleted, as an old release is."""
+    try:
+        return os.path.realpath(os.getcwd())
+    except OSError:
+        return ""
+
+
 def _chosen(servers: list[FoundServer], what: str) -> Path:
     """The one that a person chooses; without a terminal, the error that lists them with the command for each."""
-    what += f" in this directory, {os.getcwd()}"
+    what += f" in this directory, {_working_directory() or 'which is gone'}"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         each = "; ".join(f"for {server}: {_command_for(server.path)}" for server in servers)
         raise UsageError(f"{what}. Name the one that you mean, {each}")
