@@ -17,6 +17,7 @@ class RecordingPort:
         self.records: list[tuple[str, str, dict[str, Any]]] = []
         self.without_room: set[int] = set()
         self.applied = 0
+        self.leases: list[int] = []
 
     def send(self, member: int, data: bytes) -> None:
         self.sent[member].append(decode(data))
@@ -29,6 +30,9 @@ class RecordingPort:
 
     def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         self.records.append((event, text, about))
+
+    def agent_lease(self, token: int) -> None:
+        self.leases.append(token)
 
     def publish(self, applied: int) -> None:
         self.applied = applied

@@ -12,6 +12,7 @@ import pytest
 
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.agents import LEASE_GRACE
 from serve_asgi.supervisor.lifecycles import (
     AGENT_TRANSITIONS,
     END_TIMEOUT,
@@ -705,3 +706,62 @@ def test_an_agent_may_be_killed_again() -> None:
     assert (old.state, new.state) == (AgentState.KILLED, AgentState.ENDING)
     killed = [kill.worker for kill in shell.of(actions.Kill) if isinstance(kill.worker, Agent)]
     assert killed.count(old) == killed.count(new) > 1
+
+
+class TestFleet:
+    """`--agent-scope cluster`: the agent is prepared on every server, and active where the lease is."""
+
+    def started(self) -> AgentShell:
+        shell = AgentShell(agent_in_fleet=True)
+        shell.prepare()
+        Shell.up(shell)
+        return shell
+
+    def test_a_server_without_the_lease_starts_and_reloads_with_a_prepared_agent(self) -> None:
+        shell = self.started()
+        assert shell.supervisor.state is ServerState.RUNNING
+        first = shell.one(AgentState.PREPARED)
+        shell.send(e.ReloadAsked(ticket=1))
+        shell.make_ready()
+        shell.prepare()
+        assert first.state is AgentState.ENDING
+        shell.end(first)
+        assert shell.one(AgentState.PREPARED) is not first
+
+    def test_the_agent_enters_with_the_lease_and_its_token(self) -> None:
+        shell = self.started()
+        agent = shell.one(AgentState.PREPARED)
+        told = shell.send(e.AgentLeaseChanged(7))
+        assert actions.TellEnter(agent, 7) in told
+        assert shell.supervisor.agents.could_be_active()
+        shell.enter()
+        assert agent.state is AgentState.ACTIVE
+
+    def test_a_lost_lease_ends_the_agent_soon_and_prepares_another(self) -> None:
+        shell = self.started()
+        shell.send(e.AgentLeaseChanged(7))
+        shell.enter()
+        agent = shell.one(AgentState.ACTIVE)
+        told = shell.send(e.AgentLeaseChanged(0))
+        assert actions.TellFinish(agent, "lease lost", LEASE_GRACE) in told
+        assert agent.deadline == shell.now + LEASE_GRACE
+        shell.now = agent.deadline
+        shell.send(e.Wakeup())
+        assert agent.state is AgentState.KILLED
+        shell.end(agent)
+        (another,) = shell.agents(AgentState.STARTING)
+        shell.prepare()
+        assert another.state is AgentState.PREPARED
+        shell.send(e.AgentLeaseChanged(9))
+        assert shell.one(AgentState.ENTERING) is another
+
+    def test_a_lease_that_is_lost_while_the_agent_finishes_leaves_it_less_time(self) -> None:
+        shell = self.started()
+        shell.send(e.AgentLeaseChanged(7))
+        shell.enter()
+        old, _ = shell.to_passing()
+        assert old.deadline == shell.now + ALLOWED
+        shell.send(e.AgentLeaseChanged(0))
+        assert old.deadline == shell.now + LEASE_GRACE
+        shell.end(old)
+        assert shell.one(AgentState.PREPARED)

@@ -19,6 +19,7 @@ import anyio
 
 from serve_asgi.agent_process.agent_lock import AgentLock
 from serve_asgi.app import hub_link
+from serve_asgi.app.agent import lease_taken
 from serve_asgi.app.agent_task import AgentTarget, AgentTask, load
 from serve_asgi.app.background_work import work
 from serve_asgi.app.hub_link import Identity
@@ -256,6 +257,7 @@ class AgentProcess:
     def _take(self, packet: Packet) -> None:
         match packet["type"]:
             case "enter":
+                lease_taken(packet.get("token", 0))
                 self._may_begin.set()
             case "finish":
                 self._leave(LeaveRequest(packet["reason"], packet["timeout"]))

@@ -26,6 +26,7 @@ class AgentAccess:
     def __init__(self) -> None:
         self.sync = AgentSync(self)
         """Blocking versions of the calls that wait, for threads."""
+        self._token = 0
 
     @property
     def here(self) -> bool:
@@ -42,6 +43,12 @@ class AgentAccess:
         if link is None:
             return not is_template()
         return link.identity.local or presence.agent() is not None
+
+    @property
+    def token(self) -> int:
+        """In the agent itself, with `--agent-scope cluster`: the fencing token of its server's lease, larger than that
+        of every earlier lease; a reload keeps the lease. Otherwise 0."""
+        return self._token
 
     async def wait(self, *, timeout: float | None = None) -> None:
         """Wait until an agent is active; without `--agent` there never is one.
@@ -154,3 +161,8 @@ def _late(text: str, begun: bool) -> Exception:
 
 
 agent: Final = AgentAccess()
+
+
+def lease_taken(token: int) -> None:
+    """This process is the agent, and may begin with this lease (`AgentAccess.token`)."""
+    agent._token = token

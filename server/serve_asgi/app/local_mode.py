@@ -93,6 +93,9 @@ class LocalHubPort:
     def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         log.log(level, "%s", text, extra=particulars(event, detail=detail, **about))
 
+    def agent_lease(self, token: int) -> None:
+        pass  # there is no other server
+
     def publish(self, applied: int) -> None:
         pass  # changes are applied before anything else runs
 

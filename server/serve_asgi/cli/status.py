@@ -81,6 +81,8 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
         yield f"slot {slot} is empty: {trouble}"
     if found.get("agent_trouble"):
         yield f"there is no agent: {found['agent_trouble']}"
+    if found.get("agent_elsewhere"):
+        yield "the fleet's agent is on another server, or on none: this one has no lease for it (--agent-scope cluster)"
     if agent_returned(found):
         yield "the agent has returned: its process stays for its messages and schedules alone (docs/guides/agent.md)"
 

@@ -355,6 +355,13 @@ class Config:
         unit="SECONDS",
         minimum=0,
     )
+    agent_scope: str = option(
+        "server",
+        "How many agents there are: one on each server, or one among all servers that share --state (cluster).",
+        PROCESSES,
+        choices=("server", "cluster"),
+        live=False,
+    )
     agent_restart: str = option(
         "on-failure",
         "When the agent is started again, with growing delays: after a failure (it raises, dies or blocks), always "

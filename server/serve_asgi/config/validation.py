@@ -80,6 +80,7 @@ def check(found: Found, directory: str) -> None:
     _check_hooks(found)
     _check_canary(found)
     _check_state(found)
+    _check_agent_scope(found)
     _check_paths(found, directory)
     _check_account(found)
     if "agent" in found and found["agent"].value:
@@ -234,6 +235,15 @@ def _check_state(found: Found) -> None:
             raise UsageError(
                 f"{found['state'].source}: {error}" if found["state"].source.path else str(error)
             ) from None
+
+
+def _check_agent_scope(found: Found) -> None:
+    scope = found.get("agent_scope")
+    if scope is not None and scope.value == "cluster" and not ("state" in found and is_url(found["state"].value)):
+        raise UsageError(
+            f"{scope.source}: one agent among several servers needs a state that they share: add --state "
+            "redis://HOST:PORT/DB or postgresql://HOST/DATABASE, or leave --agent-scope out"
+        )
 
 
 def _check_proxies(found: Found) -> None:

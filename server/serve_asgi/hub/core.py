@@ -95,6 +95,9 @@ class HubPort(Protocol):
     def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         """Log an event (docs/reference/events.md)."""
 
+    def agent_lease(self, token: int) -> None:
+        """This server has the lease of the fleet's agent from now on, with this fencing token; 0: it has it no more."""
+
     def publish(self, applied: int) -> None:
         """Let every process see at once that the shared state has had `applied` changes."""
 
@@ -114,6 +117,10 @@ class HubComponent:
 
     def take(self, member: Member, frame: ValidatedFrame) -> None:
         """Handle a frame of one of `kinds`. Raises ChannelError if no member may send it."""
+
+    def takes_from_store(self, frame: ValidatedFrame) -> bool:
+        """Whether a frame of one of `store_kinds` is this component's; another one may have the same kinds."""
+        return True
 
     def take_from_store(self, frame: ValidatedFrame) -> None:
         """Handle a frame of one of `store_kinds`. Raises ChannelError if no store may send it."""
@@ -166,10 +173,11 @@ P = TypeVar("P", bound=HubComponent)
 class HubSettings:
     """The part of the configuration that the hub needs."""
 
-    agent: bool = False  # the server has one, or will have one
+    agent: bool = False  # the server has one that is active, or will have one soon
     stored: bool = False  # there is a store process
     value_limit: int = 64 * 1024  # bytes of one value of the shared state, encoded
     state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write_evaluation.entry_size`)
+    agent_in_fleet: bool = False  # one server of those that share the store has an agent
     shared: bool = False  # several servers share the store, so that broadcasts reach other servers too
 
 
@@ -195,7 +203,7 @@ class Hub:
         """Why the store cannot be used at present; "" if it can, or if there is none."""
         self._components: list[HubComponent] = []
         self._by_kind: dict[str, HubComponent] = {}
-        self._by_store_kind: dict[str, HubComponent] = {}
+        self._by_store_kind: dict[str, list[HubComponent]] = {}
         self._heads = Heads({"up": UpFrame})
         self._store_heads = Heads(FROM_STORE)
 
@@ -204,7 +212,8 @@ class Hub:
         self._components.append(component)
         self._by_kind |= dict.fromkeys(component.kinds, component)
         self._heads.add(component.kinds)
-        self._by_store_kind |= dict.fromkeys(component.store_kinds, component)
+        for kind in component.store_kinds:
+            self._by_store_kind.setdefault(kind, []).append(component)
 
     def component(self, kind: type[P]) -> P:
         """The component of this class. Raises LookupError if there is none."""
@@ -280,8 +289,12 @@ class Hub:
     def take_from_store(self, data: bytes) -> None:
         """Handle a frame from the store process. Raises as `take`."""
         kind, raw, body = split_frame(data)
-        if (component := self._by_store_kind.get(kind)) is not None:
-            component.take_from_store(ValidatedFrame(kind, self._store_heads.decode(kind, raw), body))
+        if components := self._by_store_kind.get(kind):
+            frame = ValidatedFrame(kind, self._store_heads.decode(kind, raw), body)
+            for component in components:
+                if component.takes_from_store(frame):
+                    component.take_from_store(frame)
+                    break
 
     def store_changed(self, trouble: str) -> None:
         """The store is available (""), or `trouble` says why not."""

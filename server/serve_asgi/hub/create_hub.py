@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from serve_asgi.hub.agent_lease import AgentLease
 from serve_asgi.hub.core import Hub, HubPort, HubSettings
 from serve_asgi.hub.messages.broker import MessageBroker
 from serve_asgi.hub.presence import PresenceBroadcast
@@ -22,6 +23,6 @@ def create_hub(
     hub = Hub(port, settings, clock, wall)
     state = SharedState(hub)
     # the state before the messages, which would take all the room that there is for a process
-    for part in (PresenceBroadcast(hub), state, MessageBroker(hub), Scheduler(hub, state)):
+    for part in (PresenceBroadcast(hub), state, MessageBroker(hub), AgentLease(hub), Scheduler(hub, state)):
         hub.add(part)
     return hub

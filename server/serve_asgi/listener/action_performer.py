@@ -89,8 +89,8 @@ class ActionPerformer:
                 children.tell(worker, {"type": "retire", "reason": reason, "accept_queued": accept_queued})
             case actions.TellStandBy(worker, reason):
                 children.stand_by(worker, reason)
-            case actions.TellEnter(agent):
-                children.tell(agent, {"type": "enter"})
+            case actions.TellEnter(agent, token):
+                children.tell(agent, {"type": "enter", "token": token})
             case actions.TellFinish(agent, reason, timeout):
                 children.tell(agent, {"type": "finish", "reason": reason, "timeout": timeout})
             case actions.TellQuit(worker):

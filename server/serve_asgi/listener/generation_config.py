@@ -90,6 +90,7 @@ def policy_of(config: Config) -> Policy:
         agent=bool(config.agent),
         agent_timeout=config.agent_timeout,
         agent_restart=config.agent_restart,
+        agent_in_fleet=config.agent_scope == "cluster",
         agent_required=config.agent_required,
         auto_rollback=config.auto_rollback,
         canary=config.canary,

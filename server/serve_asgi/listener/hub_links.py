@@ -24,6 +24,7 @@ from typing import Any, Final
 from serve_asgi.config.options import Config
 from serve_asgi.config.state_location import is_url
 from serve_asgi.errors import ChannelError
+from serve_asgi.hub.agent_lease import AgentLease
 from serve_asgi.hub.core import HubSettings, MemberOrder
 from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.ipc.channel import pair, refuse_descriptors
@@ -102,6 +103,8 @@ class HubLinks:
         self.hub = create_hub(self, settings)
         self.store: Callable[[bytes], None] | None = None
         """Takes frames for the store process, where there is one."""
+        self.leased: Callable[[int], None] | None = None
+        """Is told of the lease of the fleet's agent (`HubPort.agent_lease`)."""
         self._scoreboard = scoreboard
         self._happened = happened
         self._broken = broken
@@ -141,7 +144,7 @@ class HubLinks:
                 hub.join(each.id, role, each.generation.number, each.slot)
             hub.members[each.id].killed = bool(each.stuck)
         orders = {each.id: _order(each, supervisor) for each in processes}
-        if hub.settings.agent != (agent := supervisor.has_agent):
+        if hub.settings.agent != (agent := supervisor.has_agent and supervisor.agents.leased):
             hub.settings = dataclasses.replace(hub.settings, agent=agent)
         for order in (MemberOrder.SERVE, MemberOrder.RETIRE):
             for id, wanted in orders.items():
@@ -152,6 +155,7 @@ class HubLinks:
             self._forget(id)
         if supervisor.state is ServerState.RUNNING:
             hub.server_ready()
+        hub.component(AgentLease).want(supervisor.agents.could_be_active())
         self.keep_deadline()
 
     def open(self, member: int) -> socket.socket:
@@ -215,6 +219,10 @@ class HubLinks:
 
     def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         self._happened(actions.LogEvent(level, event, text, detail, about))
+
+    def agent_lease(self, token: int) -> None:
+        if self.leased is not None:
+            self.leased(token)
 
     def publish(self, applied: int) -> None:
         self._scoreboard.words[Header.STATE] = applied
@@ -388,7 +396,14 @@ class HubLinks:
 def hub_settings(config: Config) -> HubSettings:
     """The hub's part of the configuration."""
     shared = is_url(config.state)
-    return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit, shared)
+    return HubSettings(
+        agent=bool(config.agent),
+        stored=bool(config.state),
+        value_limit=config.state_value_limit,
+        state_limit=config.state_limit,
+        agent_in_fleet=config.agent_scope == "cluster",
+        shared=shared,
+    )
 
 
 def _order(worker: AppProcess, supervisor: Supervisor) -> MemberOrder:

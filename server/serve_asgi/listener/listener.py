@@ -95,6 +95,7 @@ class Listener:
         self.recorder = EventRecorder(self._pid_of)
         board = Scoreboard.create(ROWS, SLOTS) if inherited is None else inherited.scoreboard
         self.links = HubLinks(hub_settings(config), board, self.recorder.record, self._member_broken)
+        self.links.leased = lambda token: self.post(e.AgentLeaseChanged(token))
         self.certificates = CertificateWatch(
             tls,
             lambda: [child.worker for child in self.children if isinstance(child.worker, Worker)],

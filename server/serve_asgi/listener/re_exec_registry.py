@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 from serve_asgi import __version__
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import UsageError
+from serve_asgi.hub.agent_lease import AgentLease
 from serve_asgi.hub.core import Hub, HubComponent
 from serve_asgi.hub.messages.broker import MessageBroker
 from serve_asgi.hub.messages.dead_letters import LossReports
@@ -296,7 +297,7 @@ class Carried:
 
 
 HUB: Final = (
-    *(Hub, HubComponent, PresenceBroadcast, LossReports, MessageBroker, ScheduleCommands, ScheduleRegistry),
+    *(AgentLease, Hub, HubComponent, PresenceBroadcast, LossReports, MessageBroker, ScheduleCommands, ScheduleRegistry),
     *(ScheduleState, Scheduler, MemberReplica, PendingRequests, Replication, SharedState, StoreChanges),
 )
 """What the hub carries over (`links`): the hub itself writes and reads it."""
@@ -338,7 +339,7 @@ CARRIED: Final = (
         HubLinks.to_state,
         frozenset(
             {
-                *("store", "_scoreboard", "_happened", "_broken", "_loop", "_timer", "_due"),
+                *("store", "leased", "_scoreboard", "_happened", "_broken", "_loop", "_timer", "_due"),
                 *("_rest", "_turn_ends", "_passed", "_starving", "_deferred"),  # for a few turns of the loop
             }
         ),

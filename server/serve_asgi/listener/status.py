@@ -95,6 +95,7 @@ def status(
         "agents": agents,
         "agent_trouble": "" if any(a["state"] in HERE for a in agents) else supervisor.agents.restart.trouble,
         "agent_missing": supervisor.agents.missing,
+        "agent_elsewhere": not supervisor.agents.leased,
         "agent_required": supervisor.processes.policy.agent_required,
         "totals": {name: totals[cell] for name, cell in NAMED_COUNTERS.items()},
         "durations": {"bounds": DURATION_BOUNDS, "counts": totals[DURATIONS]},

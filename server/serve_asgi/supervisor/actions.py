@@ -113,9 +113,10 @@ class StartAgent(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TellEnter(Action):
-    """It gets the lease, and begins."""
+    """It gets the lease, and begins. `token`: the fencing token of the fleet's lease, 0 without one."""
 
     agent: Agent
+    token: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

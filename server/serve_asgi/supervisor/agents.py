@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.lifecycles import (
@@ -28,12 +28,16 @@ from serve_asgi.supervisor.lifecycles import (
 )
 from serve_asgi.supervisor.restart_backoff import RestartBackoff
 
+LEASE_GRACE: Final = 2.5
+"""Seconds that an agent has to end when the fleet's lease is lost: less than `serve_asgi.hub.agent_lease.GRACE`, after
+which another server may get it."""
+
 
 class Agents:
     """All agents of one server that have not been reaped."""
 
-    def __init__(self, do: Callable[[actions.Action], None], number: Callable[[], int]) -> None:
-        """`do` takes actions, `number()` returns a number for a new process."""
+    def __init__(self, do: Callable[[actions.Action], None], number: Callable[[], int], *, leased: bool = True) -> None:
+        """`do` takes actions, `number()` returns a number for a new process; `leased`: no other server has agents."""
         self._do = do
         self._number = number
         self.all: dict[int, Agent] = {}
@@ -43,6 +47,10 @@ class Agents:
         """One that was active has failed or returned, and no other has become active since."""
         self.vacant_since = -math.inf
         """When the last one stopped being active (it was told to finish, failed or died)."""
+        self.leased = leased
+        """This server may have an active agent: it has the lease of the fleet's, or there is no fleet."""
+        self.token = 0
+        """The fencing token of that lease."""
         self._hurried = False
         """The server stops quickly: agents have at most `END_TIMEOUT` to finish."""
 
@@ -62,9 +70,14 @@ class Agents:
 
     def has_passed(self, generation: Generation) -> bool:
         """Whether this generation's agent is active, or no agent is, if it is to have none."""
-        if generation.policy.agent:
-            return self.of(generation, *AT_WORK) is not None
-        return self.holder() is None
+        if not generation.policy.agent:
+            return self.holder() is None
+        waits = not self.leased and self.holder() is None and self.is_prepared(generation)
+        return waits or self.of(generation, *AT_WORK) is not None
+
+    def could_be_active(self) -> bool:
+        """Whether an agent is active or waits for nothing but the lease: whether this server needs the fleet's."""
+        return any(agent.state in LEASED or agent.state is AgentState.PREPARED for agent in self.all.values())
 
     def is_given_up(self) -> bool:
         """Whether one was lost that is not started again before a reload."""
@@ -95,15 +108,23 @@ class Agents:
         if preparing is not None and self._is_missing(preparing):
             self._start(preparing, Cause.GENERATION, now)
         coming = None if holder is None else self.of(holder, AgentState.PREPARED)
-        if coming is not None and self.holder() is None:
+        if coming is not None and self.leased and self.holder() is None:
             policy = coming.generation.policy  # a killed server's agent may take its agent timeout to end
             coming.become(AgentState.ENTERING, now + policy.startup_timeout + policy.agent_timeout)
-            self._do(actions.TellEnter(coming))
+            self._do(actions.TellEnter(coming, self.token))
 
     def begin_anew(self, generation: Generation) -> None:
         """`generation` is current from here on; none of its agents has been lost, though one may have returned."""
         self.restart = RestartBackoff()
         self._set_missing(self.of(generation, AgentState.RETURNED) is not None)
+
+    def lease_changed(self, token: int, now: float) -> None:
+        """This server has got the fleet's lease, or lost it: then its agent has `LEASE_GRACE` to end, and is killed."""
+        self.leased, self.token = token != 0, token
+        for agent in [] if self.leased else list(self.all.values()):
+            if agent.state in LEASED:
+                self._let_go(agent, now, "lease lost")
+                agent.deadline = min(agent.deadline, now + LEASE_GRACE)
 
     def hold(self, now: float) -> None:
         """The workers are leaving: the lease stays where it is until they have left, and passes to nobody."""
@@ -287,6 +308,8 @@ class Agents:
     def _allowed(self, agent: Agent) -> float:
         """Seconds that it has to finish."""
         timeout = agent.generation.policy.agent_timeout
+        if not self.leased:
+            timeout = min(timeout, LEASE_GRACE)
         return min(timeout, END_TIMEOUT) if self._hurried else timeout
 
     def _let_go(self, agent: Agent, now: float, reason: str) -> None:

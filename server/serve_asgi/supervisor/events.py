@@ -252,6 +252,13 @@ class AgentReturned(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class AgentLeaseChanged(Event):
+    """This server has the lease of the fleet's agent, with this fencing token; 0: it has it no more."""
+
+    token: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class AgentFailed(Event):
     """It could not be prepared or entered, or its function raised; it exits by itself. `usage`: as for a worker."""
 

@@ -192,6 +192,7 @@ class Policy:
     agent: bool = False  # whether there is to be one
     agent_timeout: float = 10.0
     agent_restart: str = AgentRestart.ON_FAILURE.value
+    agent_in_fleet: bool = False  # one server of several has an agent, and this one needs a lease for it
     agent_required: bool = False  # whether the health endpoint fails while it is missing
     auto_rollback: bool = False  # whether it is watched after the switch, and rolled back if it is bad
     canary: bool = False  # whether a reload begins with a trial

@@ -58,6 +58,8 @@ def to_state(supervisor: Supervisor) -> State:
         "agents": [_plain(agent) for agent in supervisor.agents.all.values()],
         "agent_restart": _plain(supervisor.agents.restart),
         "agent_missing": supervisor.agents.missing,
+        "agent_leased": supervisor.agents.leased,
+        "agent_token": supervisor.agents.token,
         "vacant_since": supervisor.agents.vacant_since,
         "slots": {str(number): _plain(slot) for number, slot in supervisor.slots.all.items()},
         "current": supervisor.current.number,
@@ -84,6 +86,8 @@ def from_state(state: State) -> Supervisor:
         supervisor.agents.all[agent.id] = agent
     supervisor.agents.restart = _made(RestartBackoff, state.get("agent_restart", {}))
     supervisor.agents.missing = state.get("agent_missing", False)
+    supervisor.agents.leased = state.get("agent_leased", True)
+    supervisor.agents.token = state.get("agent_token", 0)
     supervisor.agents.vacant_since = state.get("vacant_since", supervisor.agents.vacant_since)
     supervisor.slots.all = {int(number): _made(RestartBackoff, each) for number, each in state["slots"].items()}
     if state["draining"] is not None:

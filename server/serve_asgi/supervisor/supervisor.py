@@ -67,7 +67,7 @@ class Supervisor:
         self.retiring = RetiringWorkers(processes, decisions)
         self._starting = StartingWorkers(processes, decisions, self.retiring)
         self.slots = Slots(processes, decisions, self.retiring)
-        self.agents = Agents(decisions.do, processes.process_number)
+        self.agents = Agents(decisions.do, processes.process_number, leased=not policy.agent_in_fleet)
         self.previous = PreviousGeneration(processes, decisions, self.retiring)
         self.requests = ReloadRequests(processes, decisions, self.previous)
         self._reload = ReloadTransaction(
@@ -118,6 +118,7 @@ class Supervisor:
             e.AgentWaits: lambda event: self.agents.waits(event.agent, event.holder),
             e.AgentEntered: lambda event: self.agents.entered(event.agent, decisions.now),
             e.AgentReturned: lambda event: self.agents.returned(event.agent, decisions.now),
+            e.AgentLeaseChanged: lambda event: self.agents.lease_changed(event.token, decisions.now),
             e.AgentFailed: self._on_agent_failed,
             e.AgentBlocked: self._on_agent_blocked,
             e.AgentFinished: lambda event: self.agents.finished(event.agent),

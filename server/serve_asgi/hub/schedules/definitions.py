@@ -254,7 +254,10 @@ class ScheduleRegistry:
                 each.pop(member.generation, None)
 
     def _report_strays(self) -> None:
+        settings = self._hub.settings
         for name, definition in self._strays.get(self.generation, {}).items():
+            if _role(definition) is Role.AGENT and settings.agent_in_fleet and not settings.agent:
+                continue  # the fleet's agent is on another server, or is not there yet
             known = (self.generation, name) in self._refused or name in self.current()
             if not known and not definition.disabled:
                 self._refused.add((self.generation, name))

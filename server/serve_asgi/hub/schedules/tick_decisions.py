@@ -48,7 +48,7 @@ class TickDecisions:
                 schedule.waiting.append(tick)
         for tick in schedule.take_overtaken(now):
             assert schedule.definition is not None
-            self._give_up(schedule, tick, RunOutcome.MISSED, self._why_missed(schedule, schedule.definition))
+            self._give_up(schedule, tick, *self._why_missed(schedule, schedule.definition))
 
     def _decide(self, schedule: ScheduleState, tick: PendingTick, now: int) -> bool:
         """Start a tick's run, or record why it has none; False if it has to wait."""
@@ -61,7 +61,7 @@ class TickDecisions:
         elif tick.early(now):
             return False
         elif tick.late(now):
-            self._give_up(schedule, tick, RunOutcome.MISSED, self._why_missed(schedule, definition))
+            self._give_up(schedule, tick, *self._why_missed(schedule, definition))
         elif definition.on is RunsOn.ALL and tick.slot < 0:
             return self._decide_for_each_worker(schedule, definition, tick, now)
         elif schedule.at_store is not None:
@@ -109,14 +109,18 @@ class TickDecisions:
         self._runs.start(schedule, tick, members, now)
         return True
 
-    def _why_missed(self, schedule: ScheduleState, definition: ScheduleDefinition) -> str:
-        if self._hub.settings.shared and self._hub.store_problem:
-            return self._hub.store_problem
+    def _why_missed(self, schedule: ScheduleState, definition: ScheduleDefinition) -> tuple[RunOutcome, str]:
+        """The outcome of a tick that nobody here could run in time, and why."""
+        settings = self._hub.settings
+        if definition.on is RunsOn.AGENT and settings.agent_in_fleet and not settings.agent:
+            return RunOutcome.ELSEWHERE, "the fleet's agent is on another server"
+        if settings.shared and self._hub.store_problem:
+            return RunOutcome.MISSED, self._hub.store_problem
         if schedule.at_store is not None:
-            return "the store had not replied"
+            return RunOutcome.MISSED, "the store had not replied"
         if definition.on is RunsOn.AGENT:
-            return "there was no agent that has this schedule"
-        return "there was no worker that could run it"
+            return RunOutcome.MISSED, "there was no agent that has this schedule"
+        return RunOutcome.MISSED, "there was no worker that could run it"
 
     def _give_up(self, schedule: ScheduleState, tick: PendingTick, outcome: RunOutcome, text: str = "") -> None:
         """Record that a tick gets no run."""
