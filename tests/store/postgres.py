@@ -26,9 +26,10 @@ class Postgres:
     Its data lie in a directory of its own, since that user may not enter those that pytest makes.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, connections: int = 60) -> None:
         """`durable`: with fsync(2), which a test needs not, since the machine does not crash."""
         self._fsync = "on" if durable else "off"
+        self._connections = str(connections)
         self.directory = Path(tempfile.mkdtemp(prefix="serve-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._user: dict[str, Any] = {}
@@ -44,10 +45,16 @@ class Postgres:
     def url(self) -> str:
         return f"postgresql://serve@/postgres?host={self.directory}"
 
+    @property
+    def pid(self) -> int:
+        """Of the process that has all others as its children."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         own = {"listen_addresses": "", "unix_socket_directories": str(self.directory), "fsync": self._fsync}
-        own |= {"max_connections": "60", "shared_buffers": "16MB", "logging_collector": "off"}
+        own |= {"max_connections": self._connections, "shared_buffers": "16MB", "logging_collector": "off"}
         options = [each for name, value in own.items() for each in ("-c", f"{name}={value}")]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -100,7 +107,7 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def own_postgres(**more: bool) -> Iterator[Postgres]:
+def own_postgres(**more: Any) -> Iterator[Postgres]:
     """A PostgreSQL, ended with the block."""
     server = Postgres(**more)
     try:

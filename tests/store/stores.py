@@ -207,6 +207,11 @@ class Redis:
         retry = Retry(NoBackoff(), 0)
         return redis.Redis(unix_socket_path=str(self.path), socket_timeout=PATIENCE, retry=retry)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
