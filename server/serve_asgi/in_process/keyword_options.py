@@ -56,6 +56,7 @@ class ServerOptions(TypedDict, total=False):
     head_timeout: float
     min_body_rate: int
     write_timeout: float
+    request_timeout: str | list[str] | tuple[str, ...]
     max_head_size: int
     max_headers: int
     max_target_size: int
@@ -120,10 +121,12 @@ REFUSED: Final[Mapping[str, str]] = {
     "config": "config is not taken: no file is read here; pass its options as keywords",
     "loop": "loop is not taken: the server runs in the event loop that is running; serve_asgi.run takes it",
     "reload": "reload is not taken: start `serve APP --reload`, which restarts the process on changes",
+    "static": "static is not taken: have the application's framework serve files, or start `serve APP --static …`",
     "state": "state is not taken: the shared state of a server in process ends with it",
     "agent": "agent is not taken: run it beside the server with `async with agent.running(…)`",
     "workers": "workers is not taken: this is one worker, in the calling process; start `serve APP --workers N`",
     **dict.fromkeys(("chdir", "env_file", "environment", "python", "umask", "user", "group"), THE_CALLERS),
+    **dict.fromkeys(("app_log", "log_config"), "{name} is not taken: the calling program sets up logging for itself"),
     **dict.fromkeys(("log_level", "log_format", "log_file"), "{name} is not taken: logging.getLogger('serve') is it"),
 }
 """Why an option is none here, by its name; `OTHER_PROCESSES` is why the rest are none."""
