@@ -200,7 +200,7 @@ class Server:
         self._care.begin()
         await self._acceptor.start()
         self.urls = tuple(listening.urls)
-        log.info("serving on %s", ", ".join(self.urls), extra=about("server_ready", addresses=list(self.urls)))
+        log.info("serving on %s", ", ".join(self.urls), extra=about("sockets_opened", addresses=list(self.urls)))
 
     def _application(self) -> ASGIApplication:
         config, given = self.config, self._given
