@@ -140,7 +140,7 @@ def test_closing_worker_serves_what_has_begun_to_arrive(serve: Serve) -> None:
 def test_closing_worker_does_not_wait_for_ever_for_a_first_request(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.http.connection.FRESH_TIME", 0.2)
+    monkeypatch.setattr("serve_asgi.http.http1_departure.FRESH_TIME", 0.2)
     server = serve(echo)
     client = server.connect()
     server.until(lambda: len(server.attached) == 1)

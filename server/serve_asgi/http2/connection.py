@@ -4,44 +4,39 @@ It owns the connection's state, and when its transport is read, written and ende
 (`serve_asgi.http.h2`), who works for which stream `serve_asgi.http2.stream_dispatch`'s, when something is overdue
 `serve_asgi.http2.deadlines`', and how the connection leaves its worker `serve_asgi.http2.departure`'s. Rules: what one
 turn of the loop brings goes out in one write; no stream is lost when the connection ends: the client is told by GOAWAY
-in two steps (RFC 9113 6.8), and what it has begun meanwhile is served. It must not know how the worker accepts,
-retires or hands over.
+in two steps (RFC 9113 6.8), and what it has begun meanwhile is served. What it has in common with one of HTTP/1.1 is
+`serve_asgi.http.client_connection`'s. It must not know how the worker accepts, retires or hands over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
-from serve_asgi.http.client_socket import hang_up
+from serve_asgi.http.client_connection import HttpConnection
 from serve_asgi.http.client_socket import reset as reset_socket
-from serve_asgi.http.closing import PoliteClose
 from serve_asgi.http.connection_states import (
     CLOSED,
     CLOSING,
     IDLE,
     LEAVING,
-    NEW,
     REQUEST,
-    ConnectionState,
-    check_transition,
 )
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.connection_value import import_connection
 from serve_asgi.http.h2.limits import REQUESTS_AT_ONCE
 from serve_asgi.http.h2.receiving import Leaving
+from serve_asgi.http.hand_over import HandOver
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.survival import Survival
 from serve_asgi.http.survival_record import unpack_streams
-from serve_asgi.http.underlying_tls import UnderlyingTls, tls_of
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
-from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.http2.deadlines import Deadlines
-from serve_asgi.http2.departure import Departure, can_leave, is_stationary
+from serve_asgi.http2.departure import Departure, can_leave
 from serve_asgi.http2.stream_dispatch import StreamDispatch
 from serve_asgi.http2.stream_lives import StreamLives, arrive
-from serve_asgi.ipc.peer_address import Address, own_end_of, peer_of
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
 
 if TYPE_CHECKING:
@@ -51,8 +46,6 @@ READ_LIMIT: Final = 256 * 1024
 """Bytes of frames that may wait for the transport before reading pauses."""
 
 INFINITY: Final = math.inf
-_CONNECTIONS: Final = int(Cell.CONNECTIONS)
-_TLS_NOT_MOVED: Final = int(Cell.TLS_NOT_MOVED)
 _BEGUN: Final = int(Cell.HTTP2_CONNECTIONS)
 _GOAWAYS: Final = int(Cell.HTTP2_GOAWAYS)
 _RESETS_SENT: Final = int(Cell.HTTP2_RESETS_SENT)
@@ -60,7 +53,7 @@ _SERVING: Final = WorkerPhase.SERVING
 _RETIRING: Final = frozenset({WorkerPhase.HANDING_OVER, WorkerPhase.CLOSING})
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(HttpConnection):
     """One client connection; see `serve_asgi.http.worker_context.ClientConnection` for what the worker asks of it.
 
     With a `record` it continues where another worker left off.
@@ -68,46 +61,27 @@ class Http2Connection(asyncio.Protocol):
 
     __slots__ = (
         "_batching",
-        "_closing",
         "_counted",
         "_flush_due",
         "arrived",
-        "client",
         "core",
         "deadlines",
         "departure",
-        "eof",
         "lives",
-        "number",
-        "output",
-        "read_paused",
-        "scheme",
-        "server",
-        "state",
         "streams",
-        "tls",
-        "transport",
-        "trusted",
-        "worker",
     )
 
-    transport: asyncio.Transport
-
     def __init__(self, worker: WorkerContext, record: HandOverRecord | None = None) -> None:
-        self.worker = worker
+        super().__init__(worker, HandOver(record))
         config = worker.config
         self.core = ConnectionCore(
             worker.max_head_size, worker.check_head, config.h2_max_streams, at_once=REQUESTS_AT_ONCE
         )
-        self.output = WriteBuffer(worker)
         self.streams = StreamDispatch()
         self.deadlines = Deadlines(worker)
-        self.departure = Departure(record)
+        self.departure = Departure()
         self.lives: StreamLives | None = None
         """Of the streams that are to survive, once the worker retires."""
-        self.number = 0
-        """By which the applications' calls find it: `serve_asgi.http.worker_context.WorkerContext.numbered`."""
-        self._closing: PoliteClose | None = None
         self.arrived = b""
         """What was read before the connection could begin, or after it has left."""
         self._batching = False
@@ -115,21 +89,6 @@ class Http2Connection(asyncio.Protocol):
         self._flush_due = False
         self._counted = False
         """The worker has it among its connections already."""
-        self.client: Address = None
-        self.server: Address = None
-        """Both are asked of the transport in `connection_made` unless whoever makes the connection knows them."""
-        self.scheme = "http"
-        self.trusted = False
-        self.tls: UnderlyingTls | None = None
-        self.state = NEW
-        self.eof = False
-        """The client has shut down its write side. It may still read: what it has sent whole is answered."""
-        self.read_paused = False
-
-    def become(self, state: ConnectionState) -> None:
-        """Change the state, by a way that the table has."""
-        check_transition(self.state, state)
-        self.state = state
 
     # ---- what the transport says
 
@@ -144,19 +103,13 @@ class Http2Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Attached: serve, or continue where the other worker left off."""
-        self.transport = self.output.transport = cast(asyncio.Transport, transport)
-        self.tls = tls_of(transport)
-        worker, record = self.worker, self.departure.hand_over.arrived()
-        worker.connections.add(self)
-        if not self._counted:
-            worker.cells[_CONNECTIONS] += 1
-        self.number = worker.number(self)
+        self.attach(transport, self._counted)
+        worker, record = self.worker, self.hand_over.arrived()
         self.become(IDLE)
         if record is None or record.http2 is None:
             self._begin(record)
         else:
-            self.client, self.server, self.scheme = record.client, record.server, record.scheme
-            self.trusted = worker.forwarding.trusts(record.client) if record.trusted is None else record.trusted
+            self.take_ends_from(record)
             import_connection(self.core, record.http2)
             self.deadlines.begin(record.deadline)
             if record.survives:
@@ -170,18 +123,15 @@ class Http2Connection(asyncio.Protocol):
 
     def _begin(self, record: HandOverRecord | None) -> None:
         """A new connection, of which a `record` may know the ends."""
-        worker, transport = self.worker, self.transport
+        worker = self.worker
         now = worker.loop.time()
         if record is not None:
-            self.client, self.server, self.scheme = record.client, record.server, record.scheme
-            self.trusted = worker.forwarding.trusts(record.client) if record.trusted is None else record.trusted
+            self.take_ends_from(record)
             self.deadlines.begin(record.deadline)
         elif self._counted:
             self.deadlines.begin(now + worker.config.first_byte_timeout)
         else:
-            self.client = self.client or peer_of(transport)
-            self.server = self.server or own_end_of(transport)
-            self.trusted = worker.forwarding.trusts(self.client)
+            self.ask_for_ends()
             self.deadlines.begin(now + worker.config.first_byte_timeout)
         worker.cells[_BEGUN] += 1
         self.core.begin(worker.max_head_size, worker.config.h2_max_streams)
@@ -211,8 +161,7 @@ class Http2Connection(asyncio.Protocol):
             else:
                 self._receive(data)
         elif state is CLOSING:
-            if self._closing is not None:
-                self._closing.received(len(data))
+            self.drop_received(len(data))
         else:
             self.arrived += data  # LEAVING: nothing is lost if it stays after all
 
@@ -249,7 +198,7 @@ class Http2Connection(asyncio.Protocol):
         if (self.state is IDLE or self.state is REQUEST) and not self.arrived and not self.core.more:
             self._client_has_ended()
         if self.state is CLOSING:
-            return self._closing is not None and not self._closing.lingering
+            return self.awaits_end_of_writing()
         return self.state is not IDLE or bool(self.arrived) or self.core.more or self.core.waiting
 
     def _client_has_ended(self) -> None:
@@ -260,21 +209,7 @@ class Http2Connection(asyncio.Protocol):
         self.flush()
         self.end_if_over()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is closed, by either side."""
-        stays = self.tls is not None and self.tls.stays()
-        if stays and self.state is CLOSING and self.worker.phase in _RETIRING:
-            self.worker.cells[_TLS_NOT_MOVED] += 1
-        if self.state is not CLOSED:
-            hang_up(self.transport)  # unless that is done, or not ours to do
-            self.state = CLOSED
-        self._end_streams()
-        output = self.output
-        output.paused = False
-        output.drop_held()
-        self.forget()
-
-    def _end_streams(self) -> None:
+    def lose(self) -> None:
         """Nothing is heard of the client any more."""
         self.deadline = INFINITY
         self.departure.stop_holding()
@@ -282,14 +217,6 @@ class Http2Connection(asyncio.Protocol):
         if self.lives is not None:
             self.lives.stop()
         self.streams.lose()
-
-    def forget(self) -> None:
-        """The worker has one connection less."""
-        worker = self.worker
-        if self in worker.connections:
-            worker.cells[_CONNECTIONS] -= 1
-            worker.numbered.pop(self.number, None)
-            worker.forget(self)
 
     def pause_writing(self) -> None:
         """The client reads more slowly than is written: the core keeps what there is."""
@@ -307,9 +234,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _resumed(self) -> None:
         if self.state is CLOSING:
-            if self._closing is not None:
-                self._closing.flushed()
-                self.deadline = self._closing.deadline
+            self.go_on_closing()
         elif self.state is IDLE or self.state is REQUEST:
             if self.state is IDLE:  # the time begins when the last response has been read
                 self.deadlines.rest()
@@ -326,12 +251,7 @@ class Http2Connection(asyncio.Protocol):
     def adjust_reading(self) -> None:
         """Pause reading while too much waits to be written, or while leaving; read on otherwise."""
         pause = self.state is LEAVING or self.core.more or self.core.unwritten > READ_LIMIT
-        if pause is not self.read_paused and not self.transport.is_closing() and not self.eof:
-            self.read_paused = pause
-            if pause:
-                self.transport.pause_reading()
-            else:
-                self.transport.resume_reading()
+        self.switch_reading(pause)
 
     # ---- requests in progress
 
@@ -440,9 +360,8 @@ class Http2Connection(asyncio.Protocol):
         """The deadline has passed."""
         if self.state is IDLE or self.state is REQUEST:
             self.deadlines.expire(self)
-        elif self.state is CLOSING and self._closing is not None:
-            self._closing.expire()
-            self.deadline = self._closing.deadline
+        elif self.state is CLOSING:
+            self.expire_closing()
         else:
             self.deadline = INFINITY
 
@@ -489,20 +408,12 @@ class Http2Connection(asyncio.Protocol):
     def finish(self) -> None:
         """Everything is said: end politely."""
         self.become(CLOSING)
-        self._end_streams()
-        self.output.flush()
-        self._closing = closing = PoliteClose(self.worker, self.output, self.eof)
-        if self.transport.is_closing():
-            closing.close()
-        else:
-            if self.read_paused:
-                self.adjust_reading()
-            closing.shut_down()
-        self.deadline = closing.deadline
+        self.lose()
+        self.finish_politely()
 
     def reset(self) -> None:
         """End at once: the client takes nothing."""
-        self._end_streams()
+        self.lose()
         self.output.drop_held()
         if reset_socket(self.transport):
             self.become(CLOSED)
@@ -522,18 +433,13 @@ class Http2Connection(asyncio.Protocol):
             self.output.flush()
         if self.state is not CLOSING:
             self.become(CLOSING)
-        self._end_streams()
+        self.lose()
         self.output.drop_held()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             self.transport.close()
         return cut or unfinished
-
-    def let_go(self, instead: Any) -> asyncio.Transport:
-        """In a forked child: see `serve_asgi.http.worker_context.ClientConnection`."""
-        transport, self.transport, self.output.transport = self.transport, instead, instead
-        return transport
 
     # ---- the worker's phases, and the hand-over
 
@@ -548,12 +454,8 @@ class Http2Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """The worker serves again."""
-        self.departure.hand_over.refused = False
+        self.hand_over.refused = False
         self.retire()
-
-    def refused_for_good(self) -> None:
-        """Nobody can go on with it: `remain()` follows, and tells the client to leave if the worker retires."""
-        self.departure.hand_over.refused = self.worker.phase in _RETIRING
 
     def remain(self) -> None:
         """Nobody can take this connection now: it is served here until `retire()` is called again."""
@@ -563,16 +465,12 @@ class Http2Connection(asyncio.Protocol):
         elif self.state is REQUEST and self.lives is not None:
             self.departure.serve(self)
             self.lives.go_on_here(self)
-        if self.departure.hand_over.refused:
+        if self.hand_over.refused:
             self.settle()
 
     def can_leave(self) -> bool:
         """Whether `leave()` is possible now."""
         return can_leave(self)
-
-    def is_stationary(self) -> bool:
-        """Whether no other process could go on with it (TLS 1.2, or refused): it ends when this worker does."""
-        return is_stationary(self)
 
     def leave(self) -> tuple[int, HandOverRecord]:
         """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.
@@ -591,4 +489,4 @@ class Http2Connection(asyncio.Protocol):
         """The hand-over is committed: drop this end. The client sees nothing: a duplicate lives elsewhere."""
         if self.departure.gone(self):
             self.streams.drop()
-            self._end_streams()
+            self.lose()

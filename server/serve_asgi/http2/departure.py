@@ -67,11 +67,17 @@ class DepartingConnection(LeavingConnection, Protocol):
     scheme: str
     trusted: bool
     eof: bool
-    departure: Departure
+    hand_over: HandOver
 
     @property
     def lives(self) -> Lives | None:
         """Of its streams that are to survive."""
+
+    def is_stationary(self) -> bool:
+        """Whether no other process could go on with it."""
+
+    def is_written(self) -> bool:
+        """Whether the kernel has every byte, and the transport is open."""
 
     def flush(self) -> None:
         """Write what the core has to say."""
@@ -93,12 +99,11 @@ class DepartingConnection(LeavingConnection, Protocol):
 
 
 class Departure:
-    """Of one connection. With a `record`, another worker has handed it over to this one."""
+    """Of one connection."""
 
-    __slots__ = ("_hold_ends", "hand_over")
+    __slots__ = ("_hold_ends",)
 
-    def __init__(self, record: HandOverRecord | None) -> None:
-        self.hand_over = HandOver(record)
+    def __init__(self) -> None:
         self._hold_ends: asyncio.TimerHandle | None = None
 
     def settle(self, connection: DepartingConnection) -> None:
@@ -119,7 +124,7 @@ class Departure:
             self.serve(connection)
         elif worker.phase is WorkerPhase.LENDING:
             self._lend(connection)
-        elif worker.phase is WorkerPhase.HANDING_OVER and not is_stationary(connection):
+        elif worker.phase is WorkerPhase.HANDING_OVER and not connection.is_stationary():
             self._leave_soon(connection)
         elif not core.settled and not worker.last_call:  # its first request is on its way
             connection.deadlines.rest_shorter(FRESH_TIME)
@@ -145,7 +150,7 @@ class Departure:
 
     @staticmethod
     def _may_be_lent(connection: DepartingConnection) -> bool:
-        return can_leave(connection) and not is_stationary(connection)
+        return can_leave(connection) and not connection.is_stationary()
 
     def _leave_soon(self, connection: DepartingConnection) -> None:
         """Leave now, or hold back what begins new requests until those in progress have ended."""
@@ -216,7 +221,7 @@ class Departure:
         if streams:
             connection.become(PARTED)
         try:
-            left = self.hand_over.leave(connection, record)
+            left = connection.hand_over.leave(connection, record)
         except OSError:
             if streams:
                 connection.become(REQUEST)
@@ -226,7 +231,7 @@ class Departure:
 
     def stay(self, connection: DepartingConnection) -> None:
         """The hand-over failed: go on exactly as before."""
-        if self.hand_over.stay(connection):
+        if connection.hand_over.stay(connection):
             if connection.state is PARTED:
                 connection.become(REQUEST)
             connection.transport.set_write_buffer_limits()
@@ -242,7 +247,7 @@ class Departure:
 
     def gone(self, connection: DepartingConnection) -> bool:
         """The hand-over is committed: drop this end. False if the client has gone meanwhile."""
-        if not self.hand_over.commit(connection):
+        if not connection.hand_over.commit(connection):
             return False
         connection.worker.cells[_MOVED] += 1
         return True
@@ -258,17 +263,4 @@ def can_leave(connection: DepartingConnection) -> bool:
     else:
         lives = connection.lives
         may = connection.state is REQUEST and lives is not None and lives.may_leave(connection)
-    return (
-        may
-        and not core.waiting
-        and core.lost is None
-        and not connection.transport.is_closing()
-        and connection.output.unwritten() == 0
-        and (connection.tls is None or connection.tls.can_move())
-    )
-
-
-def is_stationary(connection: DepartingConnection) -> bool:
-    """Whether no other process could go on with it (TLS 1.2, or refused): it ends when this worker does."""
-    refused = connection.departure.hand_over.refused
-    return refused or (connection.tls is not None and connection.tls.stays())
+    return may and not core.waiting and core.lost is None and connection.is_written()

@@ -25,7 +25,7 @@ from serve_asgi.http.survival import LifeEnd
 from serve_asgi.http.survival_record import MovedStream
 from serve_asgi.http.surviving_response import PARTED_TIME, WAITING_TIME
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
-from serve_asgi.http2.departure import DepartingConnection, Departure, is_stationary
+from serve_asgi.http2.departure import DepartingConnection, Departure
 from serve_asgi.http2.exchange import Exchange
 from serve_asgi.http2.stream_dispatch import DispatchingConnection, StreamDispatch
 from serve_asgi.http2.stream_life import LifeStage, StreamLife
@@ -100,7 +100,7 @@ class StreamLives:
             self._end.cancel()
             return False
         worker, leaving = self._worker, connection.core.shutting_down
-        if worker.phase is not WorkerPhase.HANDING_OVER or worker.hand_over is None or is_stationary(connection):
+        if worker.phase is not WorkerPhase.HANDING_OVER or worker.hand_over is None or connection.is_stationary():
             self._end.cancel()
             self.go_on_here(connection)
             return False
