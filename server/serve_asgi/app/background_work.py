@@ -72,12 +72,16 @@ class BackgroundWork:
         """Wait until `retire`; the caller sets the deadline."""
         await self._retire_event.wait()
 
+    def busy(self) -> set[asyncio.Task[Any]]:
+        """The tasks that do something, and do not only wait for more work."""
+        return self.tasks - self._uncounted
+
     def cancel(self) -> int:
         """At the graceful timeout, cancel all that has not ended; return how many handlers and runs that are."""
         self.cut = True
         for task in list(self.tasks):
             task.cancel()
-        return len(self.tasks - self._uncounted)
+        return len(self.busy())
 
 
 work: Final = BackgroundWork()

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import Any
+import time
+from typing import Any, Final
 
 from serve_asgi.app import hub_link
 from serve_asgi.app.hub_link import Identity, Link
 from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
 from serve_asgi.hub.create_hub import create_hub
+from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.logs.server_log import about as particulars
@@ -23,6 +25,25 @@ from serve_asgi.logs.server_log import about as particulars
 log = logging.getLogger("serve")
 
 MEMBER = 1
+
+
+class LocalTime:
+    """The time of local hubs, which a test may move ahead (`serve_asgi.pytest_plugin.movable_time`)."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        """Seconds, of the real time."""
+
+    def monotonic(self) -> float:
+        """Seconds, for deadlines."""
+        return time.monotonic() + self.ahead
+
+    def wall(self) -> float:
+        """Unix time, for schedules."""
+        return time.time() + self.ahead
+
+
+TIME: Final = LocalTime()
 
 
 class LocalLink(Link):
@@ -38,6 +59,14 @@ class LocalLink(Link):
     def begin(self) -> None:
         """Handle the first frames of the hub: with them the shared state can be read."""
         self._port.begin()
+
+    def tick(self) -> None:
+        """Have the hub look at the time, which has been moved."""
+        self._port.tick()
+
+    def next_instant(self) -> float:
+        """When a schedule is due next (unix time), or infinity."""
+        return self.hub.component(Scheduler).next_instant()
 
     def retire(self) -> None:
         """No more work comes to this process; a frame `retire` says when all of it has."""
@@ -115,9 +144,10 @@ class LocalHubPort:
             self._timer = None
         deadline = self.hub.deadline()
         if deadline < math.inf:
-            self._timer = self.loop.call_later(max(0.0, deadline - self.hub.clock()), self._tick)
+            self._timer = self.loop.call_later(max(0.0, deadline - self.hub.clock()), self.tick)
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Handle what is due, and set the timer again."""
         self.hub.tick()
         self.keep_deadline()
 
@@ -125,7 +155,7 @@ class LocalHubPort:
 def create_local_link(loop: asyncio.AbstractEventLoop, before: Link | None = None) -> LocalLink:
     """Make a link to a new hub in this process and loop, with the shared state of the hub of `before`."""
     port = LocalHubPort(loop)
-    port.hub = hub = create_hub(port, HubSettings(agent=True))
+    port.hub = hub = create_hub(port, HubSettings(agent=True), TIME.monotonic, TIME.wall)
     if isinstance(before, LocalLink):
         hub.component(SharedState).start_with(*before.hub.component(SharedState).all_entries())
     port.link = made = LocalLink(loop, port)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from serve_asgi.app.application_functions import call_in_thread
@@ -158,6 +158,17 @@ class MessageReceiver:
             if self._link_receiver is not None:
                 self._link_receiver.topic_changed(topic)
 
+    def registered(self) -> dict[str, TopicHandlers]:
+        """All handlers, by topic."""
+        return dict(self._handlers)
+
+    def register_only(self, wanted: Mapping[str, TopicHandlers]) -> None:
+        """Have these handlers, and no others; those that are running finish."""
+        for topic in {**self._handlers, **wanted}:
+            handlers = wanted.get(topic, NO_HANDLERS).all
+            if handlers != self.handlers(topic).all:
+                self._change(topic, list(handlers))
+
     def message_started(self, topic: str) -> None:
         """A message of a topic is handled: remove the handlers that wanted only one."""
         self._change(topic, [each for each in self.handlers(topic).all if not each.once])
@@ -198,9 +209,11 @@ class LinkReceiver:
 
     def announce(self, topic: str, concurrency: int) -> None:
         """Notify the hub of the handlers of a topic; the change may come from a thread."""
+        if self._link.closed or self._link.loop.is_closed():
+            return
         if self._in_another_thread():
             self._link.loop.call_soon_threadsafe(self.announce, topic, concurrency)
-        elif not self._link.closed and not self._link.loop.is_closed():
+        else:
             self._link.send("msg.topics", {"topics": {topic: concurrency}})
 
     def topic_changed(self, topic: str) -> None:

@@ -21,6 +21,11 @@ class MessageSubscriptions:
     def __init__(self) -> None:
         self._receiver = MessageReceiver()
 
+    @property
+    def receiver(self) -> MessageReceiver:
+        """What calls the handlers."""
+        return self._receiver
+
     @overload
     def on(self, topic: str, handler: F, *, concurrency: int = 1, thread: bool = False) -> F: ...
 

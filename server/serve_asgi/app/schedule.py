@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from serve_asgi.app.hub_link import Link, LinkClosed, current, register, run_on_link_loop
@@ -99,6 +99,14 @@ class Schedule:
             return function
 
         return decorate
+
+    def registered(self) -> dict[str, RegisteredFunction]:
+        """The functions that are schedules, by name."""
+        return dict(self._registered)
+
+    def register_only(self, wanted: Mapping[str, RegisteredFunction]) -> None:
+        """Have these schedules, and no others, in the next hub; for tests, each of which has one of its own."""
+        self._registered = dict(wanted)
 
     def _add(self, definition: ScheduleDefinition, function: Callable[[], Any]) -> None:
         known = self._registered.get(definition.name)

@@ -347,6 +347,10 @@ class Shared(Mapping[str, Any]):
             with contextlib.suppress(LinkClosed):
                 self._link.send("state.leave")
 
+    def forget(self) -> None:
+        """For tests: forget the state of a hub that has ended."""
+        self._replica, self.applied = StateReplica(), 0
+
     # ---- the link
 
     def bind(self, link: Link) -> None:

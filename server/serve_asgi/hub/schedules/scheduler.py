@@ -215,6 +215,11 @@ class Scheduler(HubComponent):
     def deadline(self) -> float:
         return self._due
 
+    def next_instant(self) -> float:
+        """When something is due next (unix time, s), or infinity."""
+        wakes = (schedule.next_wake(self.now) for schedule in self.schedules.values())
+        return min((at / 1000 for at in wakes if at is not None), default=math.inf)
+
     def _wake_soon(self) -> None:
         """Something can be decided; in the next turn, since more may happen in this one."""
         self._due = min(self._due, self.hub.clock())
