@@ -14,7 +14,7 @@ import serve_asgi
 SOURCE = Path(__file__).parents[1] / "server"
 PACKAGE = "serve_asgi"
 FLOORS = (
-    {"__main__"},
+    {"__main__", "pytest_plugin"},
     {"cli", "demo"},
     {"in_process"},
     {"listener"},
