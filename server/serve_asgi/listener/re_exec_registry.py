@@ -50,6 +50,7 @@ from serve_asgi.listener.event_history import History
 from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
+from serve_asgi.listener.metric_memories import MetricMemories
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.previous_releases import PreviousReleases
 from serve_asgi.listener.stack_dumps import WatchdogChannel
@@ -327,6 +328,7 @@ CARRIED: Final = (
     Carried(
         Child, Child.to_state, frozenset({"said", "allowance", "broken", "closed", "welcome"})
     ),  # broken ones are being killed
+    Carried(MetricMemories, MetricMemories.to_state),
     Carried(
         Templates, Templates.to_state, frozenset({"_user", "_record", "_ended", "_strangers"})
     ),  # none is being forked
