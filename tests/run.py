@@ -53,7 +53,7 @@ XDIST = ("-n", "3", "--dist", "worksteal")
 enough, so that what a module starts for all its tests is started once."""
 PURE = (
     (
-        *("tests/supervisor", "tests/hub", "tests/config"),
+        *("tests/supervisor", "tests/hub", "tests/config", "tests/cli/test_import_config.py"),
         *("--ignore", "tests/config/test_live_configuration.py", "--ignore", "tests/config/test_mistakes.py"),
         *("-k", "not TestRandomHistories and not TestTicks and not TestProcesses"),
     ),

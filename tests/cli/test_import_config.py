@@ -218,3 +218,23 @@ def test_what_cannot_be_imported(
     assert captured.err.splitlines()[-1].startswith(f"serve: {sentence}")
     if status == 1:
         assert captured.err.startswith(("Traceback", "  File", "SystemExit"))
+
+
+@pytest.mark.parametrize(
+    ("line", "values", "comment"),
+    [
+        ("gunicorn app:app --workers many", {}, 'workers = "many"  # refused: '),
+        ("gunicorn app:app -b :8000 -b :8000", {"bind": [":8000"]}, ""),
+        ("uvicorn app:app --workers 2 --workers 3", {"workers": 3}, "workers = 2  # a later one counts"),
+        ("gunicorn app:app --max-requests 5 --max-requests-jitter x", {"max-requests": 5}, "refused: "),
+        ("granian --interface asgi app:app --http 1 --loop uvloop", {"loop": "uvloop"}, ""),
+    ],
+)
+def test_values_that_are_refused_or_given_twice(
+    capsys: pytest.CaptureFixture[str], line: str, values: dict[str, Any], comment: str
+) -> None:
+    assert run_command_line(["import-config", line]) in (0, 1)
+    text = capsys.readouterr().out
+    found = tomllib.loads(text)
+    assert {name: found.get(name) for name in values} == values
+    assert comment in text

@@ -8,7 +8,13 @@ import pwd
 
 import pytest
 
-from serve_asgi.config.accounts import find_group, find_user
+from serve_asgi.config.accounts import find_group, find_user, own_name
+
+
+def test_the_name_of_this_process_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_name() == pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert own_name() == f"number {os.geteuid()}"
 
 
 def test_by_name_or_by_number() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.config.invoker import invoker
+from serve_asgi.config.invoker import _arguments, _name, invoker
 
 TELL = "from serve_asgi.config.invoker import invoker; print(invoker())"
 PYTHON = Path(sys.executable)
@@ -34,6 +34,12 @@ def test_the_user_and_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     assert invoker({}).startswith(f"user {os.geteuid()}")
 
 
+def test_those_of_this_process() -> None:
+    program = invoker({}).partition(", from ")[2]
+    assert program  # that of an ancestor, whichever has started the tests
+    assert " (alice)" in invoker({"SUDO_USER": "alice"})
+
+
 def test_programs_that_only_start_others_are_passed_over() -> None:
     own = Path("/proc/self/comm").read_text().strip()
     assert told("timeout", "60").endswith(f", from {own}")
@@ -42,3 +48,4 @@ def test_programs_that_only_start_others_are_passed_over() -> None:
 
 def test_a_process_that_is_gone_has_no_parent() -> None:
     assert ", from" not in invoker({}, pid=2**22 + 1)
+    assert (_name(2**22 + 1), _arguments(2**22 + 1)) == ("", [])

@@ -6,14 +6,16 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve_asgi.config.config_file import HOOKS
 from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.options import flag, flag_off, kind, options
+from serve_asgi.config.other_servers import value_conversions
 from serve_asgi.config.other_servers.counterpart import NOT_NEEDED, NOT_OFFERED, Counterpart, parse
-from serve_asgi.config.other_servers.lookup import SERVERS, named, settings
+from serve_asgi.config.other_servers.lookup import SERVERS, about_flag, about_value, named, settings
 from serve_asgi.config.other_servers.option_table import OPTIONS
 from serve_asgi.config.other_servers.setting_table import GUNICORN_HOOKS, SETTINGS
 from serve_asgi.config.unknown_options import all_of_other_servers, key_of_another_server, of_another_server, told_of
@@ -195,3 +197,33 @@ def test_what_the_page_says_to_write_is_what_the_hints_say(server: str) -> None:
         if len(names) == 1 and (found := [row for row in named(names[0]) if server in row.servers]):
             for name, _ in parse(found[0].ours):
                 assert re.search(f"the same|import-config|{flag(name)}|{flag_off(name)}", right), (left, right)
+
+
+def test_values_that_only_others_know() -> None:
+    assert about_value("log_level", "critical") == "--log-level error here"
+    assert about_value("log_level", "info") == ""
+    said = "--proxy-protocol v2 is --proxy-protocol here (it takes both versions)"
+    assert about_flag(["--workers", "2", "--proxy-protocol", "v2"]) == said
+    assert about_flag(["--proxy-protocol", "app:asgi"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("convert", "text", "ours"),
+    [
+        (value_conversions.seconds_of_duration, "1h30m", "5400"),
+        (value_conversions.seconds_of_duration, "90", "90"),
+        (value_conversions.octal_text, "22", "0022"),
+        (value_conversions.octal_mode, "18", "0022"),
+        (value_conversions.octal_mode, "022", "0022"),
+        (value_conversions.first_directory, "a,b", "a"),
+        (value_conversions.listen_address, "tcp://0.0.0.0", "0.0.0.0:8000"),
+        (value_conversions.forwarded_headers, "for, proto forwarded", "x-forwarded-for,x-forwarded-proto,forwarded"),
+    ],
+)
+def test_conversions_of_values(convert: Any, text: str, ours: str) -> None:
+    assert convert(text) == ours
+
+
+def test_what_is_no_duration() -> None:
+    with pytest.raises(ValueError, match="'soon' is not a duration"):
+        value_conversions.seconds_of_duration("soon")

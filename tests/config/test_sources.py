@@ -12,6 +12,8 @@ from serve_asgi.config.options import Config, dump, environment_names, options
 from serve_asgi.config.sources import Given, build, kind, several
 from serve_asgi.errors import UsageError
 
+NO_TIME = "is no time: write seconds, as in 30, or a path and seconds, as in /reports=300"
+
 
 def configured(given: dict[str, Given] | None = None, **environ: str) -> Config:
     return build("app:asgi", given or {}, environ)
@@ -54,6 +56,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "forwarded_headers": ("Forwarded x-forwarded-prefix", "Forwarded x-forwarded-prefix"),
         "proxy_protocol_allow_ips": ("*", "*"),
         "drain_status": ("410", 410),
+        "statsd": ("localhost:8125", "localhost:8125"),
         "unix_mode": ("600", "600"),
         "umask": ("027", "027"),
         "tls_client_auth": ("none", "none"),
@@ -64,6 +67,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "tls_client_ca": {"SERVE_TLS_CERT": "c"},
         "tls_crl": {"SERVE_TLS_CERT": "c", "SERVE_TLS_CLIENT_CA": "a"},
         "https_redirect": {"SERVE_TLS_CERT": "c"},
+        "agent_scope": {"SERVE_STATE": "redis://127.0.0.1/0"},
     }
     if name in texts:
         text, expected = texts[name]
@@ -93,6 +97,50 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         ({}, {"SERVE_HEALTH": "maybe"}, "SERVE_HEALTH: 'maybe' is neither true nor false; write 1 or 0"),
         ({"unix_mode": "rw"}, {}, "--unix-mode: 'rw' is not an octal mode; write one such as 0660"),
         ({"health_path": "ping"}, {}, "--health-path: 'ping' must begin with a slash"),
+        ({"request_timeout": ("soon",)}, {}, f"--request-timeout: 'soon' {NO_TIME}"),
+        ({"request_timeout": ("a=1",)}, {}, f"--request-timeout: 'a=1' {NO_TIME}"),
+        ({}, {"SERVE_REQUEST_TIMEOUT": "/a=5 /a/=6"}, "SERVE_REQUEST_TIMEOUT: /a is given twice: leave one out"),
+        (
+            {},
+            {"SERVE_REQUEST_TIMEOUT": "5 6"},
+            "SERVE_REQUEST_TIMEOUT: the time for all paths is given twice: leave one out",
+        ),
+        (
+            {"static": ("public",)},
+            {},
+            "--static: 'public' is not PREFIX=DIR: write a path and a directory, as in /static=public",
+        ),
+        (
+            {"app_log": "all"},
+            {},
+            "--app-log: 'all' is none of auto, json, text, off; a file is written with its directory, as in ./all",
+        ),
+        (
+            {"log_config": "/nowhere.json"},
+            {},
+            "--log-config: the file /nowhere.json cannot be read: No such file or directory",
+        ),
+        (
+            {"request_id_header": "a b"},
+            {},
+            "--request-id-header: 'a b' is not the name of a header; write one: x-request-id",
+        ),
+        (
+            {"canary_header": "a b"},
+            {},
+            "--canary-header: 'a b' is not the name of a header; write one: x-serve-generation",
+        ),
+        (
+            {"agent_scope": "cluster"},
+            {},
+            "--agent-scope: one agent among several servers needs a state that they share: add --state "
+            "redis://HOST:PORT/DB or postgresql://HOST/DATABASE, or leave --agent-scope out",
+        ),
+        (
+            {"statsd": "localhost"},
+            {},
+            "--statsd: the address 'localhost' has no port: write HOST:PORT, for example localhost:8000",
+        ),
         ({"root_path": "/a/../b"}, {}, "--root-path: '/a/../b' is not a path to mount at; write one such as /api"),
         (
             {"forwarded_allow_ips": "10.0.0.1/8"},

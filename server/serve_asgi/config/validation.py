@@ -127,7 +127,8 @@ def _check_addresses(found: Found) -> None:
             if not_secure and isinstance(address, TcpAddress) and address.secure:
                 raise UsageError(f"the address {text!r} is not possible: {not_secure}; plain is {address}")
         except UsageError as error:
-            raise UsageError(f"{source}: {error}" if source.path else str(error)) from None
+            told = source.path or "bind" not in found or source is not found["bind"].source
+            raise UsageError(f"{source}: {error}" if told else str(error)) from None
 
 
 def _value(found: Found, name: str) -> Any:

@@ -64,14 +64,13 @@ class _Translation:
         try:
             from_toml(name, options()[name][1], _plain(name, text), Source(SourcePriority.FILE, key(name)))
         except UsageError as error:
-            self.by_hand.append(f"{key(name)} = {written}  # {note}; refused: {error}")
+            self.by_hand.append(f"{key(name)} = {written}  # {note}{'; ' if note else ''}refused: {error}")
             return
         held = self.found.setdefault(name, [])
         if written in held:
             return
         if held and not several(name):
-            self.by_hand.append(f"{key(name)} = {written}  # {note}; there is one already")
-            return
+            self.by_hand.append(f"{key(name)} = {held.pop()}  # a later one counts")
         held.append(written)
         self.notes.setdefault(name, []).append(note)
 
