@@ -222,6 +222,16 @@ def test_trailers_under_way_when_holding_begins() -> None:
     assert peer.send(frame(9, 4, 1, block[3:])) == [StreamEnd(1, [(b"x-a", b"1")])]
 
 
+def test_nothing_is_held_within_trailers_under_way() -> None:
+    """Found by the fuzzer: what must not come there would have changed its place with the trailers on a journey."""
+    peer = H2Peer()
+    peer.request(1, POST, ended=False)
+    peer.send(frame(frames.HEADERS, frames.END_STREAM, 1, b""))
+    peer.core.hold()
+    peer.send(data(3, b"a"))
+    assert peer.lost() is ErrorCode.PROTOCOL_ERROR
+
+
 def test_too_much_to_hold_is_not_held() -> None:
     peer = H2Peer()
     peer.core.hold()

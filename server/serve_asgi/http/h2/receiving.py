@@ -140,6 +140,9 @@ class FrameReceiver:
         """Stop at so many requests since the connection began. Raises ConnectionFault."""
         blocks = self.blocks
         for frame in given:
+            kind, flags, stream_id, payload = frame
+            if blocks.stream_id and kind != CONTINUATION:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame within a header block")
             held = self.held
             if held is not None and held.takes(frame, self.streams.ended.last):
                 if held.full or held.needed:
@@ -147,9 +150,6 @@ class FrameReceiver:
                 if held.needed:
                     self.hold()
                 continue
-            kind, flags, stream_id, payload = frame
-            if blocks.stream_id and kind != CONTINUATION:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame within a header block")
             if not self.settled and (kind != SETTINGS or flags & ACK):  # RFC 9113 3.4
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the client's first frame is not SETTINGS")
             try:
