@@ -65,6 +65,9 @@ class ServerView:
     def take(self, packet: Packet) -> None:
         """Handle a packet of the listener."""
         match packet["type"]:
+            case "memories gone":
+                for number in packet["memories"]:
+                    self.metrics.readers.pop(number, None)
             case "state":
                 self.state = packet["state"]
             case "happened":

@@ -292,8 +292,14 @@ class AdminProcess:
             self._told_of.add(serial)
 
     async def _give_memories(self, channel: Channel) -> None:
-        """Send it the memories of the application's metrics that it does not have yet."""
-        for memory in [each for each in self._memories() if each.number not in self._memories_told]:
+        """Send it the memories of the application's metrics that it does not have yet; have it forget what is gone."""
+        memories = {each.number: each for each in self._memories()}
+        if gone := sorted(self._memories_told - memories.keys()):
+            await channel.send({"type": "memories gone", "memories": gone})
+            self._memories_told -= set(gone)
+        for memory in [each for number, each in memories.items() if number not in self._memories_told]:
+            if memory.number not in {each.number for each in self._memories()}:
+                continue  # it has been given up while another one was sent
             fd = memory.for_readers()
             try:
                 await channel.send({"type": "memories", "memories": [memory.number]}, [fd])

@@ -49,7 +49,9 @@ class MetricMemories:
 
     def __init__(self) -> None:
         self.all: dict[int, MetricMemory] = {}
-        """By number; none is ever taken away."""
+        """By number; one in which nothing was ever counted is given up with the process that it was lent to."""
+        self._made = 0
+        """How many there have been: the number of the next."""
 
     def lend(self, series: int, owner: int) -> tuple[MetricMemory, bool]:
         """A memory with room for `series` time series for the process with this serial; also whether it is new.
@@ -64,15 +66,17 @@ class MetricMemories:
             memory = found[2]
             memory.owner = owner
             return memory, False
-        memory = MetricMemory(len(self.all), metric_memory.create(series), series, owner)
+        memory = MetricMemory(self._made, metric_memory.create(series), series, owner)
         self.all[memory.number] = memory
+        self._made += 1
         return memory, True
 
     def take_back(self, owner: int) -> None:
         """The process has been reaped, or was never started: its memory may be lent to another."""
-        for each in self.all.values():
-            if each.owner == owner:
-                each.owner = 0
+        for each in [each for each in self.all.values() if each.owner == owner]:
+            each.owner = 0
+            if not metric_memory.used(each.fd):
+                os.close(self.all.pop(each.number).fd)
 
     def to_state(self, descriptors: list[int]) -> list[dict[str, Any]]:
         """What `take` needs in a program that replaces this one; adds to `descriptors` those that must stay open."""
@@ -82,3 +86,4 @@ class MetricMemories:
     def take(self, state: list[dict[str, Any]]) -> None:
         """Take over the memories of an earlier program of this process."""
         self.all = {each["number"]: MetricMemory(**each) for each in state}
+        self._made = max(self.all, default=-1) + 1

@@ -328,7 +328,7 @@ CARRIED: Final = (
     Carried(
         Child, Child.to_state, frozenset({"said", "allowance", "broken", "closed", "welcome"})
     ),  # broken ones are being killed
-    Carried(MetricMemories, MetricMemories.to_state),
+    Carried(MetricMemories, MetricMemories.to_state, frozenset({"_made"})),  # the highest number is known from them
     Carried(
         Templates, Templates.to_state, frozenset({"_user", "_record", "_ended", "_strangers"})
     ),  # none is being forked
