@@ -63,7 +63,7 @@ async def count(scope, receive, send):
 QUICK = ("--workers", "1", "--survive-window", "0")
 
 STEPS = {
-    "the old worker, when a life ends": (1, "trap(SurvivingWebSocket, '_end_life', once(ACT))"),
+    "the old worker, when a life ends": (1, "trap(SurvivingWebSocket, 'end_life', once(ACT))"),
     "the old worker, when a life has ended": (1, "trap(SurvivingWebSocket, 'depart', once(ACT))"),
     "the old worker, when it lets go": (1, "trap(HandOverSender, '_offer', once(ACT))"),
     "the old worker, after its offer": (1, "trap(HandOverSender, '_offer', once(ACT), before=False)"),

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,21 +212,20 @@ def test_unix_socket_has_its_mode_and_goes_with_its_server(bound: list[Listening
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have groups to give a socket to")
-def test_unix_socket_has_the_group_of_the_proxy(bound: list[ListeningSocket], tmp_path: Path) -> None:
-    path = tmp_path / "a.sock"
-    take(bound, f"unix:{path}", unix_group="54321", group="54322")
-    assert (path.stat().st_uid, path.stat().st_gid) == (0, 54321)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o660
-    tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    os.seteuid(65534)
-    try:
-        told = refused(f"unix:{tmp_path}/b.sock", unix_group="54321")
-    finally:
-        os.seteuid(0)
-    assert f"this user is not in the group 54321, and may not give {tmp_path}/b.sock to it" in told
-    assert not (tmp_path / "b.sock").exists()
+def test_unix_socket_has_the_group_of_the_proxy(bound: list[ListeningSocket]) -> None:
+    with tempfile.TemporaryDirectory(prefix="group-") as directory:  # pytest's own are closed to other users
+        path = Path(directory, "a.sock")
+        take(bound, f"unix:{path}", unix_group="54321", group="54322")
+        assert (path.stat().st_uid, path.stat().st_gid) == (0, 54321)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        os.chmod(directory, 0o777)
+        os.seteuid(65534)
+        try:
+            told = refused(f"unix:{directory}/b.sock", unix_group="54321")
+        finally:
+            os.seteuid(0)
+        assert f"this user is not in the group 54321, and may not give {directory}/b.sock to it" in told
+        assert not Path(directory, "b.sock").exists()
 
 
 def test_unix_socket_of_a_living_server_is_kept(bound: list[ListeningSocket], tmp_path: Path) -> None:
