@@ -206,7 +206,7 @@ def test_charts() -> None:
         " ██▁",
     ]
     with_line = [ChartColumn(2, "red", height, "blue") for height in (0, 2, 3.9, 4, 8, None)]
-    assert [line.plain for line in columns(with_line, 6, 2, 8)] == ["   ⎽⎺ ", "⎽─⎺▄▄▄"]
+    assert [line.plain for line in columns(with_line, 6, 2, 8)] == ["   ▁▔ ", "▁─▔▄▄▄"]
     assert marks([(0, "▲12", ""), (1, "▲13", ""), (7, "▲14", "")], 8).plain == "▲12    ▲"
     assert [rounded_up(value, 10) for value in (0, 11, 31, 52, 999)] == [10, 15, 40, 60, 1000]
     assert bar(0.5, 3, "").plain == "━╸ "

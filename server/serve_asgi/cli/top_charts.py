@@ -1,4 +1,4 @@
-"""Charts of block characters (U+2581 to U+2588) and scan lines (U+23BA to U+23BD), in columns with individual colours.
+"""Charts of block characters (U+2581 to U+2588) and lines, in columns with individual colours.
 
 Each function returns lines of rich text of a given size; none knows what the values mean.
 """
@@ -13,8 +13,8 @@ from typing import Final
 from rich.text import Text
 
 EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
-LINES: Final = "⎽⎼─⎻⎺"
-"""A horizontal line at five heights of a character."""
+LINES: Final = "▁─▔"
+"""A horizontal line at three heights of a character, all of which terminals' fonts have."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
