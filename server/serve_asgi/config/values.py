@@ -14,7 +14,6 @@ import re
 from typing import Any, Final
 
 from serve_asgi.config.options import Option, kind, several
-from serve_asgi.config.other_servers.lookup import about_value
 from serve_asgi.errors import UsageError
 
 Given = str | bool | tuple[str, ...]
@@ -191,6 +190,8 @@ def _text(name: str, defined: Option, text: str, source: Source) -> str:
     if defined.alone and text.lower() in TRUE | FALSE and text not in defined.choices:
         text = defined.alone if text.lower() in TRUE else defined.choices[0]
     if defined.choices and text not in defined.choices:
+        from serve_asgi.config.other_servers.lookup import about_value  # its table is for mistakes alone
+
         instead = about_value(name, text)
         raise UsageError(
             f"{source}: {_short(repr(text))} is not one of {', '.join(defined.choices)}"
