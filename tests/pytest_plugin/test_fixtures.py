@@ -35,6 +35,10 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": str(count).encode()})
 
 
+def module(message):
+    pass  # of a module, which may be imported within a test
+
+
 def visit(server):
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
         connection.request("GET", "/")
@@ -45,12 +49,13 @@ def test_first(serve_app):
     one, other = serve_app(app), serve_app(app, http2=False)
     assert (visit(one), visit(other), visit(one)) == (b"1", b"2", b"3")
     assert one.url.startswith("http://127.0.0.1:") and one.url != other.url
-    messenger.on("late", print)
+    messenger.on("late", lambda message: None)
+    messenger.on("module", module)
 
 
 def test_each_test_begins_with_an_empty_hub(serve_app):
     assert visit(serve_app(app)) == b"1"
-    assert set(messenger.receiver.registered()) == {"said"}
+    assert set(messenger.receiver.registered()) == {"said", "module"}
     assert threading.active_count() < 10
 
 

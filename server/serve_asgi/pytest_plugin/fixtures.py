@@ -75,7 +75,7 @@ def serve_time() -> MovableTime:
 def clean_hub() -> Iterator[None]:
     """No test finds the shared state, message handlers, schedules or moved time of another one.
 
-    What was registered while modules were imported stays, as an application's handlers do. The hub of a server that
+    Functions of modules stay registered, as an application's are, whenever it is imported. The hub of a server that
     outlives the test, as one of a wider fixture, is left alone.
     """
     if "serve_asgi.app.hub_link" not in sys.modules:

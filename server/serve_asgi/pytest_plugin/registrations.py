@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from serve_asgi.app import hub_link, local_mode, thread_loop
 from serve_asgi.app.local_mode import LocalLink
+from serve_asgi.app.message_receiver import NO_HANDLERS, TopicHandlers
 from serve_asgi.app.messenger import messenger
 from serve_asgi.app.schedule import schedule
 from serve_asgi.app.shared import shared
@@ -17,9 +18,23 @@ class Registrations:
         self._schedules = schedule.registered()
 
     def restore(self) -> None:
-        """Register these, and no others."""
-        messenger.receiver.register_only(self._handlers)
-        schedule.register_only(self._schedules)
+        """Take away what was registered since, but for functions of modules: those may have been imported only now."""
+        handlers = {
+            topic: TopicHandlers(
+                each for each in now.all if each in self._handlers.get(topic, NO_HANDLERS).all or _stays(each.handler)
+            )
+            for topic, now in messenger.receiver.registered().items()
+        }
+        messenger.receiver.register_only(handlers)
+        schedules = schedule.registered().items()
+        schedule.register_only(
+            {name: each for name, each in schedules if name in self._schedules or _stays(each.function)}
+        )
+
+
+def _stays(function: object) -> bool:
+    """Whether it was not defined within another function, as those of a test are."""
+    return "<locals>" not in getattr(function, "__qualname__", "<locals>")
 
 
 def forget_hub() -> None:
