@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from serve_asgi.agent_process.agent_lock import clear_away, lock_path, remove_unused
 from serve_asgi.cli import control_client
 from tests.agent_process.agent_server import (
     agent_pid,
@@ -24,7 +29,7 @@ from tests.agent_process.agent_server import (
     wait_until_gone,
     write,
 )
-from tests.running import RunningServer, running, state_of
+from tests.running import ROOT, RunningServer, running, state_of
 
 FORKS = """
 @contextlib.asynccontextmanager
@@ -126,3 +131,60 @@ def test_a_new_program_of_the_listener_goes_on_with_the_agent_that_there_is(tmp_
         assert server.stop() == 0
         assert not locks[0].exists()
     assert len(gaps(tmp_path)) == 1
+
+
+def test_the_lock_file_of_a_server_that_was_killed_is_removed_by_the_next_start(tmp_path: Path) -> None:
+    write(tmp_path)
+    environment = {"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": str(tmp_path)}
+
+    def locks() -> list[Path]:
+        return list((tmp_path / "serve").glob("agent-*.lock"))
+
+    with running("app:app", "--agent", "app:beats", directory=tmp_path, environment=environment) as server:
+        pids = [server.pid, *server.worker_pids()]
+        ask(server)
+        (living,) = locks()
+        with running("app:app", directory=tmp_path, environment=environment) as other:  # which has no agent
+            assert locks() == [living]
+            assert other.stop() == 0
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        server.wait()
+        wait_until_gone(*pids)
+        assert locks() == [living]
+        with running("app:app", directory=tmp_path, environment=environment) as following:
+            assert locks() == []
+            assert following.stop() == 0
+
+
+HOLDER = """
+import sys
+from serve_asgi.agent_process.agent_lock import AgentLock
+lock = AgentLock(sys.argv[1])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_file_is_not_removed_while_a_process_has_it_open_that_has_not_taken_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prepared agent, perhaps of another server: a lock on a removed file would exclude nobody."""
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    path = Path(lock_path(["127.0.0.1:1"]))
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/server"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"open\n"
+        clear_away(["127.0.0.1:1"])
+        assert path not in remove_unused()
+        assert path.exists()
+        holder.communicate()
+    (path.parent / "agent-directory.lock").mkdir()  # whatever that is
+    assert path in remove_unused()
+    assert [each.name for each in path.parent.iterdir()] == ["agent-directory.lock"]

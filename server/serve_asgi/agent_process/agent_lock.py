@@ -6,7 +6,10 @@ servers cannot listen on one address at the same time, so the lock belongs to th
 the next server on them. (Port 0 is not an address: the port that it became is.)
 
 Only the end of the process releases the lock. No agent removes the file, since a lock on a removed file excludes
-nobody: a listener may, once it has no agent (`clear_away`).
+nobody: a listener does, its own once it has no agent (`clear_away`), and at its start those that killed servers have
+left (`remove_unused`). An agent opens the file long before it takes the lock, while it may still do so as root. So
+that it is not removed meanwhile, whoever has it open says so by a read lock of fcntl(2), F_OFD_SETLK, which is
+independent of flock(2) and ends with the process as well; who removes it takes the write lock.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc import control_protocol
@@ -29,7 +34,7 @@ class AgentLock:
 
     def __init__(self, path: str) -> None:
         """Open, or create, the file `path`. Raises OSError."""
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = _opened_to_stay(path)
         forks.own(lambda: (self._fd,))  # a copy in a child would hold the lock after the agent has ended
 
     async def take(self, waits: Callable[[int], None]) -> None:
@@ -90,16 +95,53 @@ def lock_path(addresses: Iterable[str]) -> str:
 
 
 def clear_away(addresses: Iterable[str]) -> None:
-    """Remove the lock file, unless an agent holds the lock: an earlier server's, since ours have been reaped.
+    """Remove the lock file, unless an agent has it open: an earlier server's, since ours have been reaped.
 
-    To be called while the addresses are still ours, so that no agent of the next server waits for this file, and while
-    we have no agent, not even a starting one: it opens the file long before it locks it.
+    To be called while the addresses are still ours, so that no agent of the next server waits for this file.
     """
     with contextlib.suppress(OSError, UsageError):
-        path = lock_path(addresses)
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        _remove(lock_path(addresses))
+
+
+def remove_unused() -> list[Path]:
+    """Remove the lock files that no agent has open from this user's runtime directories; return their paths."""
+    removed = []
+    for directory in filter(control_protocol.private, control_protocol.runtime_directories()):
+        for path in directory.glob("agent-*.lock"):
+            with contextlib.suppress(OSError):
+                _remove(str(path))
+                removed.append(path)
+    return removed
+
+
+def _opened_to_stay(path: str) -> int:
+    """A descriptor of the file, which nobody removes as long as it is open. Raises OSError."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-        finally:
+            _lock_file(descriptor, fcntl.F_RDLCK, fcntl.F_OFD_SETLKW)  # until somebody has removed it
+            if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except OSError:
             os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    """Remove a lock file. Raises OSError, among others BlockingIOError if an agent has it open."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _lock_file(descriptor, fcntl.F_WRLCK, fcntl.F_OFD_SETLK)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def _lock_file(descriptor: int, kind: int, command: int) -> None:
+    """Lock the whole open file (fcntl(2), open file description locks). Raises OSError."""
+    fcntl.fcntl(descriptor, command, struct.pack("@hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))

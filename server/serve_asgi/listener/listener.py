@@ -20,6 +20,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from serve_asgi import __version__
+from serve_asgi.agent_process import agent_lock
 from serve_asgi.config import release
 from serve_asgi.config.invoker import invoker
 from serve_asgi.config.release import Release
@@ -324,6 +325,7 @@ class Listener:
     def _begin(self) -> None:
         """Start the first generation, or continue with the workers of an earlier program of this process."""
         if self._inherited is None:
+            agent_lock.remove_unused()
             self.deploys.begin("start", DeployKind.START, invoker())
             self._do(self.supervisor.start(time.monotonic()))
             return
