@@ -25,7 +25,7 @@ from tests.agent_process.agent_server import (
     wait_for_log,
     write,
 )
-from tests.running import PATIENCE, RunningServer, connect, request, running
+from tests.running import PATIENCE, RunningServer, connect, request, running, until
 
 
 def test_an_agent_that_is_killed_is_started_again_and_the_workers_serve_on(tmp_path: Path) -> None:
@@ -81,6 +81,26 @@ def test_who_looks_at_a_server_without_its_agent_is_told_so(tmp_path: Path) -> N
             assert time.monotonic() < deadline, page
         assert "no agent" in command(server, "top", "--once", "--interval", "0.2")
         assert "there is no agent: the agent app:comes_back could not be entered" in command(server, "status")
+        assert server.stop() == 0
+
+
+def test_an_agent_that_a_reload_replaces_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    """While the old one finishes, which may take a while, no agent is active, and nothing is wrong."""
+    write(tmp_path)
+    options = ("--agent", "app:slow", "--agent-timeout", "60", "--agent-required", "--admin", "127.0.0.1:0")
+    with running("app:app", *options, directory=tmp_path) as server:
+        ask(server)
+        server.signal(signal.SIGHUP)
+        server.wait_until(lambda status: "finishing" in agent_states(status))
+        until(lambda: "finishing" in [each["state"] for each in seen_by_the_page(server)["now"]["workers"]])
+        assert "active" not in agent_states(server.status())
+        assert seen_by_the_page(server)["now"]["agent_missing"] is False
+        assert "no agent" not in command(server, "top", "--once", "--interval", "0.2")
+        told = command(server, "status")
+        assert "no agent" not in told
+        assert "running, healthy" in told
+        (tmp_path / "go").touch()
+        server.wait_until(lambda status: agent_states(status) == ["active"])
         assert server.stop() == 0
 
 

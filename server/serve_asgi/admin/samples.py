@@ -130,7 +130,7 @@ class MetricSamples:
             "size": state["size"],
             "generations": state["generations"],
             "degraded": state["degraded"],
-            "agent_missing": view.agent_active() is False and not view.agent_returned(),
+            "agent_missing": bool(state.get("agent_missing")) and not view.agent_returned(),
             "agent_returned": view.agent_returned(),
             "draining": bool(reading.draining_since),
             "up": round(max(0.0, reading.at - view.about["since"]), 1),
