@@ -232,7 +232,7 @@ def test_what_the_admin_process_has_seen_comes_first(tmp_path: Path) -> None:
         address = server.status()["admin"]
         deadline = time.monotonic() + PATIENCE
         past = fetch(["unix:/nowhere", *address])
-        while not any(sample.requests for sample in past):
+        while not any(sample.p99 for sample in past):  # durations are written once a second
             with connect(server) as connection:
                 request(connection)  # the first one may come before the first sample begins
             time.sleep(0.05)
@@ -242,7 +242,7 @@ def test_what_the_admin_process_has_seen_comes_first(tmp_path: Path) -> None:
         taken.recall(past)
         assert taken.charted(600, whole=False) == past
         assert {sample.generation for sample in past} == {1}
-        assert next(sample.p99 for sample in past if sample.requests) is not None
+        assert any(sample.requests for sample in past)
         assert server.stop() == 0
     assert fetch(address) == []  # nobody is there
 

@@ -149,6 +149,7 @@ class WorkerProcess:
                     self._ready = True
                     if self.hub is not None:
                         self.hub.link.send("up")
+                    self.watchdog.watch(self.cells, self.config.block_warning)  # it may stand still from its first moment
                     self.send_queue.put({"type": "ready", "stands_by": True})
                     await self._serve_and_retire()
                 elif not starting.cancelled_caught:  # it was told to leave at the very moment that it had started
@@ -282,7 +283,6 @@ class WorkerProcess:
         return self.config.graceful_timeout + self.config.shutdown_timeout + CLOSE_TIME * 2 + EXIT_TIME
 
     async def _serve_and_retire(self) -> None:
-        self.watchdog.watch(self.cells, self.config.block_warning)
         housekeeping = Housekeeping(self.context, self.config, self._ticked, self._want_replacement)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, housekeeping.run)
