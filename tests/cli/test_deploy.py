@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -165,6 +166,40 @@ def test_a_canary_is_taken_back_and_an_interrupted_deploy_is_given_up(releases: 
         assert releases.target == "releases/1"
         assert version(server) == "1"
         deploying.communicate()
+
+
+def test_a_release_that_is_rolled_back_while_its_switch_is_watched_is_taken_back(releases: Releases) -> None:
+    configuration = releases.link.parent / "serve.toml"
+    configuration.write_text("auto-rollback = true\ncanary-time = 60\n")
+    older = [str(releases.make(name)) for name in ("01", "02")]
+    ReleaseLink(str(releases.link)).remember(*older, str(releases.directory / "1"))
+    with served(releases, "--no-access-log") as server:
+        for _ in range(100):
+            assert version(server) == "1"  # so that it is known what is usual
+        failing = releases.make("2", status=500)
+        deploying = start(server, "deploy", str(failing), "--keep", "2")
+        try:
+            server.wait_until(lambda status: status["generation"] == 2 and status["starting"] is None)
+            assert releases.target == "releases/2"
+            while deploying.poll() is None:
+                version(server)
+            said, complaint = deploying.communicate(timeout=PATIENCE)
+        finally:
+            deploying.kill()
+        assert deploying.returncode == 1
+        assert "the server watches the switch for 60 s (--auto-rollback, --canary-time)" in said
+        assert said.splitlines()[-1] == f"{releases.link} -> releases/1"
+        assert re.search(rf"rolled back, {releases.directory}/1 serves again: .*requests failed", complaint), complaint
+        assert (version(server), releases.target) == ("1", "releases/1")
+        assert sorted(path.name for path in releases.directory.iterdir()) == ["01", "02", "1", "2"]
+
+        configuration.write_text("auto-rollback = true\ncanary-time = 1\n")
+        done = serve(server, "deploy", str(releases.make("3")), "--keep", "2")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "the server watches the switch for 1 s" in done.stdout
+        assert "removed older releases: 01, 02" in done.stdout.splitlines()
+        assert (version(server), releases.target) == ("3", "releases/3")
+        assert len(server.logged("generation 3 stays")) == 1
 
 
 def _on_trial(status: dict[str, object]) -> bool:

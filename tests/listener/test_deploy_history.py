@@ -208,6 +208,12 @@ def test_roll_backs() -> None:
     history.take(record("generation_ended", generation=1, handed_over=4, cut=0))
     assert [each["handed_over"] for each in history.last()] == [4, 9, None, None]
 
+    history.begin("--auto-rollback", DeployKind.ROLLBACK, reason="3 of 3 requests failed")
+    history.generation_begins(version(1), [])
+    history.take(record("rollback_finished", generation=1, workers=2, seconds=0.004))
+    assert (history.last()[0]["by"], history.last()[0]["text"]) == ("--auto-rollback", "3 of 3 requests failed")
+    reloaded(history, 3)
+
     history.begin("serve rollback", DeployKind.ROLLBACK)
     history.generation_begins(version(1), [])
     history.take(record("rollback_refused", reason="no worker of generation 1 could serve again"))

@@ -63,7 +63,7 @@ def deploy(
         config = control_client.ask(path, "config", patience=PATIENCE)["config"]
         found = release_link.find(link, directory, config)
         with found.locked():
-            return ReleaseDeploy(path, found, directory, config, keep, as_json=as_json).run(wish, retired=retired)
+            return ReleaseDeploy(path, found, directory, keep, as_json=as_json).run(wish, retired=retired)
     except (RequestRefused, UsageError) as error:
         if as_json:
             return failed_as_json(error)
@@ -73,19 +73,18 @@ def deploy(
 class ReleaseDeploy:
     """One deploy of a release, under the lock of its link."""
 
-    def __init__(
-        self, path: Path, link: ReleaseLink, release: str, config: dict[str, Any], keep: int | None, *, as_json: bool
-    ) -> None:
+    def __init__(self, path: Path, link: ReleaseLink, release: str, keep: int | None, *, as_json: bool) -> None:
         self._path = path
         self._link = link
         self._release = release
-        self._options = {option["name"]: option["value"] for option in config["options"]}
         self._keep = keep
         self._as_json = as_json
         self._before = link.release
         self._target_before = link.target
         self._generation = control_client.look(path)["generation"]
         self._done = False
+        self._watched = False
+        """The server may still roll the release back by itself."""
 
     def run(self, wish: dict[str, Any], *, retired: bool) -> int:
         """Deploy; return the exit status. Raises RequestRefused if the release does not serve."""
@@ -101,8 +100,10 @@ class ReleaseDeploy:
     def _settle(self, response: dict[str, Any]) -> None:
         """The reload has ended. Raises RequestRefused if the release does not serve in the end."""
         control_client.checked(response)
-        if self._options.get("auto-rollback"):
-            self._watch(self._options["canary-time"])
+        config = control_client.ask(self._path, "config", patience=PATIENCE)["config"]  # that of the new generation
+        options = {option["name"]: option["value"] for option in config["options"]}
+        if options.get("auto-rollback"):
+            self._watch(options["canary-time"])
         self._done = True
         try:
             self._link.remember(self._before, self._release)
@@ -118,13 +119,22 @@ class ReleaseDeploy:
 
     def _watch(self, seconds: float) -> None:
         """Wait until the server does not watch the switch any more. Raises RequestRefused if it has rolled back."""
-        self._step("switch_watched", f"the server watches the switch for {seconds:g} s, and rolls back if it is bad")
+        text = f"the server watches the switch for {seconds:g} s (--auto-rollback, --canary-time)"
+        self._step("switch_watched", text, seconds=seconds)
+        self._watched = True
         end = time.monotonic() + seconds + LOOK
         while time.monotonic() < end:
             time.sleep(LOOK)
             found = control_client.look(self._path)
             if not self._serves(found):
-                raise RequestRefused(f"rolled back: {found['release']} serves again; `serve deploys` says why")
+                why = self._why_rolled_back()
+                raise RequestRefused(f"rolled back, {found['release']} serves again: {why}")
+        self._watched = False
+
+    def _why_rolled_back(self) -> str:
+        """What the server says of the latest roll-back."""
+        deploys = control_client.ask(self._path, "deploys", last=1, patience=PATIENCE)["deploys"]
+        return next((each["text"] for each in deploys if each["text"]), "`serve deploys` shows by whom")
 
     def _serves(self, found: dict[str, Any]) -> bool:
         places = [os.path.realpath(found[name]) for name in ("release", "app_dir") if found.get(name)]
@@ -140,7 +150,10 @@ class ReleaseDeploy:
             while _is_under_way(found := control_client.look(self._path)):
                 time.sleep(LOOK)
             if found["generation"] != self._generation and self._serves(found):
-                complain(f"{self._release} serves all the same: `serve rollback` takes it back")
+                text = f"{self._release} serves all the same: `serve rollback` takes it back"
+                if self._watched:
+                    text += f"; if the server does so by itself (--auto-rollback), point {self._link.path} back by hand"
+                complain(text)
                 self._done = True
         return self._done
 

@@ -47,8 +47,8 @@ class ActionPerformer:
                 listener.tasks.start_soon(self._prepare_reload, by, previous)
             case actions.PrepareGeneration(generation):
                 self._begin_generation(generation)
-            case actions.BeginRollback(generation, by):
-                listener.deploys.begin(by, DeployKind.ROLLBACK)
+            case actions.BeginRollback(generation, by, reason):
+                listener.deploys.begin(by, DeployKind.ROLLBACK, reason=reason)
                 self._deploys(generation)
             case actions.AdoptGeneration(generation):
                 self._adopt(generation)

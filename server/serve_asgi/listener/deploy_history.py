@@ -85,7 +85,7 @@ class Deploy(msgspec.Struct, rename={"before": "from"}):
     """The options that it changed, with their new values."""
     outcome: DeployOutcome = DeployOutcome.UNDER_WAY
     text: Sentence = ""
-    """Why it did not succeed."""
+    """Why it did not succeed; of a roll-back by the server itself: why."""
     seconds: Seconds | None = None
     """From the request to the outcome."""
     handed_over: Count | None = None
@@ -122,14 +122,15 @@ class DeployHistory:
         """Note who runs the command `by`, for the deploy that it leads to; the first one counts."""
         self._requests.setdefault(by, who)
 
-    def begin(self, by: str, kind: DeployKind = DeployKind.RELOAD, who: str = "") -> None:
-        """A deploy begins."""
+    def begin(self, by: str, kind: DeployKind = DeployKind.RELOAD, who: str = "", reason: str = "") -> None:
+        """A deploy begins; `reason` is why the server rolls back by itself."""
         self._end(DeployOutcome.SUPERSEDED, f"{by} came before its end")
         who = who or self._requests.get(by, "")
         self._requests.clear()
         if kind is DeployKind.START:
             self._current = self._before_the_start()
         self.own.append(Deploy(kind, by[:200], round(self._clock(), 3), _cut(who), self._host, before=self._current))
+        self.own[-1].text = _cut(reason)
 
     def generation_begins(self, version: DeployedVersion, options: list[str]) -> None:
         """The deploy under way starts this generation, and changes these options (each with its value)."""
@@ -196,10 +197,12 @@ class DeployHistory:
     def _rolled_back(self, record: Mapping[str, Any]) -> None:
         """The version before serves again; or still, if a deploy was given up that was under way."""
         deploy = self._under_way()
-        if deploy is not None and deploy.kind is not DeployKind.ROLLBACK:
+        if deploy is None:
+            return
+        if deploy.kind is not DeployKind.ROLLBACK:
             self._end(DeployOutcome.GIVEN_UP, f"it was given up by {record.get('by', 'a roll-back')}")
         else:
-            self._end(DeployOutcome.ROLLED_BACK, seconds=record.get("seconds"))
+            self._end(DeployOutcome.ROLLED_BACK, deploy.text, record.get("seconds"))
 
     def _before_the_start(self) -> DeployedVersion | None:
         """What an earlier server on this host ran last, if that was kept."""

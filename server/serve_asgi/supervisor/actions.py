@@ -38,10 +38,11 @@ class PrepareGeneration(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BeginRollback(Action):
-    """This generation, which stands by, is to serve again."""
+    """This generation, which stands by, is to serve again; the reason if nobody has asked for it."""
 
     generation: Generation
     by: str
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

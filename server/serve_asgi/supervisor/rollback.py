@@ -105,7 +105,8 @@ class RollbackTransaction:
         about: dict[str, Any] = {"generation": generation.number, "before": current.number}
         about |= {"by": event.by, "reason": event.reason}
         self._decisions.say(logging.INFO, "rollback_started", text, **about)
-        self._decisions.do(actions.BeginRollback(generation, event.by), actions.Announce("reloading", text))
+        begin = actions.BeginRollback(generation, event.by, event.reason)
+        self._decisions.do(begin, actions.Announce("reloading", text))
         self._starting.serve_again(generation)
 
     def _give_up_reload(self, event: e.RollbackAsked, tickets: list[int]) -> None:
