@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from serve_asgi.cli import control_client
-from tests.admin.picture import SCALE, SHOP, WIDTH, load
+from tests.admin.picture import SCALE, SHOP, WIDTH, load, take
 from tests.admin.scraping import admin_address
 from tests.browser import page
 from tests.running import running
@@ -24,10 +24,8 @@ TRIAL = {"share": 0.2, "time": 30.0}
 FAILING = SHOP.replace("else 200", "else 500 if random.random() < 0.08 else 200")
 BEFORE, AFTER = 15.0, 20.0
 """Seconds of the first version alone, and of what follows a trial."""
-OTHERS = "document.querySelectorAll('#charts, .hero, footer').forEach(each => each.remove());"
-OTHERS += "for (const id of ['workers', 'records']) document.getElementById(id).closest('section').hidden = true"
+OTHERS = "#charts, #folded, .hero, #hub, section:has(#workers), section:has(#records), footer"
 """What the picture leaves out."""
-BOTTOM = "Math.ceil(document.getElementById('deploys').closest('section').getBoundingClientRect().bottom)"
 
 
 def main(target: Path) -> None:
@@ -58,14 +56,8 @@ def main(target: Path) -> None:
                 browser.look(WIDTH, 900, "light", SCALE)
                 browser.open("http://{}:{}/".format(*admin_address(server)))
                 browser.wait_for("document.querySelectorAll('#deploys li').length === 3")
-                time.sleep(3)  # for the charts to be drawn
-                browser.evaluate(OTHERS)
-                bottom = (
-                    "Math.ceil(document.getElementById('deploys').closest('section').getBoundingClientRect().bottom)"
-                )
-                browser.look(WIDTH, int(browser.evaluate(f"scrollY + {bottom} + 16")), "light", SCALE)
-                time.sleep(3)
-                target.write_bytes(browser.picture(whole=False))
+                browser.evaluate(f"document.querySelectorAll('{OTHERS}').forEach(each => each.style.display = 'none')")
+                take(browser, "live", "deploys", target)
         finally:
             stop.set()
             thread.join()

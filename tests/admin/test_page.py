@@ -117,8 +117,15 @@ def test_a_reload_is_a_mark_and_a_band_and_a_refused_one_a_mark(server: RunningS
     assert value(wait_for(address, lambda _: True), "serve_last_reload_successful") == 0
     assert "<img src=x" in str(browser.evaluate("document.getElementById('records').textContent"))
     assert browser.evaluate("[window.broken ?? 0, document.querySelectorAll('img, #records script').length]") == [0, 0]
+    for mark, actor in (("refused", "HUP"), ("done", "serve reload, ")):
+        browser.wait_for(f"document.querySelector('.mark.{mark}').ariaLabel.includes('by {actor}')")
     browser.evaluate("document.querySelector('.mark.refused').focus()")
     assert "Reload refused" in browser.text("tip")
+    assert browser.text("tip").endswith("by HUP")
+    assert browser.text("legend-marks") == "↻reload×refused"
+    refused = "document.querySelector('#records li[data-event=reload_refused]')"
+    assert browser.evaluate(f"{refused}.querySelector('.actor').textContent") == "HUP"
+    assert browser.evaluate(f"{refused}.querySelector('.chip').textContent") == str(before + 2)
     (server.directory / "app.py").write_text(info())
 
 
@@ -156,14 +163,23 @@ def test_it_fits_a_telephone_and_draws_in_the_dark(server: RunningServer, browse
     opened(browser, server)
     browser.look(390, 800, "dark")
     browser.wait_for("document.documentElement.scrollWidth <= innerWidth")
-    drawn = "[...document.querySelectorAll('canvas')].every(each => each.width > 300 && each.toDataURL().length > 1000)"
+    drawn = "[...document.querySelectorAll('section:not([hidden]) > canvas')]"
+    drawn += ".every(each => each.width > 300 && each.toDataURL().length > 1000)"
     browser.evaluate("dispatchEvent(new Event('resize'))")
     browser.wait_for(drawn)
 
 
+def test_charts_without_anything_to_show_are_folded(server: RunningServer, browser: Page) -> None:
+    opened(browser, server)
+    browser.wait_for("document.getElementById('folded').textContent.includes('streams')")  # the application has none
+    hidden = "[...document.querySelectorAll('#charts .card[hidden] h2')].map(each => each.textContent)"
+    assert "Streams: first byte, duration" in browser.evaluate(hidden)
+    assert "Memory" not in browser.evaluate(hidden)
+
+
 def test_the_page_asks_no_other_host(server: RunningServer) -> None:
     address = admin_address(server)
-    for path in ("/", "/page.css", "/page.js", "/charts.js", "/hub.js"):
+    for path in ("/", "/page.css", "/page.js", "/charts.js", "/events.js", "/format.js", "/hub.js"):
         status, _, text = fetch(address, path)
         assert status == 200
         assert not re.search(r"https?:|//cdn|@import|url\(", text), path

@@ -45,6 +45,8 @@ PAGES: Final = {
         ("/page.css", "page.css", "text/css; charset=utf-8"),
         ("/charts.js", "charts.js", "text/javascript; charset=utf-8"),
         ("/hub.js", "hub.js", "text/javascript; charset=utf-8"),
+        ("/events.js", "events.js", "text/javascript; charset=utf-8"),
+        ("/format.js", "format.js", "text/javascript; charset=utf-8"),
         ("/page.js", "page.js", "text/javascript; charset=utf-8"),
     )
 }

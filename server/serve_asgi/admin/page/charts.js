@@ -71,6 +71,9 @@ export class Chart {
     this.labels();
   }
 
+  // Whether there is nothing to see: all values are 0, or not known.
+  isEmpty(samples) { return samples.every(sample => this.series.every(each => !each.value(sample))); }
+
   scale(samples) {
     const all = [];
     for (const sample of samples) {

@@ -41,7 +41,7 @@ export function showHub(report) {
     [each.topic, "name"], [whole.format(each.subscribers), "right"], [whole.format(each.waiting), each.waiting >= FULL ? "right worse" : "right"],
     [whole.format(each.in_flight), "right"], [rates.has(each.topic) ? whole.format(rates.get(each.topic)) : "–", "right"])), hub.topics_total, "topics: serve messages");
   fill("schedules", (hub.schedules ?? []).map(each => row(
-    [each.name, "name"], [each.when, "name quiet"],
+    [each.name, "name"], [each.when, "name when quiet"],
     [each.running ? "running" : each.paused ? "paused" : each.next === null ? "–" : `in ${when(each.next - now / 1000)}`, each.paused ? "worse" : ""],
     [each.last ? `${each.last.outcome} ${when(now / 1000 - each.last.at)} ago` : "–", FAILED.has(each.last?.outcome) ? "worse" : ""])), hub.schedules_total, "schedules: serve schedules");
   fill("keys", (hub.keys ?? []).map(each => row(
