@@ -170,9 +170,9 @@ def test_another_servers_control_socket_is_left_alone(project: Path) -> None:
 def test_a_listener_with_few_descriptors_introduces_all_the_same(project: Path) -> None:
     """Eight old workers and eight new ones are 64 pairs; no more than one of them is in the listener's hands.
 
-    It holds six descriptors for each worker and a dozen more.
+    It holds five descriptors for each worker and a dozen more.
     """
-    wrapper = ("bash", "-c", 'ulimit -n 114; exec "$@"', "bash")
+    wrapper = ("bash", "-c", 'ulimit -n 98; exec "$@"', "bash")
     many = ("--workers", "8", "--start-concurrency", "8")
     with running("app:app", *many, directory=project, wrapper=wrapper) as server:
         connections = [connect(server) for _ in range(16)]
@@ -189,7 +189,7 @@ def test_a_listener_with_few_descriptors_introduces_all_the_same(project: Path) 
 
 def test_a_listener_at_its_limit_keeps_no_descriptor_of_what_it_could_not_tell(project: Path) -> None:
     """Nearly all are in use while two generations live: who serves beside whom cannot be told to all of them."""
-    wrapper = ("bash", "-c", 'ulimit -n 113; exec "$@"', "bash")
+    wrapper = ("bash", "-c", 'ulimit -n 97; exec "$@"', "bash")
     with running("app:app", "--workers", "8", directory=project, wrapper=wrapper) as server:
         at_rest = len(os.listdir(f"/proc/{server.pid}/fd"))
         for _ in range(3):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -36,9 +37,10 @@ def shown() -> dict[str, float]:
     }
 
 
-def offer(store: MetricStore, series: int = 100, life: int = 1) -> int:
+def lend(store: MetricStore, series: int = 100, life: int = 1) -> int:
     fd = metric_memory.create(series)
-    store.offer(os.dup(fd), series, life, lambda: {life: 0})
+    store.begin(series, life, lambda: {life: 0})
+    store.take(os.dup(fd))
     return fd
 
 
@@ -68,21 +70,51 @@ def test_what_was_counted_before_there_is_a_memory_goes_along(store: MetricStore
     last = metrics.Gauge("last", "Last.", mode="last")
     hits.inc(2)
     last.set(7)
-    offer(store)
+    lend(store)
     hits.inc()
-    asked: list[int] = []
-    store.ask_with(lambda: asked.append(1))
     assert shown() == {"hits_total": 3, "last": 7}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_memory_is_asked_for_once_and_only_by_who_has_metrics(store: MetricStore, before: bool) -> None:
+    """A metric with labels asks before there is a value, so that the memory is there when the first request counts."""
+    asked: list[int] = []
+
+    async def ask() -> None:
+        store.begin(100, 1, dict)
+        if before:  # in a template that workers are forked from
+            metrics.Counter("early", "Early.", ["path"])
+        store.ask_in(asyncio.get_running_loop(), lambda: asked.append(1))
+        await asyncio.sleep(0)
+        assert len(asked) == before
+        with ThreadPoolExecutor() as pool:
+            pool.submit(metrics.Counter, "late", "Late.", ["path"]).result()
+        await asyncio.sleep(0)
+        metrics.Counter("later", "Later.").inc()
+        await asyncio.sleep(0)
+
+    asyncio.run(ask())
     assert asked == [1]
+    metrics.Counter("after_the_loop", "After.").inc()
+
+
+def test_without_its_memory_a_process_counts_for_itself(store: MetricStore, caplog: pytest.LogCaptureFixture) -> None:
+    store.begin(100, 1, dict)
+    metrics.Counter("hits", "Hits.").inc(2)
+    store.take(None)
+    store.take(metric_memory.create(1))
+    assert shown() == {"hits_total": 2}
+    assert [record.message for record in caplog.records if "no memory for them" in record.message]
 
 
 def test_the_next_process_goes_on(store: MetricStore) -> None:
-    fd = offer(store)
+    fd = lend(store)
     metrics.Counter("hits", "Hits.").inc(2)
     metrics.Gauge("last", "Last.", mode="last").set(7)
     metrics.Gauge("busy", "Busy.").set(5)
     following = MetricStore()
-    following.offer(os.dup(fd), 100, 2, lambda: {2: 0})
+    following.begin(100, 2, lambda: {2: 0})
+    following.take(os.dup(fd))
     metrics.store = following  # type: ignore[attr-defined]
     hits, busy = metrics.Counter("hits", "Hits."), metrics.Gauge("busy", "Busy.")
     metrics.Gauge("last", "Last.", mode="last")
@@ -94,7 +126,7 @@ def test_the_next_process_goes_on(store: MetricStore) -> None:
 
 
 def test_a_series_without_room_works_and_is_told_of_once(store: MetricStore, caplog: pytest.LogCaptureFixture) -> None:
-    offer(store, series=1)
+    lend(store, series=1)
     hits = metrics.Counter("hits", "Hits.", ["id"])
     for number in range(3):
         hits.labels(number).inc()
@@ -136,7 +168,7 @@ def test_decorators_and_blocks() -> None:
 
 
 def test_threads_lose_nothing(store: MetricStore) -> None:
-    offer(store)
+    lend(store)
     hits = metrics.Counter("hits", "Hits.", ["who"])
 
     def count() -> None:

@@ -23,11 +23,12 @@ from serve_asgi.app.agent import lease_taken
 from serve_asgi.app.agent_task import AgentTarget, AgentTask, load
 from serve_asgi.app.background_work import work
 from serve_asgi.app.hub_link import Identity
+from serve_asgi.app.metric_store import store as metrics
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.ipc import forked_children as forks
-from serve_asgi.ipc.channel import Packet, SendQueue, close_descriptors
+from serve_asgi.ipc.channel import Packet, SendQueue, TruncatedDescriptors, close_descriptors
 from serve_asgi.ipc.leftovers import ListenerFiles
 from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.logs import app_log
@@ -87,7 +88,8 @@ class AgentProcess:
         orphan_exit.watch(self.channel.fileno(), self._time_to_leave, meanwhile=ListenerFiles(self.welcome).remove)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
-        forks.claim(asyncio.get_running_loop())
+        forks.claim(loop := asyncio.get_running_loop())
+        metrics.ask_in(loop, lambda: self.send_queue.put({"type": "counts metrics"}))
         status = 0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, self._obey)
@@ -245,16 +247,19 @@ class AgentProcess:
         """Follow the listener's orders, until its end of the channel closes."""
         try:
             while True:
-                packet, descriptors = await self.channel.receive()
-                close_descriptors(descriptors)
-                self._take(packet)
+                try:
+                    packet, received = await self.channel.receive()
+                except TruncatedDescriptors as error:  # EMFILE
+                    log.warning("%s", error, extra=about("descriptors_lost"))
+                    packet, received = error.packet, []
+                self._take(packet, received)
         except (EOFError, ChannelError, OSError) as error:
             if not isinstance(error, EOFError):
                 log.error("the channel to the listener broke: %s", error, extra=about("channel_broken"))
             log.warning("the listener is gone; this agent finishes", extra=about("listener_died"))
             self._leave(LeaveRequest("the listener died", self.config.agent_timeout))
 
-    def _take(self, packet: Packet) -> None:
+    def _take(self, packet: Packet, received: list[int]) -> None:
         match packet["type"]:
             case "enter":
                 lease_taken(packet.get("token", 0))
@@ -263,9 +268,16 @@ class AgentProcess:
                 self._leave(LeaveRequest(packet["reason"], packet["timeout"]))
             case "quit":
                 self._leave(LeaveRequest("quit", 0.0))
+            case "own memory":
+                metrics.take(received.pop() if received else None)
+            case "memories":
+                for number, memory in zip(packet["memories"], received, strict=False):
+                    metrics.add_memory(number, memory)
+                received = []
             case "reopen":
                 logs.reopen()
                 app_log.reopen()
+        close_descriptors(received)
 
     def _leave(self, leaving: LeaveRequest) -> None:
         """Begin to leave; the first order counts."""

@@ -1,16 +1,18 @@
 """The values that this process counts for the application: in its memory of metrics, or its own until it has one.
 
-A process of the server is offered a memory at its start (`serve_asgi.ipc.metric_memory`), which is taken when the first
-value is created. Elsewhere (another server, a test, the template that workers are forked from) values are local; what
-has been counted by then goes along when there is a memory. A value for which there is no room stays local: it works,
-and no other process sees it. In a forked child of the application all are local again.
+A process of the server asks for a memory (`serve_asgi.ipc.metric_memory`) when its application first has a metric, so
+that an application without metrics costs neither memory nor a descriptor. Elsewhere (another server, a test, the
+template that workers are forked from) values are local; what has been counted by then goes along when there is a
+memory. A value for which there is no room stays local: it works, and no other process sees it. In a forked child of the
+application all are local again.
 
 `inc` may be called from any thread, and from a finaliser that runs in the middle of one: so the lock is re-entrant.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -79,25 +81,19 @@ class MetricCells:
         self.values, self.at = values, at
 
 
-@dataclasses.dataclass(slots=True)
-class _Offer:
-    """A memory that has not been taken yet."""
-
-    fd: int
-    series: int
-
-
 class MetricStore:
     """All values of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._cells: dict[bytes, MetricCells] = {}
-        self._offer: _Offer | None = None
         self._writer: MetricWriter | None = None
-        self._life = 0
+        self._series = self._life = 0
         self._refused = False
+        self._wanted = False
+        """The application has metrics."""
         self._ask: Callable[[], object] | None = None
+        """Asks the listener for a memory; None if it cannot be asked, or has been."""
         self.totals: MetricTotals | None = None
         """All memories of the server; None where there is none."""
 
@@ -108,39 +104,64 @@ class MetricStore:
             if (there := self._cells.get(encoded)) is not None:
                 return there
             cells = self._cells[encoded] = MetricCells(key, self._lock)
-            if self._offer is not None:
-                self._take()
-            elif self._writer is not None:
+            if self._writer is not None:
                 self._move(self._writer, encoded, cells)
+            else:
+                self.want()
             return cells
 
-    def offer(self, fd: int, series: int, life: int, living: Callable[[], Mapping[int, int]]) -> None:
-        """Offer a memory for `series` time series; the descriptor is taken over.
+    def begin(self, series: int, life: int, living: Callable[[], Mapping[int, int]]) -> None:
+        """This process belongs to a server, which lends a memory for `series` time series if it is asked.
 
         `life` is the serial of this process, `living` as for `MetricTotals`.
         """
         with self._lock:
-            self._offer, self._life = _Offer(fd, series), life
+            self._series, self._life = series, life
             self.totals = MetricTotals(living)
-            if self._cells:
-                self._take()
 
-    def _take(self) -> None:
-        """Take the memory; values stay local if it cannot be mapped."""
-        offer, self._offer = self._offer, None
-        assert offer is not None
-        assert self.totals is not None
-        try:
-            self.totals.add(OWN, read_only(offer.fd))
-            self._writer = writer = MetricWriter(offer.fd, offer.series)
-        except OSError as error:
-            text = "the application's metrics are not counted: their memory cannot be mapped: %s"
-            log.error(text, error, extra=about("metrics_refused"))
-            self.totals = None
-            return
-        for encoded, cells in self._cells.items():
-            self._move(writer, encoded, cells)
-        self._ask_for_others()
+    def ask_in(self, loop: asyncio.AbstractEventLoop, ask: Callable[[], object]) -> None:
+        """`ask`, called once in this loop, asks the listener for a memory and for those of the other processes."""
+
+        def from_any_thread() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to exit
+                loop.call_soon_threadsafe(ask)
+
+        with self._lock:
+            if self.totals is not None:
+                self._ask = from_any_thread
+                if self._wanted:
+                    self.want()
+
+    def want(self) -> None:
+        """The application has a metric, or what makes one: have a memory by the time that it counts."""
+        with self._lock:
+            self._wanted = True
+            if self._ask is not None:
+                ask, self._ask = self._ask, None
+                ask()
+
+    def take(self, fd: int | None) -> None:
+        """Count in this memory, which the listener has lent, from here on; the descriptor is taken over.
+
+        Values stay local if it is None, since it was lost on its way, or cannot be mapped.
+        """
+        with self._lock:
+            if self.totals is None or self._writer is not None:
+                if fd is not None:
+                    os.close(fd)
+                return
+            try:
+                if fd is None:
+                    raise OSError("this process has too many open files; raise the open-files limit (ulimit -Hn)")
+                self.totals.add(OWN, read_only(fd))
+                self._writer = writer = MetricWriter(fd, self._series)
+            except OSError as error:
+                text = "what this process counts is not in the application's metrics: it has no memory for them: %s"
+                log.error(text, error, extra=about("metrics_refused"))
+                self.totals = None
+                return
+            for encoded, cells in self._cells.items():
+                self._move(writer, encoded, cells)
 
     def _move(self, writer: MetricWriter, encoded: bytes, cells: MetricCells) -> None:
         first = writer.record(encoded, cells.key.cells, self._life)
@@ -156,14 +177,6 @@ class MetricStore:
 
     # What the others have counted
 
-    def ask_with(self, ask: Callable[[], object]) -> None:
-        """`ask` asks the listener for the memories of the other processes; called once, by the first thread that needs
-        them: when this process has taken a memory."""
-        with self._lock:
-            self._ask = ask
-            if self._writer is not None:
-                self._ask_for_others()
-
     def add_memory(self, number: int, fd: int) -> None:
         """Read the memory of another process from here on; the descriptor is taken over."""
         if self.totals is None:
@@ -173,11 +186,6 @@ class MetricStore:
             self.totals.add(number, fd)
         except OSError as error:
             log.warning("what another process has counted cannot be read: %s", error, extra=about("metrics_lost"))
-
-    def _ask_for_others(self) -> None:
-        if self._ask is not None:
-            ask, self._ask = self._ask, None
-            ask()
 
     def families(self) -> list[MetricFamily]:
         """All metrics: of the whole server, or of this process where there is none."""
@@ -203,7 +211,7 @@ class MetricStore:
             cells.lock = self._lock
         if self._writer is not None:
             self._writer.let_go()
-        self._offer = self._writer = self.totals = self._ask = None
+        self._writer = self.totals = self._ask = None
 
 
 store: Final = MetricStore()

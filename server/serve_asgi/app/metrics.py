@@ -102,6 +102,7 @@ class ApplicationMetric:
         if len(set(self.labelnames)) < len(self.labelnames):
             raise ValueError(f"the metric {name} has two labels of one name")
         self._children: dict[tuple[str, ...], Self] = {}
+        store.want()
         if not self.labelnames:
             self._begin(())
 

@@ -127,6 +127,7 @@ def install() -> None:
 
 def _adapt_values(module: Any) -> None:
     module.ValueClass = SharedValue
+    store.want()
 
 
 def _adapt_registry(module: Any) -> None:

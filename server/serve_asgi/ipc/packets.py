@@ -42,6 +42,10 @@ class Failed(Packet, frozen=True, tag="failed"):
     usage: bool = False
 
 
+class CountsMetrics(Packet, frozen=True, tag="counts metrics"):
+    """Its application has metrics: it needs a memory for them, and those of the others."""
+
+
 class Ready(Packet, frozen=True, tag="ready"):
     """A worker: imported, its lifespan has started."""
 
@@ -107,10 +111,6 @@ class TlsLost(Packet, frozen=True, tag="tls lost"):
     """A worker has not got the descriptor of what is needed for TLS: it asks for it again."""
 
 
-class ReadsMetrics(Packet, frozen=True, tag="reads metrics"):
-    """A worker: it may show the application's metrics, and needs what the others have counted."""
-
-
 class Prepared(Packet, frozen=True, tag="prepared"):
     """An agent: imported, its prepare() has returned."""
 
@@ -135,9 +135,11 @@ class AgentEnded(Packet, frozen=True, tag="finished"):
 
 FROM_WORKER: Final[Packets[Packet]] = Packets(
     *(Hello, Failed, Ready, Accepts, StandsBy, Recycle, CanaryVote, WorkerEnded),
-    *(Withdrawn, Lost, Orphaned, TlsTaken, TlsLost, ReadsMetrics),
+    *(Withdrawn, Lost, Orphaned, TlsTaken, TlsLost, CountsMetrics),
 )
-FROM_AGENT: Final[Packets[Packet]] = Packets(Hello, Failed, Prepared, Waits, Entered, Returned, AgentEnded)
+FROM_AGENT: Final[Packets[Packet]] = Packets(
+    *(Hello, Failed, Prepared, Waits, Entered, Returned, AgentEnded, CountsMetrics)
+)
 ONCE: Final = (
     Hello,
     Failed,
@@ -147,7 +149,7 @@ ONCE: Final = (
     Recycle,
     CanaryVote,
     WorkerEnded,
-    ReadsMetrics,
+    CountsMetrics,
     Prepared,
     Entered,
     Returned,

@@ -56,8 +56,10 @@ class Child:
         self.counts = counts
         self.serves = False
         """It has been told to serve."""
-        self.reads_metrics = False
-        """It shows the application's metrics, and is sent the memories of all processes."""
+        self.metrics_series = 0
+        """How many time series its memory of metrics has room for, if it asks for one; 0: it gets none."""
+        self.counts_metrics = False
+        """It has asked for a memory of metrics, and is sent those of all other processes."""
         self.welcome: Welcome | None = None
         """Sent once it has its PID."""
         self.said: set[type] = set()
@@ -79,7 +81,8 @@ class Child:
             "row": self.row,
             "counts": self.counts.fd,
             "serves": self.serves,
-            "reads_metrics": self.reads_metrics,
+            "metrics_series": self.metrics_series,
+            "counts_metrics": self.counts_metrics,
             "channel": self.channel.fileno(),
             "send_queue": self.send_queue.to_state(descriptors),
             "output": self.output.to_state(descriptors),
@@ -93,7 +96,8 @@ class Child:
         output, counts = ChildOutput.from_state(state["output"]), Row(state["counts"])
         child = cls(worker, state["pid"], channel, output, state["row"], counts)
         child.serves = state["serves"]
-        child.reads_metrics = state.get("reads_metrics", False)
+        child.metrics_series = state.get("metrics_series", 0)
+        child.counts_metrics = state.get("counts_metrics", False)
         for packet, lent, given in state["send_queue"]:
             child.send_queue.put(packet, lent, given)
         if state["watchdog"] is not None:

@@ -60,17 +60,17 @@ class ChildPackets:
         failed: ReportFailure,
         end: Callable[[Child, str], None],
         tls: WorkerTls | None = None,
-        send_memories: Callable[[Child], None] = lambda child: None,
+        lend_memory: Callable[[Child], None] = lambda child: None,
     ) -> None:
-        """`end(child, why)` ends a child that has broken the protocol; `send_memories(child)` sends it the memories of
-        metrics."""
+        """`end(child, why)` ends a child that has broken the protocol; `lend_memory(child)` lends it one for the
+        application's metrics."""
         self._links = links
         self._post = post
         self._tell_quit = tell_quit
         self._failed = failed
         self._end = end
         self._tls = tls
-        self._send_memories = send_memories
+        self._lend_memory = lend_memory
 
     async def listen_to(self, child: Child) -> None:
         """Handle the child's packets until its end of the channel closes; SIGCHLD reports its death."""
@@ -128,8 +128,8 @@ class ChildPackets:
                     child.watchdog.agree(window.signal, window.loop_thread)
             case packets.Failed(message, detail, usage):
                 self._failed(worker, message, detail, usage)
-            case packets.ReadsMetrics():
-                self._send_memories(child)
+            case packets.CountsMetrics():
+                self._lend_memory(child)
             case _ if isinstance(worker, Agent):
                 self._take_from_agent(worker, packet)
             case _:

@@ -89,7 +89,7 @@ class Children:
         self.links = links
         self._broken = broken
         self._packets = ChildPackets(
-            links, post, self._tell_quit, self._failed, self._end, tls, send_memories=self.send_memories
+            links, post, self._tell_quit, self._failed, self._end, tls, lend_memory=self.lend_memory
         )
         self._tls = tls
         self.listening_for: Callable[[Generation], Sequence[ListeningSocket]] = lambda _: ()
@@ -105,6 +105,8 @@ class Children:
         self._samples = GenerationSamples()
         self.memories = MetricMemories()
         """What the application's metrics are counted in."""
+        self.memories_changed: Callable[[], None] = lambda: None
+        """Called when there is a new one."""
         self.by_pid: dict[int, Child] = {child.pid: child for child in children}
         self.is_helper: Callable[[int], bool] = lambda pid: False
         """Whether this is the PID of a helper process."""
@@ -164,12 +166,13 @@ class Children:
     def _start(self, worker: AppProcess, release: Release, config: Config, template: Template | None = None) -> None:
         try:
             what = self._what(worker)
-            child, given = self._spawn_linked(worker, release, template, config.metrics_series)
+            child, given = self._spawn_linked(worker, release, template)
         except Exception as error:
             if not isinstance(error, (UsageError, OSError)):
                 log.exception("%s could not be started", worker)
             self.not_started(worker, str(error), usage=isinstance(error, UsageError))
             return
+        child.metrics_series = config.metrics_series
         child.welcome = Welcome(release, config, what, given)
         if template is None:
             self._begin(child)
@@ -288,40 +291,41 @@ class Children:
         self.tasks.start_soon(self._packets.listen_to, child)
 
     def _spawn_linked(
-        self, worker: AppProcess, release: Release, template: Template | None, series: int
+        self, worker: AppProcess, release: Release, template: Template | None
     ) -> tuple[Child, dict[str, int]]:
-        """Return the process, and the descriptors that it is given: its end of a link to the hub, without which it
-        would run in local mode, its row, and a memory for so many series of the application's metrics, if any."""
+        """Return the process, and the descriptors that it is given: its row, and its end of a link to the hub, without
+        which it would run in local mode."""
         link = self.links.open(worker.id)
-        memory: dict[str, int] = {}
         try:
-            if series:
-                memory["metrics"] = self._lend_memory(worker, series)
             child, row = self._spawn(worker, release, template)
         except BaseException:
             link.close()
-            close_descriptors(memory.values())
-            self.memories.take_back(row_serial(worker))
             raise
-        return child, {"link": link.detach(), "row": row, **memory}
+        return child, {"link": link.detach(), "row": row}
 
-    def _lend_memory(self, worker: AppProcess, series: int) -> int:
-        """A memory for the metrics of a process that is started; those that show the sums are told of a new one.
+    def lend_memory(self, child: Child) -> None:
+        """The application has metrics in this process: lend it a memory, and send it those of all others.
 
-        Raises OSError.
+        Those that have one already are told of a new one.
         """
-        memory, new = self.memories.lend(series, row_serial(worker))
+        if child.counts_metrics or not child.metrics_series or child.closed:
+            return
+        try:
+            memory, new = self.memories.lend(child.metrics_series, child.serial)
+            lent = memory.lent()
+        except OSError as error:
+            text = "what %s counts is not in the application's metrics: %s; raise the open-files limit (ulimit -Hn)"
+            log.warning(text, child.worker, error.strerror, extra=about("descriptors_lost"))
+            self.memories.take_back(child.serial)
+            return
         if new:
-            for child in self:
-                if child.reads_metrics:
-                    self._send_memories(child, [memory])
-        return memory.lent()
-
-    def send_memories(self, child: Child) -> None:
-        """A process is going to show the sums of the application's metrics: send it the memories of all others."""
-        if not child.reads_metrics:
-            child.reads_metrics = True
-            self._send_memories(child, [each for each in self.memories.all.values() if each.owner != child.serial])
+            for other in self:
+                if other.counts_metrics:
+                    self._send_memories(other, [memory])
+            self.memories_changed()
+        child.counts_metrics = True
+        self._say(child, {"type": "own memory"}, [lent])
+        self._send_memories(child, [each for each in self.memories.all.values() if each is not memory])
 
     def _send_memories(self, to: Child, memories: Sequence[MetricMemory]) -> None:
         for first in range(0, len(memories), MEMORIES_AT_ONCE):

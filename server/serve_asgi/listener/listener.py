@@ -166,6 +166,7 @@ class Listener:
             self.started,
             earlier=0 if inherited is None else inherited.admin_process,
         )
+        self.children.memories_changed = self.admin.changed
         self.stored_deploys = StoredDeploys(self.links.hub, self.deploys) if config.state else None
         self.store = self._make_store() if config.state else None
         path = Path(self.start_directory, config.control) if config.control else None

@@ -1,10 +1,10 @@
 """The memories that the application's metrics are counted in, of all processes of one server.
 
-It owns their descriptors. A process is lent one for its life; when it has been reaped, the memory is kept, with what
-was counted in it, and the next process that starts is lent it: so the sums never go back, nothing has to be added up
-here, and there are no more memories than processes have been alive at once, and a few. One that is more than half full
-is not lent again as long as there are few of those, so that new code has room for its own time series, however many
-an older one has left behind.
+It owns their descriptors. A process that asks for one is lent it for its life; when it has been reaped, the memory is
+kept, with what was counted in it, and the next process that asks is lent it: so the sums never go back, nothing has to
+be added up here, and there are no more memories than processes have been alive at once, and a few. One that is more
+than half full is not lent again as long as there are few of those, so that new code has room for its own time series,
+however many an older one has left behind.
 """
 
 from __future__ import annotations

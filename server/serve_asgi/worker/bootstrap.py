@@ -110,8 +110,8 @@ class Bootstrap:
         self.scoreboard = Scoreboard(scoreboard_fd)
         self.cells = mapped_row(given["row"])
         forks.in_child(functools.partial(let_go, self.cells))
-        if "metrics" in given:
-            store.offer(given["metrics"], self.config.metrics_series, self.packet["member"] + 1, self.scoreboard.living)
+        if self.config.metrics_series:
+            store.begin(self.config.metrics_series, self.packet["member"] + 1, self.scoreboard.living)
             forks.in_child(store.let_go)
             prometheus_values.install()
         self.sockets = [listening_socket(descriptor) for descriptor in sockets_fds]
@@ -254,9 +254,9 @@ def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
     return received
 
 
-GIVEN: Final = frozenset({"link", "row", "asked over", "dump", "tls", "metrics"})
-"""Other descriptors from the listener: the link to the hub, the scoreboard row, the two of the watchdog channel, what
-TLS needs, and the memory of the application's metrics."""
+GIVEN: Final = frozenset({"link", "row", "asked over", "dump", "tls"})
+"""Other descriptors from the listener: the link to the hub, the scoreboard row, the two of the watchdog channel, and
+what TLS needs."""
 
 
 def sorted_out(packet: Packet, descriptors: list[int]) -> tuple[int, list[int], dict[str, int]]:

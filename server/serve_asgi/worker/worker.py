@@ -136,7 +136,7 @@ class WorkerProcess:
         self._join_hub()
         forks.claim(loop := asyncio.get_running_loop())
         forks.own(self._let_go)
-        metrics.ask_with(lambda: loop.call_soon_threadsafe(self.send_queue.put, {"type": "reads metrics"}))
+        metrics.ask_in(loop, lambda: self.send_queue.put({"type": "counts metrics"}))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, self._obey)
             tasks.start_soon(hidden, self.send_queue.run)
@@ -145,11 +145,12 @@ class WorkerProcess:
                 with anyio.CancelScope() as starting:
                     tasks.start_soon(hidden, self._cancel_when_ordered, starting)
                     await self._start()
+                await anyio.lowlevel.checkpoint()  # what was asked for in this loop has been sent by then
                 if not self.retirement.ordered.is_set():
                     self._ready = True
                     if self.hub is not None:
                         self.hub.link.send("up")
-                    self.watchdog.watch(self.cells, self.config.block_warning)  # it may stand still from its first moment
+                    self.watchdog.watch(self.cells, self.config.block_warning)  # from its first moment on
                     self.send_queue.put({"type": "ready", "stands_by": True})
                     await self._serve_and_retire()
                 elif not starting.cancelled_caught:  # it was told to leave at the very moment that it had started
@@ -434,6 +435,8 @@ class WorkerProcess:
                     self.retirement.retire_connections()
             case "receive":
                 self.receiver.add_sender(packet["pair"], received.pop())
+            case "own memory":
+                metrics.take(received.pop() if received else None)
             case "memories":
                 for number, memory in zip(packet["memories"], received, strict=False):
                     metrics.add_memory(number, memory)
