@@ -49,6 +49,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "log_config": (str(tmp_path / "log.json"), str(tmp_path / "log.json")),
         "health_path": ("/up", "/up"),
         "static": ("/static=some dir\n/=b", ("/static=some dir", "/=b")),
+        "static_max_age": ("60 /a=immutable", ("60", "/a=immutable")),
         "request_timeout": ("30 /a=5", ("30", "/a=5")),
         "agent": ("app:consume", "app:consume"),
         "root_path": ("/api", "/api"),

@@ -44,6 +44,13 @@ def test_conditions(headers: dict[bytes, bytes], verdict: ConditionVerdict) -> N
     assert evaluate(headers, TAG, AT) is verdict
 
 
+@pytest.mark.parametrize("name", [b"if-modified-since", b"if-unmodified-since"])
+def test_conditions_on_the_date_of_a_file_without_one(name: bytes) -> None:
+    for at in (b"Thu, 01 Jan 1970 00:00:00 GMT", AFTER):
+        assert evaluate({name: at}, TAG, None) is SEND
+    assert wanted_range({b"range": b"bytes=0-1", b"if-range": AFTER}, TAG, None, 10) is None
+
+
 @pytest.mark.parametrize(
     ("value", "part"),
     [

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from serve_asgi.config import sources
-from serve_asgi.config.values import read_static
+from serve_asgi.config.values import IMMUTABLE, REVALIDATE, read_static
 from serve_asgi.errors import UsageError
+from serve_asgi.http.conditional_requests import http_date
 from serve_asgi.http.open_beneath import DirectoryTree
-from serve_asgi.http.static_files import StaticFiles, content_type, is_compressible
+from serve_asgi.http.static_files import StaticFiles, content_type, is_compressible, open_file
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from tests.http.http_server import HttpServer, respond, serving
@@ -58,13 +61,20 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "outside").symlink_to("../secret")
     (tree / "absolute").symlink_to(top / "secret")
     (tree / "up").symlink_to("..")
+    (tree / "device").symlink_to("/dev/tty")
+    (tree / "app.3f2a9c1b.js").write_text("hashed")
+    (tree / "old.txt").write_text("1234")
+    os.utime(tree / "old.txt", (1, 1))
     os.mkfifo(tree / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tree / "socket"))
     return tree
 
 
 @pytest.fixture(scope="module")
 def server(tree: Path) -> Iterator[HttpServer]:
-    front = StaticFiles(application, (f"/s/={tree}", f"/s/deeper={tree / 'docs'}"), "")
+    rules, ages = (f"/s/={tree}", f"/s/deeper={tree / 'docs'}"), ("60", "/s/deeper=immutable")
+    front = StaticFiles(application, rules, "", ages)
     with serving(front, "uvloop") as server:
         yield server
 
@@ -89,6 +99,7 @@ def test_a_file(server: HttpServer, tree: Path) -> None:
     assert ask(server, "/s/large.bin")[2] == LARGE
     assert ask(server, "/s/nothing")[::2] == (200, b"")
     assert ask(server, "/s/sp%20ace%20%C3%A9.txt")[2] == b"name"
+    assert ask(server, "/s/%61.t%78t?v=1")[2] == b"0123456789"
     assert ask(server, "/s/inside")[2] == b"0123456789"
     assert ask(server, "/s/deeper/index.html")[2] == b"index"
 
@@ -108,9 +119,23 @@ def test_other_methods(server: HttpServer, method: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "/s", "/sa.txt", "/s/", "/s/none", "/s/empty/", "/s/empty", "/s/a.txt/", "/s/a.txt/b", "/s/pipe"),
+        *(
+            "/",
+            "/s",
+            "/sa.txt",
+            "/s/",
+            "/s/none",
+            "/s/empty/",
+            "/s/empty",
+            "/s/a.txt/",
+            "/s/a.txt/b",
+            "/s/pipe",
+            "/s/socket",
+        ),
         *("/s/outside", "/s/absolute", "/s/up/secret", "/s/../secret", "/s/%2e%2e/secret", "/s/docs/../../secret"),
         *("/s//a.txt", "/s/./a.txt", "/s/.env", "/s/.git/config", "/s/..%2fsecret", "/s/a.txt%00", "/s/%ff"),
+        *("/s/device", "/s/docs%5c..%5c..%5csecret", "/s/%2e%2e%5csecret", "/s/%252e%252e/secret", "/s//etc/passwd"),
+        *("/s/%2fetc/passwd", "/s/docs/%2e%2e/%2e%2e/secret", "/s/none%00.html", "/s/%00", "/s/%c0%ae%c0%ae/secret"),
         f"/s/{'n' * 300}",
     ],
 )
@@ -138,6 +163,105 @@ def test_conditions_and_ranges(server: HttpServer) -> None:
     assert ask(server, "/s/large.bin", range="bytes=-100000")[2] == LARGE[-100_000:]
     status, part, _ = ask(server, "/s/a.txt", range="bytes=10-")
     assert (status, part["content-range"]) == (416, "bytes */10")
+
+
+def test_how_long_caches_may_use_a_file(server: HttpServer) -> None:
+    ages = {name: ask(server, f"/s/{name}")[1]["cache-control"] for name in ("a.txt", "app.3f2a9c1b.js", "deeper/")}
+    immutable = "public, max-age=31536000, immutable"
+    assert ages == {"a.txt": "public, max-age=60", "app.3f2a9c1b.js": immutable, "deeper/": immutable}
+    status, headers, _ = ask(server, "/s/app.3f2a9c1b.js", if_none_match="*")
+    assert (status, headers["cache-control"]) == (304, immutable)
+    assert "cache-control" not in ask(server, "/s/a.txt", "POST")[1]
+    assert "cache-control" not in ask(server, "/s/docs")[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "is_hashed"),
+    [
+        ("/a/base.27e20196a850.css", True),  # Django
+        ("/a/main.3f2a9c1b.js.map", True),
+        ("/a/pages-3f2a9c1b8d7e6f5a.js", True),
+        ("/a/3f2a9c1b8d7e6f5a.js", True),
+        ("/a/app-2d4f0e1a.css.gz", True),
+        ("/a/index.html", False),
+        ("/a/photo-20240101.jpg", False),
+        ("/a/facade-decade.js", False),
+        ("/a/accede12", False),
+        ("/a/app.3f2a9c1.js", False),  # seven
+        ("/a/app3f2a9c1b.js", False),
+        ("/a.3f2a9c1b.d/app.js", False),
+        ("/a/index-BfKq9x2Z.js", False),  # Vite's: "Q4Fy2024" looks like it
+        ("/a/", False),
+    ],
+)
+def test_names_with_a_hash(tmp_path: Path, path: str, is_hashed: bool) -> None:
+    files = StaticFiles(application, (f"/={tmp_path}",))
+    assert files.cache_control(path) == (IMMUTABLE if is_hashed else REVALIDATE)
+    files.close()
+
+
+def test_the_longest_prefix_says_how_long(tmp_path: Path) -> None:
+    files = StaticFiles(application, (f"/={tmp_path}",), "", ("/a=60", "/a/b/=0", "/c=immutable", "5"))
+    found = [files.cache_control(path) for path in ("/a/3f2a9c1b.js", "/a/b/c", "/ab", "/c", "/c/d", "/x.3f2a9c1b.js")]
+    five = b"public, max-age=5"
+    assert found == [b"public, max-age=60", REVALIDATE, five, five, IMMUTABLE, IMMUTABLE]
+    files.close()
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5", "a=1", "/a=", "/a=never", "=5", "99999999999"])
+def test_what_is_no_lifetime(text: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"^--static-max-age: .* is no lifetime: write seconds, as in 60, or immutable"
+    ):
+        sources.read("a:a", {"static_max_age": (text,)}, {})
+
+
+def test_a_lifetime_that_is_given_twice() -> None:
+    with pytest.raises(UsageError, match=r"^--static-max-age: /a is given twice: leave one out"):
+        sources.read("a:a", {"static_max_age": ("/a=1", "/a/=2")}, {})
+
+
+def test_a_date_that_all_files_have_says_nothing(server: HttpServer, tree: Path) -> None:
+    """As reproducible builds make them: another release's file may be as long."""
+    _, before, _ = ask(server, "/s/old.txt")
+    assert "last-modified" not in before
+    (tree / "new.txt").write_text("5678")
+    os.utime(tree / "new.txt", (1, 1))
+    (tree / "new.txt").rename(tree / "old.txt")
+    status, after, content = ask(
+        server, "/s/old.txt", if_none_match=before["etag"], if_modified_since=http_date(1).decode()
+    )
+    assert (status, content) == (200, b"5678")
+    assert ask(server, "/s/old.txt", if_none_match=after["etag"])[0] == 304
+
+
+def test_a_file_that_cannot_be_opened_for_want_of_descriptors_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    tree = DirectoryTree(str(tmp_path))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            open_file(tree, b"a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert open_file(tree, b"b") is None
+    tree.close()
+
+
+def test_a_file_that_may_not_be_read_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "no")
+
+    tree = DirectoryTree(str(tmp_path))
+    monkeypatch.setattr(DirectoryTree, "open", refuse)
+    assert [open_file(tree, b"refused.txt") for _ in range(3)] == [None] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "--static: refused.txt is asked for, and this user may not read it: it is left to the application"
+    ]
+    tree.close()
 
 
 def test_files_that_are_compressed_already(server: HttpServer) -> None:

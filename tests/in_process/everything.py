@@ -88,12 +88,15 @@ async def main(certificate: str, key: str) -> None:
     bind = ["http://127.0.0.1:0", "https://127.0.0.1:0"]
     with tempfile.TemporaryDirectory() as directory:
         large = write_large(directory)
-        async with serve_asgi.Server(application, bind=bind, tls_cert=certificate, tls_key=key) as server:
+        async with serve_asgi.Server(
+            application, bind=bind, tls_cert=certificate, tls_key=key, static=f"/static={directory}"
+        ) as server:
             plain, secure = (int(url.rpartition(":")[2]) for url in server.urls)
             assert await asyncio.to_thread(get, plain, "/", None) == b"1.1 2"
             assert await asyncio.to_thread(get, secure, "/", trusting) == b"1.1 3"
             for port, trust in ((plain, None), (secure, trusting)):
                 assert await asyncio.to_thread(get, port, f"/file?{large}", trust) == LARGE
+                assert await asyncio.to_thread(get, port, "/static/large", trust) == LARGE
             assert await asyncio.to_thread(echo, plain) == b"\x81\x02HI"
             await ticked.wait()
 

@@ -19,7 +19,7 @@ ROOTS = (
     *("serve_asgi.in_process.run", "serve_asgi.http.https_redirect", "serve_asgi.http2.connection"),
     *("serve_asgi.listener.certificate_loading", "serve_asgi.tls.server_contexts", "serve_asgi.worker.tls_handshakes"),
     *("serve_asgi.app.after_fork", "serve_asgi.app.canary", "serve_asgi.app.schedule", "serve_asgi.app.thread_loop"),
-    *("serve_asgi.app.shared", "serve_asgi.app.wsgi"),
+    *("serve_asgi.app.shared", "serve_asgi.app.wsgi", "serve_asgi.http.static_files"),
 )
 """From which the others are imported; also those that functions import when they are called."""
 PLATFORMS = ("darwin", "win32")

@@ -444,3 +444,39 @@ def test_an_access_log_if_it_is_asked_for(run: Run[None], tmp_path: Path, capfd:
     assert "/x" not in capfd.readouterr().out
     run(ask(Server(Application(), port=0, access_log=True, access_log_format="common")))
     assert '"GET /x HTTP/1.1" 200' in capfd.readouterr().out
+
+
+def test_files_are_served_without_the_application(run: Run[None], tmp_path: Path) -> None:
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public" / "app.3f2a9c1b.js").write_text("hashed")
+    (tmp_path / "public" / "large.bin").write_bytes(b"x" * 1_000_000)
+    (tmp_path / "secret").write_text("secret")
+
+    async def main() -> None:
+        options: Any = {"static": f"/static={tmp_path}/public", "static_max_age": "60", "root_path": "/api"}
+        async with (
+            Server(Application(), port=0, **options) as server,
+            httpx.AsyncClient(base_url=server.url) as client,
+        ):
+            hashed = await client.get("/static/app.3f2a9c1b.js")
+            assert (hashed.text, hashed.headers["cache-control"]) == (
+                "hashed",
+                "public, max-age=31536000, immutable",
+            )
+            large = await client.get("/static/large.bin")
+            assert (large.content, large.headers["cache-control"]) == (b"x" * 1_000_000, "public, max-age=60")
+            assert (await client.get("/static/large.bin", headers={"range": "bytes=-2"})).content == b"xx"
+            known = await client.get("/static/large.bin", headers={"if-none-match": large.headers["etag"]})
+            assert known.status_code == 304
+            assert (await client.get("/static/%2e%2e/secret")).text != "secret"
+
+    run(main())
+
+
+def test_a_directory_of_files_that_is_not_there_refuses_the_start(run: Run[None], tmp_path: Path) -> None:
+    async def main() -> None:
+        server = Server(Application(), port=0, static=(f"/a={tmp_path}", "/b=/nowhere"))
+        with pytest.raises(UsageError, match=r"--static: the directory /nowhere .* cannot be opened: No such file"):
+            await server.start()
+
+    run(main())

@@ -267,6 +267,7 @@ def test_what_an_earlier_version_has_left_is_understood(path: Path) -> None:
         complete(settings)
     for each in state["configs"].values():
         each["release"].setdefault("commit", "")
+        each["release"].setdefault("static", [])
     complete_processes(state["supervisor"])
     for child in state["children"]:
         child.setdefault("metrics_series", 0)

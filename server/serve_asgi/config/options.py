@@ -568,6 +568,14 @@ class Config:
         unit="PREFIX=DIR",
         one_per_line=True,
     )
+    static_max_age: tuple[str, ...] = option(
+        (),
+        "How long browsers and proxies may use files of --static without asking again, or immutable; of names with a "
+        "hash, as in app.3f2a9c1b.js, that is the default, and of others 0. PREFIX=… decides for all files below a "
+        "path; may be repeated.",
+        HTTP,
+        unit="[PREFIX=]SECONDS",
+    )
     server_header: bool = option(True, "Send a Server header.", HTTP)
     date_header: bool = option(True, "Send a Date header.", HTTP)
 

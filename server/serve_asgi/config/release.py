@@ -21,6 +21,7 @@ from typing import Final
 from serve_asgi.config import env_file as environment_file
 from serve_asgi.config.application_name import import_directory
 from serve_asgi.config.options import SECRET_VARIABLES, Config
+from serve_asgi.config.values import read_static
 from serve_asgi.errors import UsageError
 
 PRIVATE_VARIABLES = (
@@ -51,6 +52,12 @@ class Release:
     environment: dict[str, str]
     commit: str = ""
     """What is checked out in `directory`, if that can be told (`commit_of`)."""
+    static: list[str] = dataclasses.field(default_factory=list)
+    """The rules of --static, the links in their directories resolved."""
+
+    def resolved(self, config: Config) -> Config:
+        """`config` as the processes of this release get it."""
+        return dataclasses.replace(config, static=tuple(self.static)) if self.static else config
 
 
 def logical_directory() -> str:
@@ -173,7 +180,10 @@ def resolve(config: Config, start_directory: str) -> Release:
     if config.environment:
         environment["SERVE_ENVIRONMENT"] = config.environment
     python = _interpreter(config.python, start_directory)
-    return Release(python, directory, app_dir, environment, commit_of(directory))
+    static = [
+        f"{prefix}/={os.path.realpath(os.path.join(directory, d))}" for prefix, d in map(read_static, config.static)
+    ]
+    return Release(python, directory, app_dir, environment, commit_of(directory), static)
 
 
 def commit_of(directory: str) -> str:

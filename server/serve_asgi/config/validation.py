@@ -20,7 +20,7 @@ from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, parse_ad
 from serve_asgi.config.options import APP_LOG_WORDS
 from serve_asgi.config.state_location import is_url, store_address
 from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
-from serve_asgi.config.values import FoundValue, SourcePriority, read_path_time, read_static
+from serve_asgi.config.values import FoundValue, SourcePriority, read_max_age, read_path_time, read_static
 from serve_asgi.errors import UsageError
 from serve_asgi.logs import log_config
 from serve_asgi.logs.access_log_format import NAMED, compile_format
@@ -209,6 +209,18 @@ def _check_static(found: Found) -> None:
             read_static(text)
         except ValueError as error:
             raise UsageError(f"{found['static'].source}: {error}") from None
+    if (ages := found.get("static_max_age")) is None:
+        return
+    prefixes = []
+    for text in ages.value:
+        try:
+            prefixes.append(read_max_age(text)[0])
+        except ValueError as error:
+            raise UsageError(f"{ages.source}: {error}") from None
+    for prefix in prefixes:
+        if prefixes.count(prefix) > 1:
+            what = prefix or "the lifetime of all files"
+            raise UsageError(f"{ages.source}: {what} is given twice: leave one out")
 
 
 def _check_unix(found: Found) -> None:

@@ -25,6 +25,10 @@ QUOTE: Final = "'"
 SHOWN: Final = 100
 """Characters of a wrong value that are shown."""
 UNITS: Final = frozenset({"SECONDS", "BYTES", "MIB"})
+IMMUTABLE: Final = b"public, max-age=31536000, immutable"
+"""Cache-Control of what never changes under its name: a year is as long as any cache keeps it (RFC 8246)."""
+REVALIDATE: Final = b"no-cache"
+"""Kept, and asked for before each use whether it is still the same (RFC 9111 5.2.2.4)."""
 
 
 class SourcePriority(enum.IntEnum):
@@ -120,6 +124,20 @@ def read_static(text: str) -> tuple[str, str]:
     if not equals or not directory or not re.fullmatch(r"/(?:[^/?#\x00-\x20]+/?)*", prefix):
         raise ValueError(f"{text!r} is not PREFIX=DIR: write a path and a directory, as in /static=public")
     return prefix.rstrip("/"), directory
+
+
+def read_max_age(text: str) -> tuple[str, bytes]:
+    """What `SECONDS`, `immutable` or `/PREFIX=…` says: the prefix without its last slash ("" for none), and the value
+    of Cache-Control (RFC 9111 5.2.2, RFC 8246). Raises ValueError, a sentence."""
+    prefix, equals, age = text.rpartition("=")
+    if (equals and not prefix.startswith("/")) or not re.fullmatch(r"\d{1,10}|immutable", age, re.ASCII):
+        raise ValueError(
+            f"{text!r} is no lifetime: write seconds, as in 60, or immutable, or a path and either, as in "
+            "/assets=immutable"
+        )
+    if age == "immutable":
+        return prefix.rstrip("/"), IMMUTABLE
+    return prefix.rstrip("/"), b"public, max-age=%d" % int(age) if int(age) else REVALIDATE
 
 
 def _item(item: Any, source: Source) -> Any:

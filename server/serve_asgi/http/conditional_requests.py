@@ -33,21 +33,24 @@ def http_date(modified: int) -> bytes:
     return formatdate(modified, usegmt=True).encode("ascii")
 
 
-def evaluate(headers: Headers, tag: bytes, modified: int) -> ConditionVerdict:
-    """The conditions of a GET or HEAD, for a file with this strong ETag that was `modified` then (Unix time, s)."""
+def evaluate(headers: Headers, tag: bytes, modified: int | None) -> ConditionVerdict:
+    """The conditions of a GET or HEAD, for a file with this strong ETag that was `modified` then (Unix time, s).
+
+    Without a time, conditions on it are passed over.
+    """
     if (wanted := headers.get(b"if-match")) is not None:
         if not _matches(wanted, tag, weakly=False):
             return ConditionVerdict.FAILED
-    elif (before := _time(headers.get(b"if-unmodified-since"))) is not None and modified > before:
+    elif (later := _later(modified, headers.get(b"if-unmodified-since"))) is not None and later > 0:
         return ConditionVerdict.FAILED
     if (known := headers.get(b"if-none-match")) is not None:
         return ConditionVerdict.NOT_MODIFIED if _matches(known, tag, weakly=True) else ConditionVerdict.SEND
-    if (since := _time(headers.get(b"if-modified-since"))) is not None and modified <= since:
+    if (later := _later(modified, headers.get(b"if-modified-since"))) is not None and later <= 0:
         return ConditionVerdict.NOT_MODIFIED
     return ConditionVerdict.SEND
 
 
-def wanted_range(headers: Headers, tag: bytes, modified: int, size: int) -> tuple[int, int] | None:
+def wanted_range(headers: Headers, tag: bytes, modified: int | None, size: int) -> tuple[int, int] | None:
     """The first byte that a GET asks for and the one behind the last; None for the whole.
 
     Raises ValueError if nothing of what it asks for is there (416).
@@ -88,16 +91,16 @@ def _matches(header: bytes, tag: bytes, *, weakly: bool) -> bool:
     return any(found[2] == tag and (weakly or not found[1]) for found in _TAG.finditer(header))
 
 
-def _time(header: bytes | None) -> float | None:
-    """The Unix time of a date, or None if it is none."""
-    if header is None:
+def _later(modified: int | None, header: bytes | None) -> float | None:
+    """Seconds from the date in a header until the file was modified; None if either is missing or makes no sense."""
+    if modified is None or header is None:
         return None
     try:
-        return parsedate_to_datetime(header.decode("ascii")).timestamp()
+        return modified - parsedate_to_datetime(header.decode("ascii")).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
 
 
-def _still_the_same(header: bytes | None, tag: bytes, modified: int) -> bool:
+def _still_the_same(header: bytes | None, tag: bytes, modified: int | None) -> bool:
     """Whether If-Range (13.1.5) allows a part: the very same tag, or the very same date."""
-    return header is None or header.strip(b" \t") in (tag, http_date(modified))
+    return header is None or header.strip(b" \t") in (tag, modified is not None and http_date(modified))

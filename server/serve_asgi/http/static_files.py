@@ -10,23 +10,43 @@ application's to answer. Files are opened on the event loop, as proxies do: a di
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import mimetypes
 import os
+import re
 import stat
 from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from serve_asgi.config.values import read_static
+from serve_asgi.config.values import IMMUTABLE, REVALIDATE, read_max_age, read_static
 from serve_asgi.errors import UsageError
 from serve_asgi.http.conditional_requests import ConditionVerdict, acceptable_codings, evaluate, http_date, wanted_range
 from serve_asgi.http.open_beneath import DirectoryTree
 from serve_asgi.http.worker_context import ASGIApplication, Receive, Scope, Send
+from serve_asgi.logs.server_log import about
 
 INDEX: Final = b"index.html"
 CODINGS: Final = {b"br": b".br", b"zstd": b".zst", b"gzip": b".gz"}
 """Content codings that files may be there in, and how their names then end; the first is taken if all are equal."""
 METHODS: Final = ("GET", "HEAD")
+HASHED_NAME: Final = re.compile(r"[/._-](?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}\.[^/]+$")
+"""The last part of a path with a hash of the content in it, as Django, webpack and others write it: at least eight
+hexadecimal digits, among them a digit and a letter, so that no date or word is taken for one."""
+NO_DATE: Final = 400_000_000
+"""Unix time (1982), s: files that are older than that have no date of their own. Reproducible builds give them all the
+same, such as 0, 1 or 1980-01-01."""
+NOT_SERVED: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EISDIR, errno.EINVAL}
+)
+"""What opening fails with if no such file is there; the rest is trouble (errno(3))."""
+
+UNREADABLE: Final = 20
+"""Most files that this process says it may not read."""
+
+log = logging.getLogger("serve")
+_unreadable: set[str] = set()
 
 _TYPES: Final = mimetypes.MimeTypes()  # Python's own table, the same on every machine
 for _suffix, _type in {
@@ -57,10 +77,18 @@ class OpenFile:
     def __init__(self, fd: int, status: os.stat_result, coding: bytes = b"") -> None:
         self.fd = fd
         self.size = status.st_size
-        self.modified = int(status.st_mtime)
-        """Unix time, s."""
-        self.tag = b'"%x-%x%b"' % (status.st_mtime_ns, status.st_size, coding and b"-" + coding)
-        """A strong ETag: the time is the kernel's, of a few milliseconds."""
+        self.modified = int(status.st_mtime) if status.st_mtime > NO_DATE else None
+        """Unix time, s; None if it says nothing."""
+        changed = status.st_mtime_ns if self.modified is not None else status.st_ctime_ns
+        self.tag = b'"%x-%x%b"' % (changed, status.st_size, coding and b"-" + coding)
+        """A strong ETag: the time is the kernel's, of a few milliseconds. Without a date it is the time at which the
+        file was put there, which two releases on one machine do not have in common."""
+
+    @property
+    def validators(self) -> Fields:
+        """What a client needs to ask whether it is still the same."""
+        dated = [] if self.modified is None else [(b"last-modified", http_date(self.modified))]
+        return [(b"etag", self.tag), *dated]
 
     def fileno(self) -> int:
         """For http.response.zerocopysend."""
@@ -76,17 +104,23 @@ class OpenFile:
 class StaticFiles:
     """The application behind some directories of files."""
 
-    __slots__ = ("_app", "_mounts", "_root")
+    __slots__ = ("_age", "_ages", "_app", "_mounts", "_root")
 
-    def __init__(self, app: ASGIApplication, rules: Sequence[str], root_path: str) -> None:
+    def __init__(
+        self, app: ASGIApplication, rules: Sequence[str], root_path: str = "", max_ages: Sequence[str] = ()
+    ) -> None:
         """Opens the directories; relative ones start in the working directory. Raises UsageError."""
         self._app = app
+        ages = dict(map(read_max_age, max_ages))
+        self._age = ages.pop("", REVALIDATE)
+        self._ages = sorted(ages.items(), key=lambda rule: len(rule[0]), reverse=True)
         self._root = root_path
-        self._mounts = []
+        self._mounts: list[tuple[str, DirectoryTree]] = []
         for prefix, directory in sorted(map(read_static, rules), key=lambda rule: len(rule[0]), reverse=True):
             try:
                 self._mounts.append((prefix + "/", DirectoryTree(directory)))
             except OSError as error:
+                self.close()
                 raise UsageError(
                     f"--static: the directory {directory} (in {os.getcwd()}) cannot be opened: {error.strerror}"
                 ) from None
@@ -97,20 +131,32 @@ class StaticFiles:
             path = scope["path"].removeprefix(self._root)
             for prefix, tree in self._mounts:
                 if path.startswith(prefix):
-                    if await _answered(tree, path[len(prefix) :], scope, send):
+                    if await _answered(tree, path[len(prefix) :], self.cache_control(path), scope, send):
                         return
                     break
         await self._app(scope, receive, send)
 
+    def cache_control(self, path: str) -> bytes:
+        """How long a file may be used without asking, by the path of its URL: the longest prefix counts."""
+        for prefix, value in self._ages:
+            if path.startswith(prefix + "/"):
+                return value
+        return IMMUTABLE if HASHED_NAME.search(path, path.rfind("/")) else self._age
 
-async def _answered(tree: DirectoryTree, name: str, scope: Scope, send: Send) -> bool:
+    def close(self) -> None:
+        """Close the directories."""
+        for _, tree in self._mounts:
+            tree.close()
+
+
+async def _answered(tree: DirectoryTree, name: str, cache: bytes, scope: Scope, send: Send) -> bool:
     """Whether there is such a file, or directory with an index; then it has been answered."""
     path = _safe(name)
     if path is None:
         return False
-    file = _open(tree, path + INDEX if not path or path.endswith(b"/") else path)
+    file = open_file(tree, path + INDEX if not path or path.endswith(b"/") else path)
     if file is None:
-        if path and not path.endswith(b"/") and (index := _open(tree, path + b"/" + INDEX)) is not None:
+        if path and not path.endswith(b"/") and (index := open_file(tree, path + b"/" + INDEX)) is not None:
             with index:
                 await _send_to_directory(scope, send)
             return True
@@ -122,12 +168,12 @@ async def _answered(tree: DirectoryTree, name: str, scope: Scope, send: Send) ->
             await _plain(send, 405, b"This is a file: use GET or HEAD.\n", [(b"allow", b"GET, HEAD")])
             return True
         headers = _joined(scope["headers"])
-        fields = [(b"content-type", kind.encode())]
+        fields = [(b"content-type", kind.encode()), (b"cache-control", cache)]
         if is_compressible(kind):
             fields.append((b"vary", b"accept-encoding"))
             base = path + INDEX if not path or path.endswith(b"/") else path
             for coding in acceptable_codings(headers.get(b"accept-encoding", b""), tuple(CODINGS)):
-                if (other := _open(tree, base + CODINGS[coding], coding)) is not None:
+                if (other := open_file(tree, base + CODINGS[coding], coding)) is not None:
                     file = opened.enter_context(other)
                     fields.append((b"content-encoding", coding))
                     break
@@ -143,17 +189,30 @@ def _safe(name: str) -> bytes | None:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _open(tree: DirectoryTree, path: bytes, coding: bytes = b"") -> OpenFile | None:
-    """The regular file at this path, or None."""
+def open_file(tree: DirectoryTree, path: bytes, coding: bytes = b"") -> OpenFile | None:
+    """The regular file at this path, or None. Raises OSError if that cannot be told: a full table of files, a bad
+    disk."""
     try:
         fd = tree.open(path)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            _say_unreadable(path.decode(errors="replace"))
+        elif error.errno not in NOT_SERVED:
+            raise
         return None
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode):
         return OpenFile(fd, status, coding)
     os.close(fd)
     return None
+
+
+def _say_unreadable(path: str) -> None:
+    """Warn of a file that this user may not read, each once."""
+    if len(_unreadable) < UNREADABLE and path not in _unreadable:
+        _unreadable.add(path)
+        text = "--static: %s is asked for, and this user may not read it: it is left to the application"
+        log.warning(text, path, extra=about("static_file_refused", path=path))
 
 
 def content_type(name: str) -> str:
@@ -181,10 +240,10 @@ def _joined(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 async def _send(file: OpenFile, fields: Fields, headers: dict[bytes, bytes], method: str, send: Send) -> None:
     """Send the file, a part of it, or that there is nothing new."""
-    validators = [(b"etag", file.tag), (b"last-modified", http_date(file.modified))]
+    validators = file.validators
     verdict = evaluate(headers, file.tag, file.modified)
     if verdict is ConditionVerdict.NOT_MODIFIED:
-        kept = [field for field in fields if field[0] in (b"vary", b"content-location")]
+        kept = [field for field in fields if field[0] in (b"vary", b"cache-control")]
         await _start(send, 304, [*kept, *validators])
         await send({"type": "http.response.body", "body": b""})
         return

@@ -66,6 +66,8 @@ class ServerOptions(TypedDict, total=False):
     early_hints: bool
     http2: str | bool
     h2_max_streams: int
+    static: str | list[str] | tuple[str, ...]
+    static_max_age: str | list[str] | tuple[str, ...]
     server_header: bool
     date_header: bool
     forwarded_allow_ips: str | list[str]
@@ -121,7 +123,6 @@ REFUSED: Final[Mapping[str, str]] = {
     "config": "config is not taken: no file is read here; pass its options as keywords",
     "loop": "loop is not taken: the server runs in the event loop that is running; serve_asgi.run takes it",
     "reload": "reload is not taken: start `serve APP --reload`, which restarts the process on changes",
-    "static": "static is not taken: have the application's framework serve files, or start `serve APP --static …`",
     "state": "state is not taken: the shared state of a server in process ends with it",
     "agent": "agent is not taken: run it beside the server with `async with agent.running(…)`",
     "workers": "workers is not taken: this is one worker, in the calling process; start `serve APP --workers N`",

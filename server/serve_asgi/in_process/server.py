@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from serve_asgi.app.local_mode import LocalLink
+    from serve_asgi.http.static_files import StaticFiles
     from serve_asgi.logs.access_log import AccessLog
     from serve_asgi.tls.server_contexts import ServerContexts
 
@@ -113,6 +114,7 @@ class Server:
         self._tls: ServerContexts | None = None
         self._access_log: AccessLog | None = None
         self._hub: LocalLink | None = None
+        self._static: StaticFiles | None = None
 
     async def __aenter__(self) -> Server:
         await self.start()
@@ -175,7 +177,9 @@ class Server:
         app = self._application()
         listening = self._listening = Listening(config)
         self._tls = secure_contexts(config)
-        front = _redirecting(app, listening.sockets) if config.https_redirect else app
+        front = self._with_static_files(app) if config.static else app
+        if config.https_redirect:
+            front = _redirecting(front, listening.sockets)
         flag = RetiringFlag()
         surroundings = contextvars.copy_context()
         surroundings.run(flag_of_server.set, flag)
@@ -209,6 +213,13 @@ class Server:
             return loading.load(given, *how)
         name = getattr(given, "__qualname__", None) or f"the {type(given).__name__}"
         return loading.adapted(given, name, *how)
+
+    def _with_static_files(self, app: ASGIApplication) -> ASGIApplication:
+        from serve_asgi.http.static_files import StaticFiles  # who has none does not pay for it
+
+        config = self.config
+        self._static = StaticFiles(app, config.static, config.root_path, config.static_max_age)
+        return self._static
 
     async def serve(self) -> None:
         """Start, unless that has been done, and serve until `stop` is called or this is cancelled."""
@@ -268,8 +279,10 @@ class Server:
             self._access_log.close()
         if self._tls is not None:
             self._tls.close()
+        if self._static is not None:
+            self._static.close()
         self._listening = self._lifespan = self._acceptor = self._care = None
-        self._tls = self._access_log = self._hub = None
+        self._tls = self._access_log = self._hub = self._static = None
         if served:
             log.info("stopped", extra=about("server_stopped"))
 

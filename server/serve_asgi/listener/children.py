@@ -181,7 +181,7 @@ class Children:
         self, child: Child, welcome: Welcome, given: Iterable[str], listening: Sequence[ListeningSocket]
     ) -> Packet:
         """The first packet to a process; `given` are the names of the descriptors that it is given."""
-        worker, config = child.worker, welcome.config
+        worker, config = child.worker, welcome.release.resolved(welcome.config)
         return {
             "type": "welcome",
             "given": list(given),

@@ -146,7 +146,7 @@ class Templates:
                 "type": "welcome",
                 "protocol": PROTOCOL,
                 "generation": generation,
-                "config": request.config.to_json(),
+                "config": request.release.resolved(request.config).to_json(),
                 "directory": request.release.directory,
                 "app_dir": request.release.app_dir,
                 "since": BEGAN,

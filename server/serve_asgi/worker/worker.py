@@ -220,7 +220,7 @@ class WorkerProcess:
         if config.static:
             from serve_asgi.http.static_files import StaticFiles  # who has none does not pay for it
 
-            front = StaticFiles(front, config.static, config.root_path)
+            front = StaticFiles(front, config.static, config.root_path, config.static_max_age)
         if config.https_redirect:
             front = self._redirecting(front)
         self.context = context = WorkerContext(front, self.config, loop, self.scoreboard, self.cells, retiring)

@@ -372,7 +372,7 @@ OPTIONS: Final[tuple[Counterpart, ...]] = (
         for each in ("route", "mount")
     ),
     row("granian", "--static-path-dir-to-file", why=NOT_NEEDED + "a directory is its index.html (--static)"),
-    row("granian", "--static-path-expires", why=NOT_OFFERED + "files of --static have an ETag and a date for caches"),
+    row("granian", "--static-path-expires", "--static-max-age {}", "seconds", convert=seconds_of_duration),
     # Behind proxies
     row("uvicorn gunicorn h2corn", "--forwarded-allow-ips", "--forwarded-allow-ips {}"),
     row(
