@@ -24,6 +24,7 @@ from serve_asgi.config.state_location import PostgresAddress, RedisAddress, stor
 from serve_asgi.hub.agent_lease import ASK
 from serve_asgi.hub.state.write_evaluation import StateLimits
 from serve_asgi.ipc.channel import pair
+from serve_asgi.ipc.fleet_records import BEAT, OrderKind, OrderOutcome, OrderState, ServerRecord, encoded
 from serve_asgi.ipc.frames import encode, pack_value
 from serve_asgi.store.listener_link import ListenerLink
 from serve_asgi.store.postgres_state import PostgresState
@@ -95,6 +96,17 @@ async def _every(seconds: float, period: float, do: Callable[[], None]) -> None:
         await asyncio.sleep(max(0.0, period - (time.monotonic() - now)))
 
 
+async def _announcements(servers: list[SimulatedServer], seconds: float) -> None:
+    """`serve fleet`: each server announces itself every five seconds, spread over them (`BEAT`)."""
+    record = ServerRecord(
+        *("web-17.example.org", 4211, "/srv/shop/current", "shop.main:app", "0.1.0", "running", "healthy", 12, 4, 4),
+        *(86_400.0, None, "elsewhere", "/srv/shop/releases/2027-03-14", True, True),
+        OrderOutcome("0123456789ab.17", OrderKind.RELOAD, OrderState.DONE, "generation 12 serves", 12),
+    )
+    turns, body = itertools.cycle(servers), encoded(record)
+    await _every(seconds, BEAT / len(servers), lambda: next(turns).say("store.announce", body))
+
+
 async def _agents(servers: list[SimulatedServer], seconds: float) -> None:
     """`--agent-scope cluster`: each server asks every three seconds, spread over them."""
     turns = itertools.cycle(servers)
@@ -125,6 +137,7 @@ async def _broadcasts(servers: list[SimulatedServer], seconds: float) -> None:
 
 CASES: Final[dict[str, Callable[[list[SimulatedServer], float], Awaitable[None]]]] = {
     "connected and idle": _idle,
+    "+ its place in the fleet": _announcements,
     "+ agent's lease": _agents,
     "+ a tick per second": _ticks,
     "+ a write per second": _writes,

@@ -69,6 +69,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "tls_crl": {"SERVE_TLS_CERT": "c", "SERVE_TLS_CLIENT_CA": "a"},
         "https_redirect": {"SERVE_TLS_CERT": "c"},
         "agent_scope": {"SERVE_STATE": "redis://127.0.0.1/0"},
+        "fleet_orders": {"SERVE_STATE": "redis://127.0.0.1/0"},
     }
     if name in texts:
         text, expected = texts[name]
@@ -136,6 +137,12 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
             {},
             "--agent-scope: one agent among several servers needs a state that they share: add --state "
             "redis://HOST:PORT/DB or postgresql://HOST/DATABASE, or leave --agent-scope out",
+        ),
+        (
+            {"fleet_orders": True},
+            {"SERVE_STATE": "state.db"},
+            "--fleet-orders: orders come through a state that servers share: add --state redis://HOST:PORT/DB or "
+            "postgresql://HOST/DATABASE, or leave --fleet-orders out",
         ),
         (
             {"statsd": "localhost"},

@@ -35,8 +35,10 @@ def test_a_generation_that_fails_more_than_the_one_before_is_rolled_back() -> No
     assert (watch.current, watch.previous) == (new[0].generation, shell.supervisor.generations[1])
     shell.send(e.SwitchObserved(new[0].generation, TrafficSample(500, 1), USUAL))
     assert not shell.of(actions.BeginRollback)
+    assert shell.supervisor.watches_switch
     shell.send(e.SwitchObserved(new[0].generation, TrafficSample(520, 21), USUAL))
     assert rolled_back(shell, "21 of 520")
+    assert not shell.supervisor.watches_switch
     assert shell.of(actions.WatchSwitch)[-1] == actions.WatchSwitch(None, None)
     assert shell.supervisor.generations[1].state is GenerationState.RETURNING
     shell.send(e.SwitchObserved(new[0].generation, TrafficSample(600, 100), USUAL))

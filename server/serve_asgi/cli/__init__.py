@@ -22,6 +22,7 @@ MODULES: Final = {
     "workers": "status",
     "top": "top",
     "deploys": "deploys",
+    "fleet": "fleet",
     "stacks": "stacks",
     "schedules": "schedules",
     "schedule": "schedules",

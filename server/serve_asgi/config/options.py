@@ -382,6 +382,12 @@ class Config:
         unit="PATH or URL",
         live=False,
     )
+    fleet_orders: bool = option(
+        False,
+        "Take orders from the store that --state names: `serve fleet reload` and `serve fleet rollback` reload this "
+        "server, too. Whoever may write to that store may then do so.",
+        PROCESSES,
+    )
     state_value_limit: int = option(
         64 * 1024,
         "Largest value in the shared state.",

@@ -81,6 +81,7 @@ def check(found: Found, directory: str) -> None:
     _check_canary(found)
     _check_state(found)
     _check_agent_scope(found)
+    _check_fleet_orders(found)
     _check_paths(found, directory)
     _check_account(found)
     if "agent" in found and found["agent"].value:
@@ -256,6 +257,15 @@ def _check_agent_scope(found: Found) -> None:
         raise UsageError(
             f"{scope.source}: one agent among several servers needs a state that they share: add --state "
             "redis://HOST:PORT/DB or postgresql://HOST/DATABASE, or leave --agent-scope out"
+        )
+
+
+def _check_fleet_orders(found: Found) -> None:
+    orders = found.get("fleet_orders")
+    if orders is not None and orders.value and not ("state" in found and is_url(found["state"].value)):
+        raise UsageError(
+            f"{orders.source}: orders come through a state that servers share: add --state redis://HOST:PORT/DB or "
+            "postgresql://HOST/DATABASE, or leave --fleet-orders out"
         )
 
 

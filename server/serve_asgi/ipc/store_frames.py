@@ -13,6 +13,9 @@ hub -> store
     store.grant   {id, name, tick, holder, lease, exclusive?} may this server run the tick?; -> granted | taken
     store.renew   {name, token, lease}                        -> renewed | lost (no reply while the store is away)
     store.release {name, token}                               the run has ended; no reply
+    store.announce {} body                                    this server's record, for `serve fleet`
+                                                              (`serve_asgi.ipc.fleet_records`); -> order, if one waits
+    store.leave   {}                                          the server ends: its record is removed; no reply
 
 store -> hub
     store.snapshot  {first?} body=[[key, version, value], …]  parts of the whole state, before each `store.up`; parts
@@ -39,6 +42,8 @@ store -> hub
     store.taken     {id, why, text}                           `GrantRefusal`
     store.renewed   {name, token, renewed_until}
     store.lost      {name, token, text}                       the lease has expired: another server may run it now
+    store.bell      {}                                        an order waits: announce this server now
+    store.order     {} body                                   an order of `serve fleet`, which comes once
 
 `written` and `change` together are the changes of the state, in order: a hub applies them as they arrive (a `written`
 that is not newer than a `change` before it is only the reply). A reply never arrives before the changes that it is
@@ -203,6 +208,14 @@ class StoreLostFrame(msgspec.Struct):
     token: Count
 
 
+class StoreBellFrame(msgspec.Struct):
+    """`store.bell`."""
+
+
+class StoreOrderFrame(msgspec.Struct):
+    """`store.order`; the body is a `serve_asgi.ipc.fleet_records.FleetOrder`."""
+
+
 class StoreLogFrame(msgspec.Struct):
     """`store.say`: a record for the log (docs/reference/events.md) of an event in the store process."""
 
@@ -236,6 +249,8 @@ FROM_STORE: Final[Mapping[str, type]] = {
     "store.taken": StoreTakenFrame,
     "store.renewed": StoreRenewedFrame,
     "store.lost": StoreLostFrame,
+    "store.bell": StoreBellFrame,
+    "store.order": StoreOrderFrame,
     "store.say": StoreLogFrame,
     "store.failed": StoreFailedFrame,
 }

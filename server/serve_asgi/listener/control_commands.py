@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import json
 import select
 import socket
@@ -235,6 +236,21 @@ class ControlCommands:
         self._tickets[ticket] = waiting
         self._server.post(event)
         return await self._tell(stream, waiting)
+
+    async def order(self, event: e.ReloadAsked | e.RollbackAsked, who: str) -> tuple[bool, str]:
+        """Reload or roll back without a client, for `who`; return whether it was done, and a sentence."""
+        waiting, ticket = PendingAnswer(follows=False), self._next_ticket
+        self._next_ticket += 1
+        self._tickets[ticket] = waiting
+        self._server.deploys.requested(event.by, who)
+        self._server.post(dataclasses.replace(event, ticket=ticket))
+        self.waiting.add(waiting)
+        try:
+            await waiting.news()
+        finally:
+            self.waiting.discard(waiting)
+        outcome = waiting.outcome or {"ok": False, "text": "the server has ended"}
+        return outcome["ok"], outcome["text"]
 
     async def _promote(self, stream: SocketStream) -> dict[str, Any]:
         """End a trial: the rest of the generation starts."""

@@ -29,7 +29,7 @@ from serve_asgi.config.tls_files import TlsFiles
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.leftovers import ListenerFiles
 from serve_asgi.ipc.scoreboard import Scoreboard
-from serve_asgi.listener import garbage_collection, reload_on_change, sd_watchdog, statsd_gauges
+from serve_asgi.listener import fleet_orders, garbage_collection, reload_on_change, sd_watchdog, statsd_gauges
 from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.listener import stack_dumps as stacks
 from serve_asgi.listener.action_performer import ActionPerformer
@@ -169,6 +169,7 @@ class Listener:
         self.children.memories_changed = self.admin.changed
         self.stored_deploys = StoredDeploys(self.links.hub, self.deploys) if config.state else None
         self.store = self._make_store() if config.state else None
+        self.fleet = fleet_orders.member(self, self.store, None if inherited is None else inherited.fleet)
         path = Path(self.start_directory, config.control) if config.control else None
         self.hub = HubCommands(self.links.hub, self.links.keep_deadline)
         self.control = ControlServer(path, self)
@@ -190,6 +191,9 @@ class Listener:
             self.admin.happened,
             self.hooks.happened,
         ]
+        if self.fleet is not None:
+            member = self.fleet
+            self.recorder.recipients.append(lambda _: member.changed())
         addresses = [each.name for each in listening]
         self.announcements = Announcements(
             *(pid_file, addresses, self.admin.names, config.health_path if config.health else ""),
@@ -236,6 +240,9 @@ class Listener:
         """Start the tasks that run besides the event loop."""
         start = self.tasks.start_soon
         start(self.admin.run)
+        if self.fleet is not None:
+            self.fleet.tasks = self.tasks
+            start(self.fleet.run)
         if self.admin.names:
             start(self._tell_figures)
         start(self.admin.end_earlier)
@@ -275,6 +282,8 @@ class Listener:
         await self.admin.finish()
         self.deploys.server_ends(self.exit.message if self.exit is not None else "")
         self._keep_deploys()
+        if self.fleet is not None:
+            self.fleet.leave()
         if self.store is not None:
             await self.store.finish()
         await self.processes.kill()
@@ -351,6 +360,8 @@ class Listener:
             return "hooks were running"
         if self.children.templates.busy:
             return "workers were being forked"
+        if self.fleet is not None and self.fleet.busy:
+            return "an order of the fleet was being carried out"
         return "control commands were in progress" if self.control.answering > 1 else ""
 
     def has_events(self) -> bool:

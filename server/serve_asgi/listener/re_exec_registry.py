@@ -47,6 +47,7 @@ from serve_asgi.listener.children import Children
 from serve_asgi.listener.control_server import ControlServer
 from serve_asgi.listener.deploy_history import DeployHistory
 from serve_asgi.listener.event_history import History
+from serve_asgi.listener.fleet_member import FleetMember
 from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
@@ -94,6 +95,7 @@ class Carrier(Protocol):
     children: Children
     links: HubLinks
     store: StoreProcess | None
+    fleet: FleetMember | None
     listening: list[ListeningSocket]
     admin_listening: list[ListeningSocket]
     pid_file: PidFile | None
@@ -122,6 +124,8 @@ class InheritedState:
     links: State
     store: State | None
     """The state of the store process, if there was one."""
+    fleet: State | None
+    """The orders of the fleet, if the server belongs to one."""
     listening: list[ListeningSocket]
     admin_listening: list[ListeningSocket]
     pid_file: PidFile | None
@@ -218,6 +222,7 @@ PIECES: Final = (
     ),
     Piece("links", "links", lambda one, descriptors: one.links.to_state(descriptors)),
     Piece("store", "store", lambda one, descriptors: _saved(one.store, descriptors)),
+    Piece("fleet", "fleet", lambda one, _: one.fleet and one.fleet.to_state(), default=None),
     Piece(
         "listening",
         "listening",
@@ -352,7 +357,17 @@ CARRIED: Final = (
         frozenset(
             {
                 *("_config", "_location", "_processes", "_take", "_changed", "_happened", "_known"),
-                *("_first", "_end", "_ended", "_adopted", "_failed", "failure"),
+                *("_first", "_end", "_ended", "_adopted", "_failed", "failure", "for_fleet"),
+            }
+        ),
+    ),
+    Carried(
+        FleetMember,  # no order is being carried out
+        FleetMember.to_state,
+        frozenset(
+            {
+                *("_describe", "_send", "_allowed", "_carry_out", "_happened"),
+                *("_news", "_under_way", "tasks"),
             }
         ),
     ),

@@ -96,6 +96,8 @@ class StoreProcess:
         self._adopted = left is not None and left["pid"] != 0
         self._failed = ""  # why the last process could not start
         self._at = ["", 0] if left is None else left.get("at", ["", 0])  # the last message that a process has reported
+        self.for_fleet: Callable[[ValidatedFrame], None] = lambda _: None
+        """Gets the frames that are about this server's place in the fleet."""
         self.trouble = ""
         """Why the store is unavailable at present."""
         self._refuses = ""  # why writes are refused at present, although it is available
@@ -132,8 +134,12 @@ class StoreProcess:
 
     def reopen(self) -> None:
         """Have it reopen its log files."""
+        self.tell(encode("store.reopen"))
+
+    def tell(self, data: bytes) -> None:
+        """Queue a frame of the listener's own, which gets no reply; it is dropped while the store is unavailable."""
         if self._stage is StoreStage.UP:
-            self._requests.put_order(encode("store.reopen"))
+            self._requests.put_order(data)
             self._wake_link()
 
     # Its life cycle
@@ -303,6 +309,8 @@ class StoreProcess:
                 self._up()
             case "store.at":
                 pass
+            case "store.bell" | "store.order":
+                self.for_fleet(frame)
             case "store.refuses":
                 self._told_of_refusals(head.text)
             case _:

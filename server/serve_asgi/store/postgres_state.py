@@ -35,6 +35,7 @@ from serve_asgi.store.postgres_connector import (
     reason_of,
     surely_undone,
 )
+from serve_asgi.store.postgres_fleet import PostgresFleet
 from serve_asgi.store.postgres_transaction import ABOUT_LEASES, CHANGING, About, StoreTransaction, columns
 from serve_asgi.store.reconnect import SessionLost
 from serve_asgi.store.replies import StoreReply
@@ -71,12 +72,14 @@ class PostgresState(SharedStore):
         self._limits = limits
         self._name = name
         self._postgres = PostgresConnector(address, name)
+        self._fleet = PostgresFleet(self._postgres)
         self._messages = MessageFollower(link, name, "PostgreSQL", known.at)
         self._entries = known.entries
         self._seq = 0  # version of the last change that has gone to the hub
         self._highest = known.version  # the highest version that ever went to the hub
         self._epoch = ""
         self._notified = False
+        self._rung = False
 
     def _sentence(self, error: Exception) -> str:
         return self._postgres.sentence(error)
@@ -90,6 +93,7 @@ class PostgresState(SharedStore):
             async with self._postgres.finished(connection):
                 await connection.execute(f'LISTEN "{tables.channel(self._address.schema)}"'.encode())
                 await self._make_tables(connection)
+            await self._fleet.prepare(connection)
             await self._greet(connection)
             about = await self._take_all(connection)
             await self._messages.begin(about.epoch, about.sent, lambda number: self._entry_from(connection, number))
@@ -100,7 +104,10 @@ class PostgresState(SharedStore):
             await connection.close()
 
     def _wake(self, notification: psycopg.Notify) -> None:
-        self._notified = True
+        if notification.payload == self._name:
+            self._rung = True
+        else:
+            self._notified = True
 
     async def _make_tables(self, connection: Connection) -> None:
         """Make what is missing; of several servers that start together one does."""
@@ -199,8 +206,14 @@ class PostgresState(SharedStore):
             self._news.clear()
             if self._availability.due():
                 await self._probe_writes(connection)
+            if self._rung:
+                self._rung = False
+                await self._link.send("store.bell")
             if self._inbox:
-                await self._carry_out(connection, self._next_batch())
+                if frames := await self._announced(connection, self._next_batch()):
+                    await self._carry_out(connection, frames)
+                else:
+                    self._asked = []
             elif not behind:
                 await self._postgres.wait(connection, self._news, LOOK)
                 self._notified = self._notified or not self._inbox  # it may be the socket that woke this task
@@ -254,6 +267,20 @@ class PostgresState(SharedStore):
         apply_change(self._entries, change)
 
     # Requests
+
+    async def _announced(self, connection: Connection, frames: list[Frame]) -> list[Frame]:
+        """Do what the frames say of this server's place in the fleet; return the others."""
+        for frame in frames:
+            try:
+                if frame.kind == "store.announce":
+                    if (order := await self._fleet.announce(connection, self._name, frame.body)) is not None:
+                        await self._link.send("store.order", {}, order)
+                elif frame.kind == "store.leave":
+                    await self._fleet.leave(connection, self._name)
+            except psycopg.Error as error:  # such as a full disk: writes of the state are told of it
+                if ends_session(error, connection):
+                    raise
+        return [frame for frame in frames if frame.kind not in ("store.announce", "store.leave")]
 
     async def _carry_out(self, connection: Connection, frames: list[Frame]) -> None:
         """Carry out requests in one transaction, and reply."""

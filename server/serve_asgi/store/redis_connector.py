@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 
 from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import UsageError
+from serve_asgi.store import redis_fleet_scripts as fleet
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store.reconnect import SessionLost
 
@@ -102,6 +103,8 @@ class RedisConnector:
         """Load the scripts into Redis. Raises RedisError."""
         for name in _SCRIPTS:
             self._shas[name] = await client.script_load(getattr(scripts, name))
+        for name, text in fleet.SCRIPTS.items():
+            self._shas[name] = await client.script_load(text)
 
     async def run(self, client: Any, script: str, keys: Sequence[str], *arguments: Any) -> Any:
         """Run a script. Raises RedisError."""

@@ -22,6 +22,8 @@ from serve_asgi.store.schedule_leases import lease_until
 _NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRONGPASS")
 """What Redis and redis-py say about passwords; there is not always an exception class for it."""
 
+FLEET: Final = ("fleet", "fleet:heard", "fleet:orders")
+"""The keys of the fleet (`serve_asgi.store.redis_fleet_scripts`)."""
 CHANGING: Final = frozenset({"store.write", "store.send", "store.grant"})
 """Frames that Redis refuses when it accepts no writes."""
 _NOT_DONE: Final = (SessionLost, exceptions.ReadOnlyError, exceptions.NoScriptError, exceptions.BusyLoadingError)
@@ -60,6 +62,10 @@ def script_call(
             return asked("RENEW", ("about", lease_key), head["token"], _microseconds(head["lease"]))
         case "store.release":
             return asked("RELEASE", ("about", lease_key), head["token"])
+        case "store.announce":
+            return asked("ANNOUNCE", ("about", *FLEET), server, frame.body)
+        case "store.leave":
+            return asked("LEAVE", ("about", *FLEET), server)
     raise ChannelError(f"the listener asks for {frame.kind!r}, which this version does not know")
 
 

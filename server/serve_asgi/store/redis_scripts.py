@@ -12,6 +12,7 @@ All keys begin with a prefix:
     PREFIX:messages  stream: the latest messages; the id of an entry is NUMBER-0
     PREFIX:ticks     hash: name of a schedule -> TOKEN TICK HOLDER of its last grant
     PREFIX:lease:NAME  hash: token -> until when (µs, this Redis's clock)
+and those of `serve_asgi.store.redis_fleet_scripts`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LOG_BYTES: Final = 16 * 1024 * 1024
 MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """Most bytes in the streams: a server that lags further behind reads the whole state anew, and misses messages."""
 
-_COMMON: Final = """
+COMMON: Final = """
 local about = KEYS[1]
 local function text(n) return string.format('%.0f', n) end
 local function get(field) return tonumber(redis.call('HGET', about, field) or '0') end
@@ -80,7 +81,7 @@ return {redis.call('HGET', about, 'epoch'), seq, began}
 """.replace("FORMAT", str(FORMAT))
 
 SNAPSHOT: Final = (
-    _COMMON
+    COMMON
     + """
 -- KEYS about, state; ARGV epoch. Returns {seq, sent, key, VERSION:VALUE, ...}
 local found = redis.call('HGETALL', KEYS[2])
@@ -100,7 +101,7 @@ end
 """
 
 READ: Final = (
-    _COMMON
+    COMMON
     + _ENTRY
     + """
 -- KEYS about, state; ARGV epoch, key. Returns {seq, version, value or false}
@@ -110,7 +111,7 @@ return {get('seq'), version, value or false}
 )
 
 WRITE: Final = (
-    _COMMON
+    COMMON
     + _ENTRY
     + """
 -- KEYS about, state, log; ARGV epoch, origin, op, key, version or '', value (of incr: the step), both limits.
@@ -196,7 +197,7 @@ return {1, seq, after or false}
 )
 
 SEND: Final = (
-    _COMMON
+    COMMON
     + f"""
 -- KEYS about, messages; ARGV epoch, origin, head, body. Returns {{1}}
 local n = redis.call('HINCRBY', about, 'sent', 1)
@@ -205,14 +206,14 @@ return {{1}}
 """
 )
 
-_NOW: Final = """
+NOW: Final = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 """
 
 GRANT: Final = (
-    _COMMON
-    + _NOW
+    COMMON
+    + NOW
     + """
 -- KEYS about, ticks, lease:NAME; ARGV epoch, name, tick, holder, lease (µs), exclusive (0, 1).
 -- Returns {1, token} or {0, 'granted' | 'running' | 'clock', seconds}
@@ -246,8 +247,8 @@ return lease(token)
 )
 
 RENEW: Final = (
-    _COMMON
-    + _NOW
+    COMMON
+    + NOW
     + """
 -- KEYS about, lease:NAME; ARGV epoch, token, lease (µs). Returns {1} or {0}
 local there = redis.call('HGET', KEYS[2], ARGV[2])
@@ -262,7 +263,7 @@ return {1}
 )
 
 RELEASE: Final = (
-    _COMMON
+    COMMON
     + """
 -- KEYS about, lease:NAME; ARGV epoch, token. Returns {1}
 redis.call('HDEL', KEYS[2], ARGV[2])

@@ -180,6 +180,8 @@ class RedisState(SharedStore):
                 await self._following.reply_at(seq, replies.value(head["id"], head["key"], entry))
             case "store.send":
                 await self._link.send("store.sent", {"id": head["id"]})
+            case "store.announce" if found[1]:
+                await self._link.send("store.order", {}, found[1])
             case "store.grant":
                 if found[0] and too_few:  # asked again, it is the same grant
                     text = f"it is granted, but fewer than {self._address.replicas} replicas have it"

@@ -61,6 +61,7 @@ class StreamFollower:
         self._highest = known.version  # the highest version that ever went to the hub
         self._messages = MessageFollower(link, name, "Redis", known.at)
         self._entries = known.entries
+        self._rung: str | bytes = "0-0"  # the last entry of this server's bell (`serve_asgi.store.redis_fleet_scripts`)
 
     # The start of a session
 
@@ -132,12 +133,16 @@ class StreamFollower:
     # Following
 
     async def follow(self, client: Any) -> None:  # redis-py's annotations fit neither kind of reply
-        changes, messages = self._redis.keys("log", "messages")
+        changes, messages, bell = self._redis.keys("log", "messages", f"fleet:bell:{self._name}")
         take = {changes.encode(): self._take_change, messages.encode(): self._take_message}
         while True:
-            after = {changes: f"{self._seq}-0", messages: f"{self._messages.at.number}-0"}
+            after = {changes: f"{self._seq}-0", messages: f"{self._messages.at.number}-0", bell: self._rung}
             news = await client.xread(after, count=FOLLOWED, block=int(LOOK * 1000))
             for stream, entries in news or ():
+                if stream == bell.encode():
+                    self._rung = entries[-1][0]
+                    await self._link.send("store.bell")
+                    continue
                 await self._take_entries(client, take[stream], entries)
             if not news:
                 await self._check_master(client)

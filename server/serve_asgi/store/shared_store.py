@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import collections
+import time
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Final, NamedTuple
 
@@ -29,6 +30,10 @@ BATCH: Final = 64
 """Requests that are carried out together."""
 INBOX: Final = 1_000
 """Requests that wait here; more wait in the socket, and then in the listener, which refuses what is too much."""
+FINISH: Final = 2.0
+"""Seconds that the requests of a listener that has ended may take."""
+LOOK_AGAIN: Final = 0.01
+"""Seconds between two looks at whether they are done."""
 CANCEL_AGAIN: Final = 0.1
 """Seconds until a task that goes on is cancelled again."""
 
@@ -86,7 +91,12 @@ class SharedStore(abc.ABC):
 
     async def _receive(self) -> None:
         while True:
-            for frame in await self._link.receive():
+            try:
+                frames = await self._link.receive()
+            except EOFError:
+                await self._finish()
+                raise
+            for frame in frames:
                 if frame.kind == "store.reopen":
                     logs.reopen()
                 elif self._trouble:
@@ -97,6 +107,12 @@ class SharedStore(abc.ABC):
             while len(self._inbox) > INBOX:
                 self._room.clear()
                 await self._room.wait()
+
+    async def _finish(self) -> None:
+        """The listener has ended: carry out what it had sent, which may be that the server leaves its fleet."""
+        ends = time.monotonic() + FINISH
+        while (self._inbox or self._asked) and time.monotonic() < ends:
+            await asyncio.sleep(LOOK_AGAIN)
 
     def _next_batch(self) -> list[Frame]:
         """Take requests out of the inbox; they count as asked from now on."""

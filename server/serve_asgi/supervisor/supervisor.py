@@ -194,6 +194,11 @@ class Supervisor:
             self._reconcile()
         return self.decisions.actions
 
+    @property
+    def watches_switch(self) -> bool:
+        """Whether the current generation is still watched after its switch (`--auto-rollback`)."""
+        return self._switch_watch.deadline < math.inf
+
     def next_deadline(self) -> float:
         """When `handle` must be called with a Wakeup if nothing else happens before; may be infinity."""
         deadline = min((worker.deadline for worker in self.workers.values()), default=math.inf)
