@@ -10,7 +10,7 @@ from typing import Any
 
 from loadtest.bench_cases import CASES
 from loadtest.bench_report import AGAINST, CALLING, FLOOR, LOGGED, SERVE, Findings
-from loadtest.plot import FAINT, INK, STYLE
+from loadtest.plot import INK, STYLE
 
 COLOURS = {SERVE: "#4e79a7", FLOOR: "#d9d9d9", CALLING: "#c4c4c4", AGAINST: "#76b7b2"}
 PEER = "#cfb991"
@@ -46,7 +46,7 @@ def plot(findings: Findings, path: Path) -> None:
         figure.text(
             0.01, 1 - 0.26 / size[1], "CPU time per request, µs: less is better", fontsize=14, fontweight="bold"
         )
-        figure.text(0.01, 1 - 0.47 / size[1], EXPLAINED, fontsize=8.5, color=FAINT)
+        figure.text(0.01, 1 - 0.47 / size[1], EXPLAINED, fontsize=8.5, color="#666666")
         figure.savefig(path)
         pyplot.close(figure)
 

@@ -49,10 +49,11 @@ function markOf({event, outcome, at, generation, text, reason, seconds}) {
 export function placeMarks(window, place) {
   const holder = $("marks"), old = new Map([...holder.children].map(each => [each.dataset.key, each])), kinds = new Set();
   const found = [...reloads, ...records.filter(each => !("outcome" in each))].filter(each => each.at >= window.from && each.at <= window.to + 1.5);
+  const withdrawn = new Set(found.filter(each => each.event === "canary_withdrawn").map(each => each.generation));
   let before = -Infinity, high = false, any = false;
   for (const event of found.sort((a, b) => a.at - b.at)) {
     const each = markOf(event);
-    if (!each) continue;
+    if (!each || each.kind === "refused" && withdrawn.has(each.generation)) continue;  // which says the same again
     const key = `${each.kind} ${each.at}`, mark = old.get(key) ?? element("button", `mark ${each.kind}`, KINDS[each.kind][0]);
     const x = place(each.at) * holder.clientWidth, actor = actorOf({event: "reload_finished", ...event});
     old.delete(key);
