@@ -8,7 +8,6 @@ processes or protocols.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -18,7 +17,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from serve_asgi.app.wsgi import asgi_from_asgi2, asgi_from_wsgi
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.logs.tracebacks import application_traceback
@@ -61,10 +59,10 @@ def adapted(
     if factory:
         found = _call_factory(found, specification)
     _check_callable(found, specification, factory, interface)
-    if interface == "wsgi":
-        return asgi_from_wsgi(found, threads)
-    if interface == "asgi2":
-        return asgi_from_asgi2(found)
+    if interface in ("wsgi", "asgi2"):
+        from serve_asgi.app.wsgi import asgi_from_asgi2, asgi_from_wsgi
+
+        return asgi_from_wsgi(found, threads) if interface == "wsgi" else asgi_from_asgi2(found)
     return cast("ASGIApplication", found)
 
 
@@ -111,6 +109,8 @@ def _import(name: str) -> ModuleType:
 
 
 def _not_there(missing: str, wanted: str) -> str:
+    import difflib  # for mistakes alone, as in `_instead`
+
     first = sys.path[0] or os.getcwd()
     inside = os.path.join(first, *missing.split(".")[:-1])
     near = difflib.get_close_matches(missing.rpartition(".")[2], _modules_in(inside), 1)
@@ -130,6 +130,8 @@ def _modules_in(directory: str) -> list[str]:
 
 def _instead(found: Any, missing: str, likely: Callable[[Any], bool], what: str) -> str:
     """Suggestions: names that look alike, or else values that look like what is wanted."""
+    import difflib
+
     names = [n for n in dir(found) if not n.startswith("_")]
     near = difflib.get_close_matches(missing, names, 1)
     if near:

@@ -10,7 +10,6 @@ the application runs with.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -35,7 +34,7 @@ from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, close_descriptors,
 from serve_asgi.ipc.scoreboard import Scoreboard, let_go, mapped_row
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.ipc.untrusted_input import sayable
-from serve_asgi.logs import app_log, log_config, nonblocking_sink, stdio_guard
+from serve_asgi.logs import app_log, nonblocking_sink, stdio_guard
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.exceptions import shortened
 from serve_asgi.worker import uncaught_exceptions as uncaught
@@ -227,13 +226,11 @@ def _has_terminal() -> bool:
 
 def read_arguments(program: str) -> StartArguments:
     """Read the command line of a fresh interpreter."""
-    parser = argparse.ArgumentParser(prog=program, description="Started by the listener; not by hand.")
-    parser.add_argument("--channel", type=int, required=True)
-    parser.add_argument("--output", default="")
-    parser.add_argument("--generation", type=int, required=True)  # these two are for readers of ps(1)
-    parser.add_argument("--slot", type=int)
-    read = parser.parse_args()
-    return StartArguments(read.channel, read.output)
+    given = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))  # --generation and --slot are for readers of ps(1)
+    try:
+        return StartArguments(int(given["--channel"]), given.get("--output", ""))
+    except (KeyError, ValueError):
+        sys.exit(f"{program} is started by the listener, not by hand: run serve")
 
 
 def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
@@ -298,6 +295,8 @@ def settle(config: Config, packet: Packet) -> None:
 def configure_logging(config: Config) -> None:
     """Apply the file of --log-config, which may name what the application has. Raises UsageError."""
     if config.log_config:
+        from serve_asgi.logs import log_config
+
         log_config.apply(config.log_config)
         app_log.replace_console_handlers(config)
 
