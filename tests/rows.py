@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from serve_asgi.ipc.scoreboard import ROW_WORDS, WORD, Row, Scoreboard, mapped
+from serve_asgi.ipc.scoreboard import (
+    DURATION_BOUNDS,
+    ROW_WORDS,
+    WEBSOCKET_BOUNDS,
+    WORD,
+    Cell,
+    Row,
+    Scoreboard,
+    mapped,
+)
 
 
 def cells() -> memoryview:
@@ -41,3 +50,11 @@ class Rows:
         for _, row in self.read.values():
             row.close()
         self.board.close()
+
+
+def websockets_timed(*rows: memoryview) -> tuple[int, int, float]:
+    """In the histograms of WebSockets: how many were accepted, how many have ended, and how long these lasted (s)."""
+    accepted = slice(Cell.WEBSOCKET_ACCEPT_0, Cell.WEBSOCKET_ACCEPT_0 + len(DURATION_BOUNDS) + 1)
+    ended = slice(Cell.WEBSOCKET_TIME_0, Cell.WEBSOCKET_TIME_0 + len(WEBSOCKET_BOUNDS) + 1)
+    counts = [sum(sum(row[words]) for row in rows) for words in (accepted, ended)]
+    return counts[0], counts[1], sum(row[Cell.WEBSOCKET_TIME_TOTAL] for row in rows) / 1e9

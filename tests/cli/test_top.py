@@ -107,6 +107,16 @@ def test_the_first_bytes_of_streams_stand_beside_the_latency() -> None:
     assert "streams begin" not in "\n".join(drawn(samples([status(n) for n in range(10, 20)]), 160, 40))
 
 
+def test_how_fast_websockets_open_stands_beside_the_requests() -> None:
+    def websockets(*counts: int) -> dict[str, Any]:
+        return {"websockets": {"accept": {"bounds": BOUNDS, "counts": counts}}}
+
+    taken = samples([status(n, **websockets(0, 8 * (n > 10), 0, 0)) for n in range(10, 20)])
+    assert taken.accept(0.5) == pytest.approx(BOUNDS[0] + (BOUNDS[1] - BOUNDS[0]) / 2)
+    assert "WebSockets open in" in "\n".join(drawn(taken, 160, 40))
+    assert "WebSockets" not in "\n".join(drawn(samples([status(n) for n in range(10, 20)]), 160, 40))
+
+
 def test_rates_are_of_the_last_interval_and_know_a_new_process() -> None:
     taken = samples([status(10), status(12)])
     assert (taken.samples[-1].requests, taken.samples[-1].errors, taken.samples[-1].received) == (300.0, 1.0, 2048.0)

@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import os
 import random
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ from tests.http.numbers_application import EVENTS, retire, serve_again, survive
 from tests.http2.frame_client import data
 from tests.http2.http2_server import NO_LIMIT, Http2Server
 from tests.http2.test_websockets import Socket
+from tests.rows import websockets_timed
 from tests.websocket.websocket_server import frame
 
 Serve = Callable[..., Http2Server]
@@ -147,6 +149,7 @@ def test_all_of_a_connection_goes_on_together(serve2: Serve) -> None:
     _, servers = pair(serve2)
     client = servers[0].client()
     sockets = [Socket(client, b"/%d" % number).open() for number in range(3)]
+    opened = time.monotonic()
     events = [client.get(b"/events") for _ in range(2)]
     expected = b"a"
     for turn in range(4):
@@ -172,11 +175,15 @@ def test_all_of_a_connection_goes_on_together(serve2: Serve) -> None:
             assert socket.receive() == (BINARY, name + b"%d " % (2 * turn + 2) + said)
     assert counts(*servers) == (20, 0)
     assert client.goaways() == []
+    lasted = time.monotonic() - opened
     for socket in sockets:
         socket.send(CLOSE, b"\x03\xe8", ended=True)
         assert socket.close_code() == 1000
     servers[0].until(lambda: servers[0].cell(Cell.WEBSOCKETS) == 0)
     assert servers[0].cell(Cell.WEBSOCKETS_OPENED) == 3
+    accepted, ended, duration = websockets_timed(*(each.worker.cells for each in servers))
+    assert (accepted, ended) == (3, 3)
+    assert duration >= 3 * lasted
     core = servers[0].newest().core
     servers[0].until(lambda: core.open_streams() == events)
     assert core.receiver.streams.busy == set(events)

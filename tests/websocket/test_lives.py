@@ -12,6 +12,7 @@ import gc
 import os
 import random
 import socket
+import time
 from typing import Any, Final
 
 import pytest
@@ -21,6 +22,7 @@ from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.ipc.scoreboard import Scoreboard
 from tests.connection_server import LOOPS
+from tests.rows import websockets_timed
 from tests.websocket.lives import PATIENCE, Client, Courier, Told, Worker
 
 SEEDS: Final = range(int(os.environ.get("LIVES", "25")))
@@ -156,15 +158,20 @@ class History:
         client = Client(self.random.random() < 0.5)
         first = self.workers[0]
         connection: Any = Http1Connection(first.context)
+        began = time.monotonic()
         await loop.connect_accepted_socket(lambda: connection, ours)
         if theirs.family == socket.AF_UNIX:
             await loop.create_unix_connection(lambda: client, sock=theirs)
         else:
             await loop.create_connection(lambda: client, sock=theirs)
         await asyncio.wait_for(client.opened.wait(), PATIENCE)
+        opened = time.monotonic()
         for _ in range(STEPS):
             await self.step(client)
-        await self.settle(client)
+        closing = await self.settle(client)
+        accepted, ended, duration = websockets_timed(*(worker.context.cells for worker in self.workers))
+        assert (accepted, ended) == (1, 1)
+        assert (closing - opened if closing else 0) <= duration <= time.monotonic() - began
 
     async def step(self, client: Client) -> None:
         worker, happens = self.workers[-1], self.random.random()
@@ -241,8 +248,11 @@ class History:
 
     # ---- the end
 
-    async def settle(self, client: Client) -> None:
-        """All goes well from here on: what was sent arrives, unless the connection has ended."""
+    async def settle(self, client: Client) -> float:
+        """All goes well from here on: what was sent arrives, unless the connection has ended.
+
+        Returns when it was closed in the end (CLOCK_MONOTONIC, s), or 0.0 if it was not open any more.
+        """
         self.tamed = True
         if not client.transport.is_closing():
             client.transport.resume_reading()
@@ -268,11 +278,13 @@ class History:
         if lived:
             assert len(self.told.received) == self.sent
             assert len(numbers) == self.told.sent
+        closing = time.monotonic() if lived else 0.0
         client.close()
         while not (client.ended and all(worker.is_empty() for worker in self.workers)):
             assert asyncio.get_running_loop().time() < end, f"not empty: {self.describe(client)}"
             await self.help_on()
         await asyncio.gather(*self.left_behind)
+        return closing
 
     def all_arrived(self, client: Client) -> bool:
         """Whether nothing is under way: all messages, and the answer to the last ping."""

@@ -19,6 +19,7 @@ from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.worker_context import Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from tests.connection_server import LOOPS
+from tests.rows import websockets_timed
 from tests.websocket.websocket_server import RawClient, WebSocketServer, frame, serving
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -316,6 +317,8 @@ def test_counters_and_access_log(loop_name: str) -> None:
         assert server.gone()
         assert server.cell(Cell.REQUESTS) == 1
         assert server.cell(Cell.STATUS_2XX if server.over_http2 else Cell.STATUS_1XX) == 1
+        assert websockets_timed(server.worker.cells)[:2] == (1, 1)
+        assert server.cell(Cell.DURATION_TOTAL) == 0 == sum(server.worker.durations)
         asked = ("CONNECT", "/x?y", "2", 200, 0) if server.over_http2 else ("GET", "/x?y", "1.1", 101, 0)
         assert [record[1:6] for record in server.log.records] == [asked]
 

@@ -23,11 +23,19 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from serve_asgi.admin.app_metrics import ApplicationCollector
-from serve_asgi.admin.scoreboard_totals import DURATIONS, STREAM_DURATIONS, STREAM_FIRST, ScoreboardReading, Words
+from serve_asgi.admin.scoreboard_totals import (
+    DURATIONS,
+    STREAM_DURATIONS,
+    STREAM_FIRST,
+    WEBSOCKET_ACCEPTS,
+    WEBSOCKET_DURATIONS,
+    ScoreboardReading,
+    Words,
+)
 from serve_asgi.admin.server_view import ServerView
 from serve_asgi.hub.core import METRICS
 from serve_asgi.ipc.lifecycle_states import OPEN_DEPLOYS, DeployOutcome, ServerState, WorkerState
-from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, STREAM_BOUNDS, Cell
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, STREAM_BOUNDS, WEBSOCKET_BOUNDS, Cell
 
 NANO: Final = 1e9
 CLASSES: Final = (Cell.STATUS_1XX, Cell.STATUS_2XX, Cell.STATUS_3XX, Cell.STATUS_4XX, Cell.STATUS_5XX)
@@ -330,7 +338,7 @@ def counter(name: str, meaning: str, value: float) -> CounterMetricFamily:
 
 
 def durations(total: Words) -> Iterator[HistogramMetricFamily]:
-    """The histograms of how long requests and streams took."""
+    """The histograms of how long requests, streams and WebSockets took."""
     yield _histogram(
         "serve_request_duration_seconds",
         "From the end of a request's head to the end of its response, without streams.",
@@ -345,6 +353,16 @@ def durations(total: Words) -> Iterator[HistogramMetricFamily]:
         "serve_stream_duration_seconds",
         "Streams that have ended: from the end of a request's head to the end of its response.",
         *(STREAM_BOUNDS, total[STREAM_DURATIONS], total[Cell.STREAM_TIME_TOTAL]),
+    )
+    yield _histogram(
+        "serve_websocket_accept_seconds",
+        "WebSockets that were accepted: from the end of a request's head until the application accepted.",
+        *(DURATION_BOUNDS, total[WEBSOCKET_ACCEPTS], total[Cell.WEBSOCKET_ACCEPT_TOTAL]),
+    )
+    yield _histogram(
+        "serve_websocket_duration_seconds",
+        "WebSockets that have ended: for how long they were open, over all workers that had them.",
+        *(WEBSOCKET_BOUNDS, total[WEBSOCKET_DURATIONS], total[Cell.WEBSOCKET_TIME_TOTAL]),
     )
 
 

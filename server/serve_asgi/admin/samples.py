@@ -9,15 +9,24 @@ from __future__ import annotations
 import collections
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import anyio
 
 from serve_asgi.admin.metrics import CLASSES, NANO, connections_by_state, oldest, silence
-from serve_asgi.admin.scoreboard_totals import DURATIONS, STREAM_DURATIONS, STREAM_FIRST, ScoreboardReading, Words
+from serve_asgi.admin.scoreboard_totals import (
+    DURATIONS,
+    STREAM_DURATIONS,
+    STREAM_FIRST,
+    WEBSOCKET_ACCEPTS,
+    WEBSOCKET_DURATIONS,
+    ScoreboardReading,
+    Words,
+)
 from serve_asgi.admin.server_view import ServerView
 from serve_asgi.ipc.latency_histogram import quantile
-from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, STREAM_BOUNDS, Cell
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, STREAM_BOUNDS, WEBSOCKET_BOUNDS, Cell
 
 PERIOD: Final = 1.0
 KEPT: Final = 600
@@ -90,7 +99,8 @@ class MetricSamples:
             "g": self.view.state["generation"],
             "r": {number: round(count / seconds, 2) for number, count in by_generation(before, now).items()},
             "s": [round(made[cell] / seconds, 2) for cell in CLASSES],
-            "z": self._streams(now),
+            "z": self._long(now, STREAM_FIRST, STREAM_DURATIONS, STREAM_BOUNDS),
+            "w": self._long(now, WEBSOCKET_ACCEPTS, WEBSOCKET_DURATIONS, WEBSOCKET_BOUNDS),
             "d": [None if (found := quantile(share, slow)) is None else round(found * 1e3, 3) for share in SHARES],
             "c": list(connections_by_state(now).values()),
             "f": now.gauge(Cell.IN_FLIGHT),
@@ -103,13 +113,16 @@ class MetricSamples:
             "q": sum(waiting for waiting, _ in queues.values()) if queues else None,
         }
 
-    def _streams(self, now: ScoreboardReading) -> list[float | None]:
-        """Of the streams that ended in the last periods: median and 99 % of the first byte, median of all (ms)."""
+    def _long(
+        self, now: ScoreboardReading, begins: slice, lasts: slice, bounds_of_all: Sequence[float]
+    ) -> list[float | None]:
+        """Of the streams or WebSockets of the last periods: median and 99 % of how long they took to begin, and the
+        median of how long those that ended had lasted (ms)."""
         before, found = self._readings[0].total, []
         for share, words, bounds in (
-            (0.5, STREAM_FIRST, DURATION_BOUNDS),
-            (0.99, STREAM_FIRST, DURATION_BOUNDS),
-            (0.5, STREAM_DURATIONS, STREAM_BOUNDS),
+            (0.5, begins, DURATION_BOUNDS),
+            (0.99, begins, DURATION_BOUNDS),
+            (0.5, lasts, bounds_of_all),
         ):
             counts = [after - then for after, then in zip(now.total[words], before[words], strict=True)]
             seconds = quantile(share, counts, bounds)

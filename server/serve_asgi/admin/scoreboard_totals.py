@@ -18,6 +18,7 @@ from serve_asgi.ipc.scoreboard import (
     ROW_OWNER_WORDS,
     ROW_WORDS,
     STREAM_BOUNDS,
+    WEBSOCKET_BOUNDS,
     Cell,
     Header,
     Row,
@@ -30,6 +31,8 @@ PAUSE: Final = 0.0005
 """Seconds between two attempts; folding a row takes some ten microseconds, unless the listener is stopped."""
 STREAM_FIRST: Final = slice(Cell.STREAM_FIRST_0, Cell.STREAM_FIRST_0 + len(DURATION_BOUNDS) + 1)
 STREAM_DURATIONS: Final = slice(Cell.STREAM_TIME_0, Cell.STREAM_TIME_0 + len(STREAM_BOUNDS) + 1)
+WEBSOCKET_ACCEPTS: Final = slice(Cell.WEBSOCKET_ACCEPT_0, Cell.WEBSOCKET_ACCEPT_0 + len(DURATION_BOUNDS) + 1)
+WEBSOCKET_DURATIONS: Final = slice(Cell.WEBSOCKET_TIME_0, Cell.WEBSOCKET_TIME_0 + len(WEBSOCKET_BOUNDS) + 1)
 DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
 
 Words = list[int]

@@ -48,6 +48,8 @@ class TopSample:
     """A reload was refused in this interval."""
     first_bytes: tuple[int, ...] = ()
     """As `durations`, of the time to the first byte of streams that ended."""
+    accepts: tuple[int, ...] = ()
+    """As `durations`, of the time until WebSockets were accepted."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -95,7 +97,11 @@ class TopSamples:
 
         counts = zip(status["durations"]["counts"], before["durations"]["counts"], strict=True)
         durations = tuple(max(0, after - earlier) for after, earlier in counts)
-        firsts = zip(_first_bytes(status), _first_bytes(before), strict=True)
+
+        def made(kind: str, name: str) -> tuple[int, ...]:
+            both = zip(_counts(status, kind, name), _counts(before, kind, name), strict=True)
+            return tuple(max(0, after - earlier) for after, earlier in both)
+
         self.samples.append(
             TopSample(
                 seconds=seconds,
@@ -110,7 +116,8 @@ class TopSamples:
                 p99=percentile(durations, self.bounds, 0.99),
                 switched=status["generation"] != before["generation"],
                 refused=status["failed_reloads"] != before["failed_reloads"],
-                first_bytes=tuple(max(0, after - earlier) for after, earlier in firsts),
+                first_bytes=made("streams", "first_byte"),
+                accepts=made("websockets", "accept"),
             )
         )
 
@@ -160,7 +167,14 @@ class TopSamples:
 
     def first_byte(self, share: float) -> float | None:
         """The time (s) to the first byte of this share of the last streams; None if none has ended."""
-        last = [sample.first_bytes for sample in self.samples if sample.first_bytes]
+        return self._of_all([sample.first_bytes for sample in self.samples], share)
+
+    def accept(self, share: float) -> float | None:
+        """The time (s) until this share of the last WebSockets were accepted; None if there was none."""
+        return self._of_all([sample.accepts for sample in self.samples], share)
+
+    def _of_all(self, counts: Sequence[tuple[int, ...]], share: float) -> float | None:
+        last = [each for each in counts if each]
         return percentile([sum(column) for column in zip(*last, strict=True)], self.bounds, share)
 
     def summed(self, name: str) -> int:
@@ -204,10 +218,10 @@ def processes(status: Status) -> list[dict[str, Any]]:
     return [*workers, *({**NO_CONNECTIONS, **agent} for agent in status.get("agents", []))]
 
 
-def _first_bytes(status: Status) -> Sequence[int]:
-    """The counts of the streams' first bytes; an earlier version's status has none."""
+def _counts(status: Status, kind: str, name: str) -> Sequence[int]:
+    """The counts of a histogram of streams or WebSockets; an earlier version's status may have none."""
     empty = [0] * len(status["durations"]["counts"])
-    counts: Sequence[int] = status["streams"]["first_byte"]["counts"] if "streams" in status else empty
+    counts: Sequence[int] = status[kind][name]["counts"] if kind in status else empty
     return counts
 
 

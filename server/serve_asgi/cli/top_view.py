@@ -242,16 +242,18 @@ def _charts(samples: TopSamples, width: int, lines: int, *, whole: bool) -> Rend
     if width < WIDE:
         return _requests(shown, width, lines)
     side = Table.grid(padding=0)
-    streams = _first_bytes(samples)
-    side.add_row(_requests(shown, half, lines), _latency(shown, width - half, lines, streams))
+    streams, websockets = _first_bytes(samples), _accepts(samples)
+    side.add_row(_requests(shown, half, lines, websockets), _latency(shown, width - half, lines, streams))
     return side
 
 
-def _requests(shown: Sequence[TopSample], width: int, lines: int) -> Panel:
+def _requests(shown: Sequence[TopSample], width: int, lines: int, websockets: str = "") -> Panel:
     inner = width - 4 - SCALE
     top = rounded_up(max((sample.requests for sample in shown), default=0.0), 10)
     drawn = [ChartColumn(sample.requests, colour(sample.generation)) for sample in shown]
-    return _boxed_chart("requests/s", columns(drawn, inner, lines, top), _marks(shown, inner), number, top, width)
+    return _boxed_chart(
+        f"requests/s{websockets}", columns(drawn, inner, lines, top), _marks(shown, inner), number, top, width
+    )
 
 
 def _latency(shown: Sequence[TopSample], width: int, lines: int, streams: str) -> Panel:
@@ -266,6 +268,12 @@ def _first_bytes(samples: TopSamples) -> str:
     """Of the last streams, the time to the first byte, for half of them and for 99 %; "" if none has ended."""
     first = samples.first_byte(0.5)
     return "" if first is None else f"; streams begin in {duration(first)}, {duration(samples.first_byte(0.99))}"
+
+
+def _accepts(samples: TopSamples) -> str:
+    """Of the last WebSockets, the time until half of them and 99 % were accepted; "" if there was none."""
+    first = samples.accept(0.5)
+    return "" if first is None else f"; WebSockets open in {duration(first)}, {duration(samples.accept(0.99))}"
 
 
 def _boxed_chart(

@@ -136,6 +136,10 @@ class Cell(enum.IntEnum):
     STREAM_TIME_TOTAL = 73  # sum of ns that they took
     STREAM_FIRST_0 = 74  # one word for each bucket of DURATION_BOUNDS, and one for all that took longer
     STREAM_TIME_0 = 93  # the same of STREAM_BOUNDS
+    WEBSOCKET_ACCEPT_TOTAL = 104  # sum of ns from a WebSocket's request until the application accepted
+    WEBSOCKET_TIME_TOTAL = 105  # sum of ns that WebSockets which have ended were open, over all workers that had them
+    WEBSOCKET_ACCEPT_0 = 106  # one word for each bucket of DURATION_BOUNDS, and one for all that took longer
+    WEBSOCKET_TIME_0 = 125  # the same of WEBSOCKET_BOUNDS
 
 
 DURATION_BOUNDS: Final = (
@@ -147,10 +151,12 @@ STREAM_TIME: Final = 1.0
 """A response whose last byte comes more than this (s) after its first is a stream, and not in the requests' latency."""
 STREAM_BOUNDS: Final = (2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 """Upper bounds (s) of the buckets of how long streams took."""
+WEBSOCKET_BOUNDS: Final = (0.1, 0.5, 1.0, *STREAM_BOUNDS)
+"""Upper bounds (s) of the buckets of how long WebSockets were open."""
 
 NO_SLOT: Final = (1 << 32) - 1
 """The slot of a process that fills none, the agent. Its counts are folded into the last totals."""
-ROW_WORDS: Final = 112
+ROW_WORDS: Final = 144
 COUNTERS: Final = (*range(Cell.REQUESTS, Cell.BLOCKED + 1), *range(Cell.DURATION_0, ROW_WORDS))
 """Words that only grow, and outlive their process in its slot's totals; the last few are not used yet."""
 

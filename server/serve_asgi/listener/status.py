@@ -22,6 +22,7 @@ from serve_asgi.ipc.scoreboard import (
     DURATION_BOUNDS,
     ROW_WORDS,
     STREAM_BOUNDS,
+    WEBSOCKET_BOUNDS,
     Cell,
     Scoreboard,
     Words,
@@ -35,11 +36,15 @@ from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, Generation, Worker
 from serve_asgi.supervisor.supervisor import Supervisor
 
 STATUS_VERSION: Final = 1
-HISTOGRAMS: Final = frozenset({Cell.DURATION_0, Cell.STREAM_FIRST_0, Cell.STREAM_TIME_0})
+HISTOGRAMS: Final = frozenset(
+    {Cell.DURATION_0, Cell.STREAM_FIRST_0, Cell.STREAM_TIME_0, Cell.WEBSOCKET_ACCEPT_0, Cell.WEBSOCKET_TIME_0}
+)
 NAMED_COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in COUNTERS and cell not in HISTOGRAMS}
 GAUGES: Final = {cell.name.lower(): cell for cell in (Cell.CONNECTIONS, Cell.IN_FLIGHT, Cell.WEBSOCKETS, Cell.RSS)}
 STREAM_FIRST: Final = slice(Cell.STREAM_FIRST_0, Cell.STREAM_FIRST_0 + len(DURATION_BOUNDS) + 1)
 STREAM_DURATIONS: Final = slice(Cell.STREAM_TIME_0, Cell.STREAM_TIME_0 + len(STREAM_BOUNDS) + 1)
+WEBSOCKET_ACCEPTS: Final = slice(Cell.WEBSOCKET_ACCEPT_0, Cell.WEBSOCKET_ACCEPT_0 + len(DURATION_BOUNDS) + 1)
+WEBSOCKET_DURATIONS: Final = slice(Cell.WEBSOCKET_TIME_0, Cell.WEBSOCKET_TIME_0 + len(WEBSOCKET_BOUNDS) + 1)
 DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
 
 RECENT: Final = 20
@@ -102,6 +107,10 @@ def status(
         "streams": {
             "first_byte": {"bounds": DURATION_BOUNDS, "counts": totals[STREAM_FIRST]},
             "durations": {"bounds": STREAM_BOUNDS, "counts": totals[STREAM_DURATIONS]},
+        },
+        "websockets": {
+            "accept": {"bounds": DURATION_BOUNDS, "counts": totals[WEBSOCKET_ACCEPTS]},
+            "durations": {"bounds": WEBSOCKET_BOUNDS, "counts": totals[WEBSOCKET_DURATIONS]},
         },
     }
 

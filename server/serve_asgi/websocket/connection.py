@@ -76,7 +76,6 @@ if TYPE_CHECKING:
 
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
-WEBSOCKETS_OPENED: Final = int(Cell.WEBSOCKETS_OPENED)
 REFUSED: Final = int(Cell.REFUSED)
 SURVIVED: Final = int(Cell.SURVIVED)
 
@@ -333,6 +332,8 @@ class WebSocketConnection(asyncio.Protocol):
             self.surviving.cancel()
         self.messages.tell_disconnect(1006, "")
         self.output.wake()
+        if self._accepted:
+            self.request.count_ended()
         self.forget()
 
     def pause_writing(self) -> None:
@@ -376,8 +377,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.enter(OPEN)
         self._accepted = True
         worker.cells[WEBSOCKETS] += 1
-        worker.cells[WEBSOCKETS_OPENED] += 1
-        self.request.count(int(response[9:12]), 0)
+        self.request.count_opened(int(response[9:12]))
         self._respond(response)
         self._open()
 

@@ -1,7 +1,7 @@
 """The request that asks for a WebSocket: the scope that its application is called with, and how logs name it.
 
-It owns what is known of the client before the handshake is answered, and that the response is counted and logged. It
-must not know the connection's life, nor what is sent over it.
+It owns what is known of the client before the handshake is answered, that the response is counted and logged, and how
+long all took. It must not know the connection's life, nor what is sent over it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import time
+from bisect import bisect_left
 from typing import Any, Final
 
 from serve_asgi.http.forwarded import Forwarded
@@ -21,7 +22,7 @@ from serve_asgi.http.survival_record import head_bytes
 from serve_asgi.http.underlying_tls import TlsDetails, tls_extension
 from serve_asgi.http.worker_context import Message, Scope, WorkerContext
 from serve_asgi.ipc.peer_address import Address
-from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, WEBSOCKET_BOUNDS, Cell
 from serve_asgi.logs.access_log import LoggedTls
 from serve_asgi.logs.exceptions import exc_info, was_told
 from serve_asgi.logs.request_ids import named, of_request, traceparent
@@ -51,6 +52,7 @@ class WebSocketRequest:
         "answered",
         "client",
         "head",
+        "opened",
         "status",
         "subprotocol",
     )
@@ -67,7 +69,7 @@ class WebSocketRequest:
     ) -> None:
         """`scheme` and `tls` are the connection's; `forwarded` is what trusted proxies say of the request."""
         self._worker = worker
-        self._begun = 0.0 if worker.access_log is None else time.perf_counter()
+        self._begun = time.perf_counter()
         self.head = head
         self.client = client if forwarded is None else forwarded.client
         """Whose request it is."""
@@ -81,6 +83,8 @@ class WebSocketRequest:
         """Whether it has got its response: the 101 or a whole HTTP response."""
         self.status = 0
         """Of that response; 0 if there was none."""
+        self.opened = 0.0
+        """When it was accepted, in whichever worker (CLOCK_MONOTONIC, s), or 0."""
         self.subprotocol: str | None = None
         """What was agreed on with it."""
 
@@ -164,6 +168,29 @@ class WebSocketRequest:
             worker.cells[STATUS_1XX + status // 100 - 1] += 1
         if worker.access_log is not None:
             worker.access_log.record(self.client, self.head, status or CLIENT_GONE, size, self._begun, self)
+
+    def count_opened(self, status: int) -> None:
+        """The application has accepted: count that, and how long it took."""
+        self.count(status, 0)
+        self.opened = time.monotonic()
+        took, cells = time.perf_counter() - self._begun, self._worker.cells
+        cells[Cell.WEBSOCKETS_OPENED] += 1
+        cells[Cell.WEBSOCKET_ACCEPT_TOTAL] += int(took * 1e9)
+        cells[Cell.WEBSOCKET_ACCEPT_0 + bisect_left(DURATION_BOUNDS, took)] += 1
+
+    def opened_elsewhere(self, record: dict[str, Any]) -> None:
+        """It has survived another worker, which may be of a version that does not say when it was accepted.
+
+        Raises TypeError or ValueError if that is no number.
+        """
+        now, opened = time.monotonic(), float(record.get("opened", 0.0))
+        self.opened = opened if 0.0 < opened <= now else now
+
+    def count_ended(self) -> None:
+        """An open WebSocket has ended: count how long it was open."""
+        took, cells = time.monotonic() - self.opened, self._worker.cells
+        cells[Cell.WEBSOCKET_TIME_TOTAL] += int(took * 1e9)
+        cells[Cell.WEBSOCKET_TIME_0 + bisect_left(WEBSOCKET_BOUNDS, took)] += 1
 
     # What some formats of the access log ask for
 

@@ -210,7 +210,11 @@ class SurvivingWebSocket:
         subprotocol = connection.request.subprotocol
         return SurvivalRecord(
             *(self._head(), self._state, self.survival.writes_version, connection.early),
-            websocket={"subprotocol": subprotocol, "deflate": None if deflate is None else deflate.moved()},
+            websocket={
+                "subprotocol": subprotocol,
+                "deflate": None if deflate is None else deflate.moved(),
+                "opened": connection.request.opened,
+            },
             window=b"" if deflate is None else deflate.window,
         )
 
@@ -225,6 +229,7 @@ def begin_life(connection: PartingConnection, worker: WorkerContext, record: Sur
     assert record.websocket is not None
     connection.enter(RESUMING)
     connection.request.subprotocol = record.websocket["subprotocol"]
+    connection.request.opened_elsewhere(record.websocket)
     connection.framing = framing_of(record, worker.config.ws_max_size)
     connection.early = record.unread
     connection.messages = ReceiveQueue()

@@ -28,6 +28,10 @@ const SMALL = [
     {name: "50 %", colour: own("--one"), value: s => s.z[0], format: time},
     {name: "99 %", colour: own("--two"), value: s => s.z[1], format: time},
     {name: "duration", colour: own("--three"), value: s => s.z[2], format: time}]},
+  {name: "WebSockets: accept, duration", kind: "line", log: true, format: time, series: [
+    {name: "50 %", colour: own("--one"), value: s => s.w[0], format: time},
+    {name: "99 %", colour: own("--two"), value: s => s.w[1], format: time},
+    {name: "duration", colour: own("--three"), value: s => s.w[2], format: time}]},
   {name: "Connections", kind: "stack", format: brief, least: 4, series: [
     {name: "active", colour: own("--one"), value: s => s.c[1], format: count},
     {name: "idle", colour: own("--two"), value: s => s.c[0], format: count},
