@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import websockets.sync.client
 
+from serve_asgi.cli import control_client
+from serve_asgi.cli.control_client import RequestRefused
 from tests.frameworks.driving import reload, serving, url
 from tests.running import PATIENCE, ROOT, connect, request
 
@@ -83,8 +85,29 @@ def test_spans_have_the_incoming_context_and_none_is_lost_with_its_worker(tmp_pa
     socket_span = named["GET /socket"]["attributes"]
     assert (socket_span["url.scheme"], socket_span["http.response.status_code"]) == ("ws", 101)
     (reloaded,) = [span for span in read(tmp_path) if span["name"] == "serve.reload"]
-    assert reloaded["attributes"] == {"serve.generation": 2, "serve.slot": 0}
+    assert reloaded["attributes"] == {"serve.generation": 2, "serve.slot": 0, "serve.reload.outcome": "done"}
     assert reloaded["start_time"] < reloaded["end_time"]
+
+
+def test_a_reload_that_is_refused_or_taken_back_is_an_error(tmp_path: Path) -> None:
+    """The generation that serves on, or again, makes the span."""
+    more, environment = ("--keep-previous", "60", "--workers", "2"), {"OTEL_SDK_DISABLED": "false"}
+    with serving("traced_app:app", tmp_path, "--opentelemetry", *more, environment=environment) as server:
+        (tmp_path / "bad").touch()
+        with pytest.raises(RequestRefused):
+            server.reload()
+        (tmp_path / "bad").unlink()
+        server.reload()
+        control_client.ask(server.control, "rollback")
+        assert server.stop() == 0
+    reloads = sorted((each for each in read(tmp_path) if each["name"] == "serve.reload"), key=lambda s: s["end_time"])
+    outcomes = [
+        (each["attributes"]["serve.reload.outcome"], each["attributes"]["serve.generation"]) for each in reloads
+    ]
+    assert outcomes == [("refused", 1), ("done", 3), ("rolled_back", 1)]
+    assert [each["status"]["status_code"] for each in reloads] == ["ERROR", "UNSET", "ERROR"]
+    assert "cannot be imported" in reloads[0]["status"]["description"]
+    assert all(each["start_time"] < each["end_time"] for each in reloads)
 
 
 def read(directory: Path) -> list[dict[str, Any]]:

@@ -99,11 +99,13 @@ class TracedApplication:
             span.set_attribute("error.type", failure or str(status))
             span.set_status(self._trace.StatusCode.ERROR)
 
-    def reloaded(self, began: float) -> None:
-        """The generation of this worker serves from now on; its reload began at `began` (CLOCK_MONOTONIC, s)."""
-        nanoseconds = int((time.monotonic() - began) * 1e9)
+    def reload_ended(self, outcome: str, seconds: float, reason: str = "") -> None:
+        """A reload has ended just now that was asked for so many seconds ago; an error unless its outcome is done."""
         now = time.time_ns()
-        span = self._tracer.start_span("serve.reload", start_time=now - nanoseconds, attributes=self._server)
+        attributes: dict[str, Any] = {**self._server, "serve.reload.outcome": outcome}
+        span = self._tracer.start_span("serve.reload", start_time=now - int(seconds * 1e9), attributes=attributes)
+        if outcome != "done":
+            span.set_status(self._trace.StatusCode.ERROR, reason)
         span.end(now)
 
     async def flush(self, timeout: float) -> None:

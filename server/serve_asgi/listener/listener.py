@@ -51,6 +51,7 @@ from serve_asgi.listener.hub_links import HubLinks, hub_settings
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.re_exec import ReExec
 from serve_asgi.listener.re_exec_registry import InheritedState
+from serve_asgi.listener.reload_spans import ReloadSpans
 from serve_asgi.listener.signal_handlers import SignalHandlers
 from serve_asgi.listener.status import admin_state, briefly, effective_config, past, shown_deploys, status
 from serve_asgi.listener.store_process import StoreProcess
@@ -190,6 +191,7 @@ class Listener:
             self.control.commands.happened,
             self.admin.happened,
             self.hooks.happened,
+            ReloadSpans(self.children, lambda: self.supervisor.processes.current, self.children.tell).happened,
         ]
         if self.fleet is not None:
             member = self.fleet

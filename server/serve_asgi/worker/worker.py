@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -395,7 +396,7 @@ class WorkerProcess:
             case "serve":
                 self.acceptor.start()
                 if self._tracing is not None and (began := self.welcome.pop("reload_began", None)) is not None:
-                    self._tracing.reloaded(began)
+                    self._tracing.reload_ended("done", time.monotonic() - began)
                 self.send_queue.put({"type": "accepts"})
             case "lend":
                 if self.retirement.order is None:
@@ -407,6 +408,9 @@ class WorkerProcess:
                 canary.over()
                 self.order.evens_out = True
                 self.accepting_share.end()
+            case "reload ended":
+                if self._tracing is not None:
+                    self._tracing.reload_ended(packet["outcome"], packet["seconds"], packet["reason"])
             case "stand by":
                 self.retirement.leave(LeaveOrder.STAND_BY, packet["reason"])
             case "retire":
