@@ -81,7 +81,11 @@ SIMPLE: Final = (
     ),
     ("serve_received_bytes", Cell.BYTES_RECEIVED, "Bytes received from clients; of TLS, its content."),
     ("serve_sent_bytes", Cell.BYTES_SENT, "Bytes written to clients; of TLS, its content."),
-    ("serve_log_dropped_bytes", Cell.DROPPED_OUTPUT, "Bytes of the workers' output that nobody read in time."),
+    (
+        "serve_log_dropped_bytes",
+        Cell.DROPPED_OUTPUT,
+        "Bytes of the workers' output that nobody read in time, or that a full disk did not take.",
+    ),
 )
 """Counters of the whole server: name, word, meaning."""
 

@@ -35,7 +35,7 @@ def main() -> None:
         text = "the agent ends because of an internal error; please report this"
         log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
         leave_within(EXIT_TIME, status)
-    bootstrap.guard.finish()
+    bootstrap.finish_output()
     bootstrap.let_go()
     # The next agent waits for the end of this process, most of which would be collecting garbage.
     gc.freeze()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -36,7 +37,9 @@ class LogFile:
             return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_BINARY, 0o644)
         # O_NONBLOCK for a named pipe; O_NOCTTY for a terminal: neither may block us.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        return os.open(self.path, flags, 0o644)
+        fd = os.open(self.path, flags, 0o644)
+        end_last_line(fd)
+        return fd
 
     def write(self, data: bytes) -> None:
         """Write whole lines."""
@@ -62,6 +65,19 @@ class LogFile:
         old.pump()
         fresh.write(old.take_lines())
         old.close()
+
+
+def end_last_line(fd: int) -> None:
+    """If the log file ends in the middle of a line, begin a new one: its writer was killed, or the disk was full."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode) or not (size := os.fstat(fd).st_size):
+        return
+    with contextlib.suppress(OSError):  # a user who may only append to it cannot read it
+        reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if os.pread(reading, 1, size - 1) not in (b"\n", b""):
+                os.write(fd, b"\n")
+        finally:
+            os.close(reading)
 
 
 class ForkedLogFile:

@@ -45,8 +45,15 @@ def last_moment() -> float:
 
 
 def dropped() -> int:
-    """Bytes of output that this process has dropped since its start, because nobody read them."""
+    """Bytes of output that this process has dropped since its start: nobody read them, or the disk was full."""
     return _dropped_by_closed + sum(sink.dropped for sink in list(_sinks))
+
+
+def lost_at_exit() -> int:
+    """The same of a process that is about to end, with what it could not write up to now either."""
+    for sink in list(_sinks):
+        sink.pump()
+    return dropped() + sum(len(sink.pending()) for sink in list(_sinks))
 
 
 class SplicePipe:
@@ -98,6 +105,7 @@ class Sink:
         "_fd",
         "_gone",
         "_in_pieces",
+        "_is_file",
         "_is_socket",
         "_lock",
         "_mid_line",
@@ -115,6 +123,7 @@ class Sink:
         self.shared = shared
         mode = os.fstat(fd).st_mode
         self._is_socket = stat.S_ISSOCK(mode)
+        self._is_file = stat.S_ISREG(mode) and not shared
         self._in_pieces = blocks(fd)
         self._unblocks = self._in_pieces and not self._is_socket and not shared
         splices = sys.platform == "linux" and shared and stat.S_ISFIFO(mode)
@@ -189,6 +198,7 @@ class Sink:
     def forget(self) -> None:
         """In a forked process that writes on: what is buffered is the parent's to write."""
         self._lock = threading.Lock()
+        self._is_file = False  # its position is that of all who write to this open file
         self._pending.clear()
         self._mid_line, self.dropped = False, 0
 
@@ -225,10 +235,29 @@ class Sink:
                     return
                 self._gone = True  # EPIPE, EIO: nobody will ever read it
                 break
-            self._mid_line = self._pending[written - 1] != 0x0A
-            del self._pending[:written]
+            is_short = self._is_file and written < end
+            if is_short:
+                written -= self._taken_back(written)
+            if written:
+                self._mid_line = self._pending[written - 1] != 0x0A
+                del self._pending[:written]
+            if is_short:
+                return  # the disk is full; each further try would leave a piece of a line
         if self._gone:
             self._drop_all()
+
+    def _taken_back(self, written: int) -> int:
+        """A full disk has taken `written` bytes of the buffer: take half a line back, before another process appends to
+        it; return how many bytes. Not if another one has done so already."""
+        half = written - (self._pending.rfind(b"\n", 0, written) + 1)
+        if sys.platform == "win32" or not half or self._mid_line:
+            return 0
+        with contextlib.suppress(OSError):
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)  # where this write has ended (O_APPEND, open(2))
+            if os.fstat(self._fd).st_size == end:
+                os.ftruncate(self._fd, end - half)
+                return half
+        return 0
 
     def _write(self, piece: bytes) -> int:
         if sys.platform != "linux":  # whoever develops there reads what is written

@@ -31,7 +31,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, close_descriptors, speaks
-from serve_asgi.ipc.scoreboard import Scoreboard, let_go, mapped_row
+from serve_asgi.ipc.scoreboard import Cell, Scoreboard, let_go, mapped_row
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.ipc.untrusted_input import sayable
 from serve_asgi.logs import app_log, nonblocking_sink, stdio_guard
@@ -146,6 +146,11 @@ class Bootstrap:
             except (OSError, KeyError, ValueError) as error:
                 self.refuse(f"the {self.packet.get('role', 'worker')} could not be set up: {error}")
         return LoopFactory(loop_factory(self.config.loop))
+
+    def finish_output(self) -> None:
+        """Write what has not been written, within a bounded time, and count what is lost when this process ends."""
+        self.guard.finish()
+        self.cells[Cell.DROPPED_OUTPUT] = nonblocking_sink.lost_at_exit()
 
     def let_go(self) -> None:
         """Leave closing the sockets to the kernel at exit, without warnings by the interpreter (-X dev)."""

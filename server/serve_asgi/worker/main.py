@@ -57,6 +57,6 @@ def main(arguments: StartArguments, application: ASGIApplication | None = None) 
         worker.flush_access_log()
         if worker.access_log is not None:
             worker.access_log.close()
-        bootstrap.guard.finish()
+        bootstrap.finish_output()
     bootstrap.let_go()
     sys.exit(status)
