@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ import pytest
 from serve_asgi.config.options import Config
 from serve_asgi.logs.access_log_standard import AccessLog, RefusedRequest, open_access_log
 from tests.applications import info
-from tests.running import PATIENCE, RunningServer, connect, request, running, until
+from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, until
 
 CLIENT = ("10.0.0.1", 4711)
 AT = r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
@@ -165,6 +168,20 @@ def test_a_line_that_cannot_be_made_costs_no_request(tmp_path: Path) -> None:
     log.record(CLIENT, asked, 200, 0, ago(0))
     log.close()
     assert (tmp_path / "a").read_text() == ""
+
+
+def test_on_a_terminal_each_line_is_written_at_once() -> None:
+    program = (
+        "import time; from serve_asgi.config.options import Config; "
+        "from serve_asgi.logs import access_log_standard as a; from tests.logs.test_access_log import Asked;"
+        "a.open_access_log(Config()).record(None, Asked('/seen'), 200, 1, time.perf_counter()); input()"
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=theirs)
+    os.close(theirs)
+    with process, open(ours, "rb") as terminal:
+        assert b'"GET /seen HTTP/1.1" 200' in terminal.readline()
+        process.communicate(b"\n", timeout=PATIENCE)
 
 
 def test_off_means_none() -> None:

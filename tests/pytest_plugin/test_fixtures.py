@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from serve_asgi.pytest_plugin import server_command
 from tests.applications import info
+from tests.running import PATIENCE
 
 IN_PROCESS = """
 import contextlib
@@ -176,3 +179,28 @@ def test_in_process(tmp_path: Path, text: str) -> None:
 def test_as_processes(tmp_path: Path) -> None:
     app = info("@@").replace("{", "{{").replace("}", "}}").replace("@@", "{}")
     run(tmp_path, f"APP = {app!r}\n{PROCESSES}")
+
+
+ENDLESS = """
+import asyncio
+
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+    await asyncio.Event().wait()
+"""
+
+
+def test_what_does_not_end_holds_no_test_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "app.py").write_text(ENDLESS)
+    monkeypatch.setattr(server_command, "GRACE", 0.2)
+    with server_command.ServerCommand("app:app", directory=tmp_path) as server:
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(65536)
+    assert "quick stop" in capsys.readouterr().out
+    client.close()

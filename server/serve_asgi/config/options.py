@@ -104,7 +104,8 @@ class Config:
     )
     env_file: str = option(
         "",
-        "File of NAME=value lines for the workers' environment; read again at each reload.",
+        "File of NAME=value lines for the workers' environment, where they override the server's own; read again "
+        "at each reload.",
         APPLICATION,
         unit="PATH",
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -185,6 +186,7 @@ class AccessLog(abc.ABC):
 
     __slots__ = (
         "_file",
+        "_flush_at",
         "_held",
         "_lines",
         "_sink",
@@ -197,6 +199,8 @@ class AccessLog(abc.ABC):
         """Open the log that `config` names. Raises UsageError if its file cannot be opened."""
         self._file = LogFile(config.access_log_file) if config.access_log_file else None
         self._sink = self._file.sink if self._file is not None else original(1)
+        self._flush_at = 1 if self._file is None and os.isatty(1) else FLUSH_AT
+        """Characters that are written at once; any, where somebody is looking."""
         self._lines: list[str] = []
         self._held = 0
         self._until = 0.0
@@ -222,7 +226,7 @@ class AccessLog(abc.ABC):
     def _add(self, line: str) -> None:
         self._lines.append(line)
         self._held += len(line)
-        if self._held >= FLUSH_AT:
+        if self._held >= self._flush_at:
             self.flush()
 
     def flush(self) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from serve_asgi.config.options import Config
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.access_log import (
-    FLUSH_AT,
     MILLISECONDS,
     NOBODY,
     AccessLog,
@@ -75,7 +74,7 @@ class CommonLog(AccessLog):
             # Inlined `_add`.
             self._lines.append(line)
             self._held += len(line)
-            if self._held >= FLUSH_AT:
+            if self._held >= self._flush_at:
                 self.flush()
         except Exception:
             complain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -20,6 +21,8 @@ START_TIMEOUT: Final = 60.0
 """Seconds until the first generation must serve."""
 STOP_TIMEOUT: Final = 60.0
 """Seconds in which a server must have stopped before it is killed."""
+GRACE: Final = 5.0
+"""Seconds that what is in flight at the end of a test has to end, as in process."""
 
 
 class ServerCommand:
@@ -92,12 +95,11 @@ class ServerCommand:
 
     def _end(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGINT, STOP_TIMEOUT), (signal.SIGKILL, None)):
+                self._process.send_signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(patience)
+                    break
         sys.stdout.write(self.log())
         self._scratch.cleanup()
 
