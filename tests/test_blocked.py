@@ -19,7 +19,7 @@ from serve_asgi.cli import control_client
 from tests.running import PATIENCE, RunningServer, answer, connect, request, running, until
 
 APP = """
-import asyncio, ctypes, json, os, threading, time
+import asyncio, ctypes, json, os, pdb, threading, time
 
 KEEPS_THE_LOCK = ctypes.PyDLL(None)
 
@@ -53,6 +53,11 @@ async def app(scope, receive, send):
         time.sleep(float(how))
     elif what == "until":
         until(how)
+    elif what == "pdb":
+        ours, theirs = os.pipe()
+        threading.Thread(target=lambda: (until(how), os.write(theirs, b"c\\n"))).start()
+        pdb.Pdb(stdin=os.fdopen(ours), stdout=open(os.devnull, "w"), nosigint=True).set_trace()
+        how = "over"
     elif what == "later":
         while not os.path.exists(how):
             await asyncio.sleep(0.02)
@@ -139,6 +144,18 @@ def test_a_process_that_was_stopped_says_so(directory: Path) -> None:
         time.sleep(2.5)  # longer than what counts as standing still, behind the tick that is missing first
         os.kill(pid, signal.SIGCONT)
         server.logged("nothing has run in this process for [0-9.]+ s")
+
+
+def test_a_debugger_is_no_block(directory: Path) -> None:
+    with running("app:app", *WARN, directory=directory) as server, connect(server) as connection:
+        ask(connection, "/pdb/over")
+        server.logged("a debugger holds the event loop")
+        (directory / "over").touch()
+        assert answer(connection)[0] == 200
+        server.logged("runs again")
+        assert server.log().count("a debugger holds") == 1
+        assert "blocked" not in server.log()
+        assert blocked_count(server) == 0
 
 
 def test_a_busy_loop_that_turns_is_not_told_of(directory: Path) -> None:

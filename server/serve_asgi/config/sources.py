@@ -38,7 +38,12 @@ NO_APPLICATION: Final = "which application? Write it as module:attribute, for ex
 DEFAULT: Final = Source(SourcePriority.DEFAULT, "default")
 HIDDEN: Final = "***"
 """What is shown of a password."""
-RELOAD_DEFAULTS: Final = {"graceful_timeout": 1.0, "shutdown_timeout": 5.0, "max_generations": 16}
+RELOAD_DEFAULTS: Final = {
+    "graceful_timeout": 1.0,
+    "shutdown_timeout": 5.0,
+    "max_generations": 16,
+    "worker_timeout": 0.0,
+}
 """Defaults of `--reload`, by field name: streams that browsers hold open end soon, and none of them delays the reload
 after a change."""
 

@@ -53,6 +53,8 @@ STOOD_STILL: Final = 1.0
 """Seconds in which nothing of this process ran that are reported: on a busy machine some tenths are normal."""
 REPEAT_AFTER: Final = 60.0
 """Seconds after which the stack of a place that blocks repeatedly is logged again."""
+DEBUGGERS: Final = (f"{os.sep}pdb.py", f"{os.sep}bdb.py")
+"""Files of the standard library whose code runs while somebody looks at a stopped program."""
 MOST_SHOWN: Final = 8
 """Threads whose stacks are logged."""
 ANSWER_LIMIT: Final = MAX_PACKET - 1000
@@ -283,6 +285,9 @@ class Watchdog:
         watch, cells = self._watch, self._cells
         if watch is None or cells is None:
             return
+        if in_debugger(frames):
+            log.info("a debugger holds the event loop", extra={"event": "debugger_entered"})
+            return
         cells[Cell.BLOCKED] += 1
         culprit = delay.culprit if delay.late >= watch.limit else None
         if culprit is Culprit.UNSEEN:
@@ -338,6 +343,13 @@ class Watchdog:
         )
         blocked = now - watch.asked if watch is not None and owing else 0.0
         return stacks.snapshot(self._loop, self._loop_thread, limit, blocked)
+
+
+def in_debugger(frames: stacks.Frames) -> bool:
+    """Whether this stack waits for a person: at pdb's prompt, or where an editor's debugger (pydevd) has stopped it."""
+    return any(
+        frame.f_code.co_filename.endswith(DEBUGGERS) or "pydevd" in frame.f_code.co_filename for frame, _ in frames
+    )
 
 
 def _empty(fd: int) -> None:
