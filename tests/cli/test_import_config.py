@@ -143,6 +143,11 @@ def test_files_of_the_others(capsys: pytest.CaptureFixture[str], name: str, text
             {"app": "app:app", "bind": ["unix:/a"], "ws-deflate": False},
         ),
         (
+            "fastapi run shop/main.py --app api --port 80",
+            {"app": "shop.main:api", "host": "0.0.0.0", "port": 80},
+        ),
+        ("fastapi dev -e shop:app", {"app": "shop:app", "reload": True}),
+        (
             "/venv/bin/gunicorn shop.wsgi -w4 -b :80 -b [::1]:81 --threads 8 -t 30 -e A=secret",
             {
                 "app": "shop.wsgi:application",

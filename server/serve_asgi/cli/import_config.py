@@ -74,7 +74,25 @@ def _command_line(words: Sequence[str]) -> tuple[str, Sequence[str]]:
     while (rest and os.path.basename(rest[0]).rstrip("0123456789.") in ("python", "exec", "env")) or rest[:1] == ["-m"]:
         del rest[0]
     name = os.path.basename(rest[0]) if rest else ""
+    if name == "fastapi" and rest[1:2] in (["dev"], ["run"]):
+        return "uvicorn", _of_fastapi(rest[1], rest[2:])
     return (name, rest[1:]) if name in SERVERS and not os.path.isfile(name) else ("", [])
+
+
+def _of_fastapi(command: str, arguments: Sequence[str]) -> list[str]:
+    """What `fastapi dev` and `fastapi run` call uvicorn with (FastAPI CLI): they differ in their defaults."""
+    path, attribute, rest = "main.py", "app", []
+    words = iter(arguments)
+    for word in words:
+        if word in ("--app", "-e", "--entrypoint"):
+            attribute = next(words, "app")
+        elif word.endswith(".py"):
+            path = word
+        else:
+            rest.append(word)
+    module = os.path.normpath(path).removesuffix(".py").replace(os.sep, ".")
+    app = attribute if ":" in attribute else f"{module}:{attribute}"
+    return [app, *(["--reload"] if command == "dev" else ["--host", "0.0.0.0"]), *rest]
 
 
 def _told_by_line(server: str, arguments: Sequence[str]) -> list[Told]:

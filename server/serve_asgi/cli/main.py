@@ -21,7 +21,7 @@ import click
 from serve_asgi import __version__
 from serve_asgi.cli import MODULES, WITHOUT_SERVER, load
 from serve_asgi.cli.command import CONTEXT, INTERRUPTED, WIDTH, harmless
-from serve_asgi.config.application_name import holds
+from serve_asgi.config.application_name import holds, suggested
 from serve_asgi.config.options import GROUPS, Option, flag, flag_off, options
 from serve_asgi.config.other_servers.lookup import about_flag
 from serve_asgi.config.sources import Given, kind, read, several
@@ -207,6 +207,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
             return _main(load(name), f"serve {name}", rest)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but exit
+    if name == "dev" and rest and rest[0].endswith(".py"):
+        app = suggested(rest[0], ".")
+        return _complain(UsageError(f"`fastapi dev {rest[0]}` is `serve {app} --reload` here"))
     return _main(_run_command(), "serve", with_values(rest if name == "run" else list(arguments)))
 
 
