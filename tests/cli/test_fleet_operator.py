@@ -138,7 +138,7 @@ def test_each_server_has_its_turn_a_canary_first() -> None:
     [
         (
             {"does": OrderState.REFUSED},
-            "web:/srv/b refused: because. 1 of 3 servers reloaded (web:/srv/a); `serve fleet",
+            "web:/srv/b: because. 1 of 3 servers reloaded (web:/srv/a); `serve fleet",
         ),
         ({"takes": False}, "web:/srv/b has not taken its order within 0.05 s"),
         ({"does": None}, "web:/srv/b has not ended its reload within 0.1 s (--node-timeout); it goes on with it"),

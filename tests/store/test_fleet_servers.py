@@ -206,7 +206,7 @@ def test_it_stops_where_it_is_refused_and_goes_on_from_there(fleet: Fleet, capsy
     fleet.deploy_broken(1)
     status, out = fleet.run(capsys, "reload")
     assert status == 1
-    assert f"stopped: {fleet.seen()[1].label} refused: " in out
+    assert f"stopped: {fleet.seen()[1].label}: reload refused" in out
     assert "the application app:asgi cannot be imported" in out
     assert "1 of 3 servers reloaded" in out
     assert "`serve fleet rollback` takes back" in out

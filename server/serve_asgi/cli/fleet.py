@@ -134,6 +134,8 @@ async def _status(state: str, as_json: bool) -> int:
     if found:
         lines += ["", *fleet_view.table(found), *([""] if any(not each.answers for each in found) else [])]
         lines += fleet_view.silent(found)
+    else:
+        lines.append("none has announced itself there: is it the --state of the servers, prefix and all?")
     if unreadable:
         lines += ["", unreadable]
     elif operation is not None:

@@ -181,19 +181,19 @@ class FleetOperator:
             began = time.monotonic()
             outcome = await self._outcome(step, step.reload)
         except _NotDone as error:
-            raise self._stopped(step, str(error)) from None
+            raise self._stopped(f"{step.label} {error}") from None
         if outcome.state is not OrderState.DONE:
             step.state, step.text = FleetStepState.REFUSED, outcome.text
-            raise self._stopped(step, f"refused: {outcome.text}")
+            raise self._stopped(f"{step.label}: {outcome.text}")
         step.state = FleetStepState.RELOADED
         took = span(time.monotonic() - began)
         self._say("fleet_server_reloaded", f"{place}: generation {outcome.generation} serves, after {took}", step.label)
         await self._write()
 
-    def _stopped(self, step: FleetStep, why: str) -> FleetStopped:
+    def _stopped(self, why: str) -> FleetStopped:
         operation = self._operation
-        operation.phase, operation.text = FleetPhase.STOPPED, f"{step.label} {why}"
-        return FleetStopped(f"stopped: {step.label} {why.rstrip('.')}. {operation.progress()}; {GO_ON}")
+        operation.phase, operation.text = FleetPhase.STOPPED, why
+        return FleetStopped(f"stopped: {why.rstrip('.')}. {operation.progress()}; {GO_ON}")
 
     # Roll-back
 
@@ -232,7 +232,7 @@ class FleetOperator:
                 )
             outcome = await self._outcome(step, step.rollback)
             if outcome.state is not OrderState.DONE:
-                raise _NotDone(f"was not rolled back: {outcome.text}")
+                raise _NotDone(f"refused: {outcome.text}")
         except _NotDone as error:
             step.state, step.text = FleetStepState.KEPT, str(error)
             self._say("fleet_server_failed", f"{step.label} {error}", step.label)

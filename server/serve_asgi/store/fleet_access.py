@@ -77,7 +77,7 @@ async def fleet_at(state: str) -> AsyncIterator[FleetAccess]:
 
             fleet: contextlib.AbstractAsyncContextManager[FleetAccess] = redis_fleet(address)
         else:
-            from serve_asgi.store.postgres_fleet_access import postgres_fleet
+            from serve_asgi.store.postgres_fleet import postgres_fleet
 
             fleet = postgres_fleet(address)
     except ImportError as error:

@@ -6,19 +6,21 @@
 
 An announcement takes no lock but that of its row, and its COMMIT does not wait for the disk: what a crash loses is
 announced again. Taking an order is part of it: an order that comes back after a crash has the id of one that the server
-has carried out already. It owns no connection.
+has carried out already. It owns no connection but that of `postgres_fleet`, which is the operator's.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import psycopg
 
+from serve_asgi.config.state_location import PostgresAddress
 from serve_asgi.ipc.fleet_records import FORGET
 from serve_asgi.store import postgres_tables as tables
-from serve_asgi.store.fleet_access import FleetView, HeardServer
+from serve_asgi.store.fleet_access import NAME, FleetAccess, FleetUnreachable, FleetView, HeardServer
 from serve_asgi.store.postgres_connector import Connection, PostgresConnector
 
 _MAKE: Final = (
@@ -127,3 +129,41 @@ class PostgresFleet:
                 await connection.execute(_RING.encode(), (tables.channel(self._postgres.schema), name))
             await connection.execute(b"COMMIT")
         return True
+
+
+class PostgresFleetAccess(FleetAccess):
+    """The fleet in one PostgreSQL, over a connection of the caller's."""
+
+    def __init__(self, connector: PostgresConnector, connection: Connection) -> None:
+        self._connector = connector
+        self._connection = connection
+        self._fleet = PostgresFleet(connector)
+
+    async def look(self, name: str = "") -> FleetView:
+        with _in_words(self._connector):
+            return await self._fleet.look(self._connection, name)
+
+    async def advance(self, version: int, document: bytes, name: str = "", order: bytes = b"") -> bool:
+        with _in_words(self._connector):
+            return await self._fleet.advance(self._connection, version, document, name, order)
+
+
+@contextlib.asynccontextmanager
+async def postgres_fleet(address: PostgresAddress) -> AsyncIterator[PostgresFleetAccess]:
+    """Connect to the first address that takes writes. Raises FleetUnreachable, UsageError."""
+    connector = PostgresConnector(address, NAME)
+    connector.check()
+    with _in_words(connector):
+        connection = await connector.connect()
+    try:
+        yield PostgresFleetAccess(connector, connection)
+    finally:
+        await connection.close()
+
+
+@contextlib.contextmanager
+def _in_words(connector: PostgresConnector) -> Iterator[None]:
+    try:
+        yield
+    except (psycopg.Error, TimeoutError, OSError) as error:
+        raise FleetUnreachable(connector.sentence(error)) from None
