@@ -55,8 +55,11 @@ def test_a_server_that_is_silent_is_named_and_later_forgotten() -> None:
 
 
 def test_a_server_that_was_killed_and_started_again_is_one() -> None:
-    (found,) = seen(announced("old", SILENT + 1, pid=1, directory="/srv"), announced("new", pid=2, directory="/srv"))
+    killed = announced("old", SILENT + 10, pid=1, directory="/srv")
+    (found,) = seen(killed, announced("new", pid=2, directory="/srv", up=20.0))
     assert (found.name, found.label) == ("new", "web1:/srv")
+    beside = announced("other", pid=3, directory="/srv", up=200.0)  # it ran there before: another instance
+    assert [each.answers for each in seen(killed, beside)] == [False, True]
 
 
 def test_what_is_no_record_is_passed_over() -> None:

@@ -24,11 +24,12 @@ class Harness:
         self.logged: list[actions.LogEvent] = []
         self.done: list[tuple[OrderKind, str, int | None]] = []
         self.allowed = True
+        self.broken = False
         self.outcome: tuple[bool, str, int] = (True, "done", 7)
         self.hold: anyio.Event | None = None
         self.news = anyio.Event()
         self.member = FleetMember(
-            lambda: ServerRecord(*RECORD), self._send, lambda: self.allowed, self._carry_out, self.logged.append, left
+            self._describe, self._send, lambda: self.allowed, self._carry_out, self.logged.append, left
         )
 
     def _send(self, data: bytes) -> None:
@@ -37,8 +38,15 @@ class Harness:
         self.news.set()
         self.news = anyio.Event()
 
+    def _describe(self) -> ServerRecord:
+        if self.broken and not self.done:
+            raise RuntimeError("oh no")
+        return ServerRecord(*RECORD)
+
     async def _carry_out(self, kind: OrderKind, who: str, of: int | None) -> tuple[bool, str, int]:
         self.done.append((kind, who, of))
+        if self.broken:
+            raise RuntimeError("oh no")
         if self.hold is not None:
             await self.hold.wait()
         return self.outcome
@@ -161,3 +169,16 @@ def test_orders_are_known_to_the_next_program_of_the_listener() -> None:
 
     left = json.loads(json.dumps(run(first).member.to_state()))
     assert run(second, left).done == [(OrderKind.ROLLBACK, "alice", 7)]
+
+
+def test_a_mistake_of_the_servers_own_ends_nothing() -> None:
+    async def do(harness: Harness) -> None:
+        harness.broken = True
+        harness.member.changed()
+        harness.order("x.1")
+        found = await harness.announced("x.1", OrderState.REFUSED)
+        assert found.order is not None
+        assert found.order.text == "it failed: RuntimeError('oh no')"
+        assert not harness.member.busy
+
+    run(do)

@@ -1,7 +1,7 @@
 """The servers of a fleet as `serve fleet` shows them: read from the store, put in order, named, as a table or as JSON.
 
 Whether a server answers is judged by the store's clock alone. A record that is silent counts as gone when a server of
-the same host and directory has announced itself since: it was started again.
+the same host and directory was started after it had last been heard: it was started again.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ def servers(view: FleetView) -> list[FleetServer]:
         (each, record, max(0.0, view.now - each.heard)) for each in view.servers if (record := record_from(each.record))
     ]
     known = [(each, record, since) for each, record, since in read if since <= FORGET]
-    here = {_place(record) for _, record, since in known if since <= SILENT}
-    left = [each for each in known if each[2] <= SILENT or _place(each[1]) not in here]
+    starts: dict[tuple[str, str], float] = {}
+    for each, record, since in known:
+        if since <= SILENT:
+            starts[_place(record)] = max(starts.get(_place(record), 0.0), each.heard - record.up)
+    left = [one for one in known if one[2] <= SILENT or starts.get(_place(one[1]), 0.0) < one[0].heard]
     left.sort(key=lambda each: (not each[1].canary, *_place(each[1]), each[1].pid))
     places = [_place(record) for _, record, _ in left]
     return [

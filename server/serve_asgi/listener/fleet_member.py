@@ -36,6 +36,8 @@ SOON: Final = 0.1
 LONGEST: Final = 2_000
 """Most characters of an outcome."""
 
+log = logging.getLogger("serve")
+
 State = dict[str, Any]
 CarryOut = Callable[[OrderKind, str, int | None], Awaitable[tuple[bool, str, int]]]
 
@@ -79,12 +81,18 @@ class FleetMember:
         """Announce the server until cancelled."""
         while True:
             self._news = anyio.Event()
-            record = self._describe()
-            record.order = self._latest
-            self._send(encode("store.announce", {}, encoded(record)))
+            try:
+                self._announce()
+            except Exception:  # the server serves on, and is silent to its fleet
+                log.exception("the server could not be announced to its fleet; please report this")
             with anyio.move_on_after(BEAT):
                 await self._news.wait()
                 await anyio.sleep(SOON)
+
+    def _announce(self) -> None:
+        record = self._describe()
+        record.order = self._latest
+        self._send(encode("store.announce", {}, encoded(record)))
 
     def changed(self) -> None:
         """Something has happened to the server: announce it soon."""
@@ -147,6 +155,9 @@ class FleetMember:
             outcome.state = OrderState.DONE if done else OrderState.REFUSED
             if done and order.kind is OrderKind.ROLLBACK and self._reload is not None:
                 self._reload.state, self._reload.text = OrderState.REFUSED, "it was rolled back"
+        except Exception as error:
+            log.exception("an order of the fleet could not be carried out; please report this")
+            outcome.state, outcome.text = OrderState.REFUSED, f"it failed: {error!r:.200}"
         finally:
             self._under_way -= 1
         self.changed()
