@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -480,3 +481,14 @@ def test_a_directory_of_files_that_is_not_there_refuses_the_start(run: Run[None]
             await server.start()
 
     run(main())
+
+
+def test_one_in_a_thread_for_code_that_blocks() -> None:
+    before = threading.active_count()
+    with Server.in_thread(Application(), port=0) as server:
+        assert httpx.get(f"{server.url}/x").status_code == 200
+    assert threading.active_count() == before
+    with pytest.raises(StartError), Server.in_thread(Application(fails="startup"), port=0):
+        pass
+    with pytest.raises(TypeError, match="workers"), Server.in_thread(Application(), workers=2):  # type: ignore[call-arg]
+        pass

@@ -8,10 +8,11 @@ sets up no logging, which are the program's (`serve_asgi.in_process.run` does bo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Unpack
 
 import anyio
@@ -98,6 +99,19 @@ class Server:
         server = cls.__new__(cls)
         server._set_up(app, config)
         return server
+
+    @classmethod
+    @contextlib.contextmanager
+    def in_thread(cls, app: ASGIApplication | str, **options: Unpack[ServerOptions]) -> Iterator[Server]:
+        """One that serves from a thread with an event loop of its own, until the `with` block ends.
+
+        For code that blocks while it waits for an answer: a cell of a notebook with `httpx.get(server.url)`, a test
+        that is no coroutine. Takes and raises what `Server` does.
+        """
+        from anyio.from_thread import start_blocking_portal
+
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(cls(app, **options)) as server:
+            yield server
 
     def _set_up(self, app: ASGIApplication | str, config: Config) -> None:
         self.config = config

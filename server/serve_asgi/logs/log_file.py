@@ -69,15 +69,12 @@ class LogFile:
 
 def end_last_line(fd: int) -> None:
     """If the log file ends in the middle of a line, begin a new one: its writer was killed, or the disk was full."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode) or not (size := os.fstat(fd).st_size):
+    if not stat.S_ISREG(os.fstat(fd).st_mode) or not os.fstat(fd).st_size:
         return
-    with contextlib.suppress(OSError):  # a user who may only append to it cannot read it
-        reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if os.pread(reading, 1, size - 1) not in (b"\n", b""):
-                os.write(fd, b"\n")
-        finally:
-            os.close(reading)
+    with contextlib.suppress(OSError), open(f"/proc/self/fd/{fd}", "rb") as reading:  # some may only append to it
+        reading.seek(-1, os.SEEK_END)
+        if reading.read(1) != b"\n":
+            os.write(fd, b"\n")
 
 
 class ForkedLogFile:
