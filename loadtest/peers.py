@@ -122,7 +122,11 @@ def comparison(results: Sequence[Result], fates: Sequence[str]) -> str:
 )
 @click.option("--http2", is_flag=True, help="Speak HTTP/2: with prior knowledge, or with --tls by ALPN.")
 @click.option("--python", default=sys.executable, help="The interpreter that runs the servers.", show_default=False)
-@click.option("--into", type=click.Path(path_type=Path), help="Write a PNG and a JSON of each run into this directory.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    help="Write a PNG and a JSON of each run into this directory, and a PNG of the first beside each other one.",
+)
 def main(servers: str, into: Path | None, **options: Any) -> None:
     """Compare servers: what is lost when each is reloaded under the same strict load."""
     results, fates = [], []
@@ -137,11 +141,13 @@ def main(servers: str, into: Path | None, **options: Any) -> None:
         fates.append(fate)
         click.echo(table(result) + "\n", err=True)
         if into is not None:
-            from loadtest.plot import plot
+            from loadtest.plot import beside, plot
 
             into.mkdir(parents=True, exist_ok=True)
             (into / f"{server}.json").write_text(as_json(result))
             plot(result, into / f"{server}.png")
+            if len(results) > 1:
+                beside((results[0], result), into / f"{results[0].settings.server}-{server}.png")
     click.echo(comparison(results, fates))
 
 

@@ -1,7 +1,11 @@
-"""The picture of a run: a PNG timeline. matplotlib comes with the optional dependency group `loadtest`."""
+"""The picture of a run, and of two runs beside each other: PNG timelines.
+
+matplotlib comes with the optional dependency group `loadtest`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ COLOURS = ("#4e79a7", "#76b7b2", "#59a14f", "#b6992d", "#b07aa1", "#9c755f")
 """Of the generations, in turn. None is red: red means lost."""
 LOST = "#d62728"
 RECONNECT = "#f28e2b"
+ROOM = 0.04
+"""Of the time shown: what the name of a reload takes, so that the next one has none if it comes sooner."""
 INK = "#333333"
 FAINT = "#999999"
 
@@ -50,18 +56,71 @@ def plot(result: Result, path: Path) -> None:
         failures(axes[1], data)
         latency(axes[2], data)
         requests(axes[3], data)
-        if len(result.reloads) <= 20:
-            for reload in result.reloads:
-                at = (reload.sent - result.began, 1.0)
-                axes[0].annotate("HUP", at, xycoords=("data", "axes fraction"), ha="center", fontsize=7, color=FAINT)
-        for axis in axes:
-            reload_lines(axis, result)
-            axis.set_xlim(0, shown(result))
-            axis.grid(axis="y", color="#eeeeee", linewidth=0.8)
-            axis.set_axisbelow(True)
-        axes[-1].set_xlabel("seconds")
+        over_time(axes, result)
         figure.savefig(path)
         pyplot.close(figure)
+
+
+def beside(results: Sequence[Result], path: Path) -> None:
+    """Draw runs under the same load beside each other, on the same scales but for the time.
+
+    Raises ImportError if matplotlib is missing.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    with pyplot.rc_context({**STYLE, "font.size": 10, "axes.titlesize": 12.5, "axes.titleweight": "bold"}):
+        figure, axes = pyplot.subplots(
+            *(3, len(results)),
+            sharex="col",
+            sharey="row",
+            figsize=(10.4, 6.4),
+            height_ratios=[3, 1.6, 2],
+            layout="constrained",
+            dpi=150,
+            squeeze=False,
+        )
+        for column, result in zip(axes.T, results, strict=True):
+            data = of(result)
+            answers(column[0], data)
+            failures(column[1], data)
+            latency(column[2], data)
+            over_time(column, result)
+            for axis in column:
+                axis.set_title("")
+            title = f"{result.settings.server}: {result.lost:,} lost, {result.reconnects:,} reconnects"
+            column[0].set_title(title, pad=18, color=LOST if result.lost else INK)
+        for axis, name in zip(
+            axes[:, 0],
+            ("responses/s, each colour\none generation", "lost (red), closed\n(orange)", "p99, p50; ms"),
+            strict=True,
+        ):
+            axis.set_ylabel(name)
+        axes[1][0].yaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
+        figure.align_ylabels()
+        figure.savefig(path)
+        pyplot.close(figure)
+
+
+def over_time(axes: Sequence[Any], result: Result) -> None:
+    """What the charts of a run have in common: the time, and its reloads."""
+    if len(result.reloads) <= 20:
+        written = float("-inf")
+        for reload in result.reloads:
+            at = reload.sent - result.began
+            if at - written > ROOM * shown(result):
+                axes[0].annotate(
+                    "HUP", (at, 1), xycoords=("data", "axes fraction"), ha="center", fontsize=7, color=FAINT
+                )
+                written = at
+    for axis in axes:
+        reload_lines(axis, result)
+        axis.set_xlim(0, shown(result))
+        axis.grid(axis="y", color="#eeeeee", linewidth=0.8)
+        axis.set_axisbelow(True)
+    axes[-1].set_xlabel("seconds")
 
 
 def of(result: Result) -> Timeline:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
-from loadtest.ledger import Cause, Entry, Execution
+import pytest
+
+from loadtest.ledger import Cause, Entry, Execution, Ledger, settle
+from loadtest.plot import beside
+from loadtest.result import Measures, Reload, Result, Settings
 from loadtest.timeline import generations, timeline
 
 OLD, NEW = 100, 200
@@ -39,3 +44,19 @@ def test_everything_falls_into_its_bin() -> None:
     ]
     assert math.isclose(line.p99[0], 0.3)
     assert all(math.isnan(value) for value in line.p99[1:])  # a stream's latency is not the server's
+
+
+def test_two_runs_are_drawn_beside_each_other(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = []
+    for server, entries in (("serve", ENTRIES[:2]), ("gunicorn", ENTRIES)):  # without and with a loss
+        ledger = Ledger()
+        ledger.entries = entries
+        accounts = settle(entries, EXECUTIONS)
+        results.append(
+            Result(
+                Settings(server=server), ledger, accounts, EXECUTIONS, [Reload(12.0)], Measures(), [], None, 10.0, 14.0
+            )
+        )
+    beside(results, tmp_path / "two.png")
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
