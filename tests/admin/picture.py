@@ -34,7 +34,9 @@ LENGTH = 290.0
 """Seconds: what the page shows at first, nearly."""
 CLIENTS, SOCKETS, STREAMS = 24, 8, 3
 WIDTH, SCALE = 1280, 1.5
-MARGIN, COLOURS = 16, 256
+MARGIN = 16
+COLOURS, RARE, STRIP = 256, 96, 3
+"""Of a picture; of these, those of small things; and how many rows of pixels one of them counts as."""
 OPTIONS = ("--workers", "4", "--no-access-log", "--graceful-timeout", "10", "--admin", "127.0.0.1:0")
 STANDBY = 20
 """Seconds for which the code before could serve again at once."""
@@ -162,12 +164,16 @@ def play(server: RunningServer, application: Path) -> None:
         application.write_text(text)
         command(server, "reload")
 
+    def reload_and_regret() -> None:
+        reload()
+        time.sleep(STANDBY / 2)
+        command(server, "rollback")
+
     steps: tuple[tuple[float, Callable[[], None]], ...] = (
         (0.2, lambda: server.signal(signal.SIGHUP)),
         (0.42, reload),
         (0.54, lambda: reload(BROKEN)),
-        (0.68, reload),
-        (0.72, lambda: command(server, "rollback")),
+        (0.64, reload_and_regret),
         (0.86, reload),
     )
     began = time.monotonic()
@@ -188,7 +194,20 @@ def take(browser: Page, first: str, last: str, target: Path) -> None:
     top, bottom = (int(browser.evaluate(edge.format(*each))) for each in ((first, "top"), (last, "bottom")))
     with Image.open(io.BytesIO(browser.picture(whole=False))) as picture:
         box = (0, int(max(0, top - MARGIN) * SCALE), picture.width, int((bottom + MARGIN) * SCALE))
-        picture.crop(box).convert("RGB").quantize(COLOURS).save(target, optimize=True)
+        reduced(picture.crop(box).convert("RGB")).save(target, optimize=True)
+
+
+def reduced(picture: Image.Image) -> Image.Image:
+    """The picture with 256 colours, among them those of small things, which the usual choice by area would miss."""
+    rare = picture.quantize(RARE, Image.Quantize.MAXCOVERAGE).getpalette() or []
+    colours = [(red, green, blue) for red, green, blue in zip(rare[::3], rare[1::3], rare[2::3], strict=True)]
+    longer = Image.new("RGB", (picture.width, picture.height + STRIP * len(colours)))
+    longer.paste(picture)
+    for index, colour in enumerate(colours):
+        top = picture.height + index * STRIP
+        longer.paste(colour, (0, top, picture.width, top + STRIP))
+    found = longer.quantize(COLOURS, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+    return found.crop((0, 0, *picture.size))
 
 
 def main(target: Path) -> None:
