@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import random
 import resource
@@ -16,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
@@ -240,24 +238,6 @@ def test_the_state_is_told(server: RunningServer) -> None:
     assert value(metrics, "serve_slot_degraded", slot="0") == 0
     server.reload()
     wait_for(address, lambda now: value(now, "serve_draining") == 0)
-
-
-def test_health_of_the_server_as_a_whole_is_told(server: RunningServer) -> None:
-    """200 while it should be given traffic, 503 while it drains; with ?live whether it is there."""
-    address = admin_address(server)
-
-    def health(query: str = "") -> tuple[int, dict[str, Any]]:
-        status, _, text = fetch(address, "/healthz" + query)
-        return status, json.loads(text)
-
-    whole = {name: server.status()[name] for name in ("generation", "size")}
-    until(lambda: health() == (200, {"status": "ok", "workers": whole["size"], **whole}), health)
-    control_client.ask(server.control, "drain")
-    until(lambda: health()[0] == 503, "the drain")
-    assert health()[1]["status"] == "draining"
-    assert health("?live")[0] == 200
-    control_client.ask(server.control, "drain", off=True)
-    until(lambda: health()[0] == 200, "the end of the drain")
 
 
 def test_the_accept_queue_is_told(server: RunningServer) -> None:

@@ -26,9 +26,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import CollectorRegistry
 
 from serve_asgi import retiring
-from serve_asgi.admin.metrics import registry
+from serve_asgi.admin.metrics import registry, silence
 from serve_asgi.admin.samples import MetricSamples
 from serve_asgi.admin.server_view import ServerView
+from serve_asgi.ipc.health_verdict import HEALTHY, judge
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -97,7 +98,7 @@ class Application:
         elif path == "/healthz":
             found = health(samples.view)
             live = b"live" in scope["query_string"].split(b"&")
-            await answer(scope, send, encoded(found), JSON, 200 if live or found["status"] == "ok" else 503)
+            await answer(scope, send, encoded(found), JSON, 200 if live or found["status"] == HEALTHY else 503)
         elif path == "/status.json":
             view = samples.view
             present = {
@@ -156,17 +157,24 @@ def health(view: ServerView) -> dict[str, Any]:
 
     As the health path of the workers (`serve_asgi.http.health`), and also where no worker could answer.
     """
-    serving = sum(worker["state"] == "serving" for worker in view.state["workers"])
-    status = "ok"
-    if view.reading().draining_since:
-        status = "draining"
-    elif view.state["state"] != "running":
-        status = view.state["state"]
-    elif view.state.get("agent_required") and view.state.get("agent_missing"):
-        status = "agent missing"
-    elif not serving:
-        status = "no worker serves"
-    return {"status": status, "generation": view.state["generation"], "workers": serving, "size": view.state["size"]}
+    reading, state = view.reading(), view.state
+    verdict = judge(
+        state["state"],
+        draining=bool(reading.draining_since),
+        agent_missing=bool(state.get("agent_required") and state.get("agent_missing")),
+        workers=[
+            (worker["state"], None if words is None else silence(words, reading.at))
+            for worker in state["workers"]
+            for words in [reading.rows.get(worker["row"])]
+        ],
+    )
+    return {
+        "status": verdict.status,
+        "generation": state["generation"],
+        "workers": verdict.serving,
+        "blocked": verdict.blocked,
+        "size": state["size"],
+    }
 
 
 async def answer(

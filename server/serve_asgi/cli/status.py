@@ -11,6 +11,7 @@ from serve_asgi.cli import control_client
 from serve_asgi.cli.canary_summary import failures, trial
 from serve_asgi.cli.command import as_json, command, counted, memory, show, span
 from serve_asgi.cli.deploys import outcome, requester
+from serve_asgi.ipc.health_verdict import HEALTHY, is_blocked
 
 AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was recycled or blocked"}
 """Why workers are started other than for a new generation (`serve_asgi.supervisor.lifecycles.Cause`)."""
@@ -33,11 +34,24 @@ def workers(control: str, pid_file: str, as_json: bool) -> int:
 
 
 def health(found: dict[str, Any]) -> str:
-    """What the health endpoint reports, in words."""
-    if not found["draining"]:
-        sick = found.get("agent_required") and found.get("agent_missing")
-        return "unhealthy, since the agent is missing (--agent-required)" if sick else "healthy"
-    return f"draining for {span(found['draining']['since'])}, until {found['draining']['until']}"
+    """What /healthz reports (`serve_asgi.ipc.health_verdict`), in words."""
+    if found["draining"]:
+        return f"draining for {span(found['draining']['since'])}, until {found['draining']['until']}"
+    status = found.get("health", {}).get("status", HEALTHY)  # an earlier version's server does not say
+    if status == "agent missing":
+        return "unhealthy, since the agent is missing (--agent-required)"
+    if status not in (HEALTHY, found["state"]):
+        return f"unhealthy: {status}"
+    if blocked := found.get("health", {}).get("blocked"):
+        return f"healthy, but {blocked} of {counted(blocked + found['health']['workers'], 'worker')} blocked"
+    return "healthy"
+
+
+def state_of(worker: dict[str, Any]) -> str:
+    """The state of a worker or an agent, or for how long its event loop has been blocked."""
+    silent = worker.get("heard")
+    state = str(worker["state"])
+    return f"blocked {span(silent)}" if silent is not None and is_blocked(state, silent) else state
 
 
 def agent_returned(found: dict[str, Any]) -> bool:
@@ -111,7 +125,7 @@ def _workers(found: dict[str, Any]) -> Iterator[str]:
         yield row.format(
             worker["slot"],
             worker["generation"],
-            worker["state"],
+            state_of(worker),
             worker["connections"],
             worker["in_flight"],
             worker["websockets"],
@@ -124,7 +138,7 @@ def _workers(found: dict[str, Any]) -> Iterator[str]:
             yield f"           to be replaced: {worker['recycling']}"
     for agent in found.get("agents", []):
         figures = (memory(agent["rss"]), span(agent["cpu"]))
-        yield row.format("agent", agent["generation"], agent["state"], *["-"] * 4, *figures, "-")
+        yield row.format("agent", agent["generation"], state_of(agent), *["-"] * 4, *figures, "-")
     for template in found.get("templates", []):
         yield row.format("", template["generation"], "template", *["-"] * 4, memory(template["rss"]), "-", "-")
 

@@ -20,9 +20,10 @@ from serve_asgi.cli.canary_summary import failures, trial
 from serve_asgi.cli.command import counted, memory, span
 from serve_asgi.cli.deploys import outcome
 from serve_asgi.cli.reload_live_view import STYLES
-from serve_asgi.cli.status import agent_returned
+from serve_asgi.cli.status import agent_returned, state_of
 from serve_asgi.cli.top_charts import ChartColumn, bar, columns, marks, rounded_up
 from serve_asgi.cli.top_samples import TopSample, TopSamples, WorkerRate, processes
+from serve_asgi.ipc.health_verdict import HEALTHY, is_blocked
 
 COLOURS: Final = ("#6b9cf8", "#36b97b", "#d579c2", "#d78c1a", "#00b7c9", "#ad88eb")
 """Colours of the generations, in turn: those of the page (admin/page/charts.js); rich takes the nearest that a terminal
@@ -142,10 +143,14 @@ def _state(status: dict[str, Any]) -> Text:
     elif status["draining"]:
         drain = status["draining"]
         state.append(f"◐ draining for {span(drain['since'])}, until {drain['until']}", "yellow")
+    elif (verdict := status.get("health", {}).get("status", HEALTHY)) != HEALTHY:
+        state.append(f"● {verdict}", "bold red")
     elif status["degraded"]:
         state.append(f"● slot {', '.join(status['degraded'])} empty", "red")
     elif status.get("agent_trouble"):
         state.append("● no agent", "red")
+    elif blocked := status.get("health", {}).get("blocked"):
+        state.append(f"● {counted(blocked, 'worker')} blocked", "red")
     elif agent_returned(status):
         state.append("● the agent has returned", "yellow")
     else:
@@ -340,9 +345,8 @@ def _workers(samples: TopSamples, width: int, shown: int) -> Panel:
 def _worker(worker: dict[str, Any], rate: WorkerRate, most: float, *, wide: bool) -> Iterable[RenderableType]:
     hue = colour(worker["generation"])
     sign, style, word = STYLES.get(worker["state"], ("?", "", worker["state"]))
-    heard = worker["heard"]
-    if worker["state"] in ("serving", "active", "returned") and heard is not None and heard > 3:
-        sign, style, word = "■", "bold red", "blocked"
+    if is_blocked(worker["state"], worker["heard"]):
+        sign, style, word = "■", "bold red", state_of(worker)
     elif worker.get("recycling"):
         word, style = "recycling", "yellow"
     yield str(worker["slot"])

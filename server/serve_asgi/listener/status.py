@@ -17,6 +17,7 @@ from serve_asgi import __version__
 from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
 from serve_asgi.config.state_location import is_url
+from serve_asgi.ipc.health_verdict import judge
 from serve_asgi.ipc.scoreboard import (
     COUNTERS,
     DURATION_BOUNDS,
@@ -88,6 +89,7 @@ def status(
         "failed_reloads": supervisor.requests.refusals,
         "last_failure": supervisor.requests.last_failure,
         "lost": supervisor.processes.lost,
+        "health": _verdict(supervisor, scoreboard, workers),
         "canary": supervisor.trials.status(now),
         "size": supervisor.size,
         "degraded": {
@@ -113,6 +115,17 @@ def status(
             "durations": {"bounds": WEBSOCKET_BOUNDS, "counts": totals[WEBSOCKET_DURATIONS]},
         },
     }
+
+
+def _verdict(supervisor: Supervisor, scoreboard: Scoreboard, workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """What /healthz says as well (`serve_asgi.admin.application.health`)."""
+    verdict = judge(
+        supervisor.state.value,
+        draining=bool(scoreboard.draining_since),
+        agent_missing=supervisor.processes.policy.agent_required and supervisor.agents.missing,
+        workers=[(worker["state"], worker["heard"]) for worker in workers],
+    )
+    return {"status": verdict.status, "workers": verdict.serving, "blocked": verdict.blocked}
 
 
 def past(history: History) -> dict[str, Any]:
