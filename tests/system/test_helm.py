@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +11,9 @@ import yaml
 from helm_python import Chart, HelmValuesError
 from helm_python.chart import lint
 
-from serve_asgi.config.sources import build, several
-from serve_asgi.config.values import Given
 from serve_asgi.supervisor.retiring import KILL_MARGIN
 from tests.system.balancing import DEPLOY
+from tests.system.pods import killed_after, options_of, replaced_after, started_within, starts_within
 
 pytestmark = pytest.mark.once
 
@@ -25,6 +23,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "everything": {
         "app": "shop.web:create_app",
         "workers": 4,
+        "workerTimeout": 45,
         "preload": "on",
         "canary": {"enabled": True, "share": 10},
         "drain": {"by": "preStop", "delay": 20},
@@ -38,6 +37,8 @@ VALUES: dict[str, dict[str, Any]] = {
         "imagePullSecrets": [{"name": "registry"}],
     },
     "little": {
+        "startupTimeout": 1,
+        "workerTimeout": 0,
         "admin": {"enabled": False},
         "podDisruptionBudget": {"enabled": False},
         "serviceAccount": {"create": False},
@@ -78,20 +79,15 @@ def test_what_it_renders_is_valid(chart: Chart, values: dict[str, Any], version:
 def test_the_server_takes_the_options_and_the_numbers_agree(chart: Chart, values: dict[str, Any]) -> None:
     pod = rendered(chart, values)["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    app, *options = container["args"]
-    given: dict[str, Given] = {}
-    for option in options:
-        name, equals, text = option.removeprefix("--").partition("=")
-        field = name.replace("-", "_")
-        given[field] = ((text,) if several(field) else text) if equals else True
-    config = build(app, given, {})  # raises for what is wrong
+    config = options_of(container)
 
     drain = {"delay": 15, "by": "term", **values.get("drain", {})}
     assert config.drain_delay == (drain["delay"] if drain["by"] == "term" else 0)
     used = drain["delay"] + config.graceful_timeout + config.shutdown_timeout + KILL_MARGIN
     assert used < pod["terminationGracePeriodSeconds"] <= used + 10
-    startup = container["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= math.floor(config.startup_timeout)
+    assert 0 <= started_within(container) - starts_within(config) <= 4
+    if config.worker_timeout:
+        assert replaced_after(config) <= killed_after(container) <= replaced_after(config) + 10
     hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
     assert hook == (["sh", "-c", f"serve drain && sleep {drain['delay']}"] if drain["by"] == "preStop" else [])
 

@@ -18,6 +18,7 @@ from serve_asgi.supervisor.retiring import KILL_MARGIN
 from tests.running import PATIENCE
 from tests.system.balancer import Balancer, Layer
 from tests.system.balancing import DEPLOY, Node, StrictLoad, pids_of, serving
+from tests.system.pods import killed_after, options_of, replaced_after, started_within, starts_within
 
 pytestmark = pytest.mark.once
 
@@ -87,6 +88,11 @@ def test_the_numbers_agree() -> None:
     assert delay + graceful + shutdown + KILL_MARGIN < POD["terminationGracePeriodSeconds"]
     # From here on each answer ends its connection, and there is as much time again for each connection to be used.
     assert 2 * (float(OPTIONS["drain-close-after"]) + LOOK) <= delay
+    config = options_of(CONTAINER)
+    assert started_within(CONTAINER) >= starts_within(config)
+    assert killed_after(CONTAINER) >= replaced_after(config), (
+        "liveness must leave the server time to replace its workers"
+    )
     assert BY_KIND["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     assert "lifecycle" not in CONTAINER, "the manifest says that no preStop hook is needed"
 

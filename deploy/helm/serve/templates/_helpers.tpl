@@ -18,3 +18,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "serve.gracePeriod" -}}
 {{- add .Values.drain.delay .Values.gracefulTimeout .Values.shutdownTimeout 10 }}
 {{- end }}
+
+{{/* Probes of two seconds: for each worker as long as it may take, since on few cores they start one after the other,
+     and as long again for the import of a template. */}}
+{{- define "serve.startupFailures" -}}
+{{- div (add (mul .Values.startupTimeout (add .Values.workers (ternary 0 1 (eq .Values.preload "off")))) 3) 2 }}
+{{- end }}
+
+{{/* Probes of ten seconds with a timeout of five: not before blocked workers are noticed (--worker-timeout and a tenth of
+     it), have told where (4 s), and are replaced (--startup-timeout). Without --worker-timeout nothing else ends them. */}}
+{{- define "serve.livenessFailures" -}}
+{{- if .Values.workerTimeout }}
+{{- add (div (add (div (mul .Values.workerTimeout 11) 10) .Values.startupTimeout 9) 10) 1 }}
+{{- else }}
+{{- 3 }}
+{{- end }}
+{{- end }}
