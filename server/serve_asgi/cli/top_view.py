@@ -144,7 +144,8 @@ def _state(status: dict[str, Any]) -> Text:
         drain = status["draining"]
         state.append(f"◐ draining for {span(drain['since'])}, until {drain['until']}", "yellow")
     elif (verdict := status.get("health", {}).get("status", HEALTHY)) != HEALTHY:
-        state.append(f"● {verdict}", "bold red")
+        returned = verdict == "agent missing" and agent_returned(status)
+        state.append("● the agent has returned" if returned else f"● {verdict}", "bold red")
     elif status["degraded"]:
         state.append(f"● slot {', '.join(status['degraded'])} empty", "red")
     elif status.get("agent_trouble"):
