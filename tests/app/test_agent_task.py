@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from serve_asgi import agent, messenger
-from serve_asgi.app.agent_task import AgentTarget, AgentTask, load
+from serve_asgi.app.agent_task import AgentTarget, AgentTask, import_agent
 from serve_asgi.errors import UsageError
 
 MODULE = """
@@ -57,7 +57,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["function", "with_default", "manager", "inside", "Prepared", "Called"])
 def test_what_an_agent_may_be(module: str, name: str) -> None:
-    asyncio.run(prepared_entered_and_left(load(f"{module}:{name}")))
+    asyncio.run(prepared_entered_and_left(AgentTarget(*import_agent(f"{module}:{name}"))))
 
 
 async def prepared_entered_and_left(subject: AgentTarget) -> None:
@@ -83,18 +83,18 @@ async def prepared_entered_and_left(subject: AgentTarget) -> None:
 )
 def test_what_an_agent_may_not_be_is_a_sentence(module: str, name: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load(f"{module}:{name}")
+        AgentTarget(*import_agent(f"{module}:{name}"))
 
 
 def test_a_function_that_makes_no_agent_is_found_out_when_it_is_entered(module: str) -> None:
     with pytest.raises(UsageError, match="returned is of type int, not an agent"):
-        asyncio.run(prepared_entered_and_left(load(f"{module}:plain")))
+        asyncio.run(prepared_entered_and_left(AgentTarget(*import_agent(f"{module}:plain"))))
 
 
 @pytest.mark.parametrize(("specification", "said"), [("app", "is not an agent"), ("no_such_mod:x", "no module")])
 def test_a_wrong_specification_is_a_sentence(specification: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load(specification)
+        AgentTarget(*import_agent(specification))
 
 
 def test_its_own_prepare_comes_before_the_modules(module: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.frameworks.driving import (
     client,
+    reload,
     reload_under_use,
     serving,
     stream_over_reload,
@@ -66,6 +68,15 @@ def test_what_it_answers(server: RunningServer) -> None:
         assert asking.head("/file").headers["content-length"] == str(len(CONTENT))
         assert asking.get("/fail").status_code == 500
         assert asking.get("/nowhere").status_code == 404
+
+
+def test_wsgi_forked_from_a_template(tmp_path: Path) -> None:
+    """Its database is used while it is imported, and again in each forked worker: no event loop runs then."""
+    how = ("--interface", "wsgi", "--preload=strict", "--workers", "2")
+    with serving("django_site.wsgi:application", tmp_path, *how) as server, client(server) as asking:
+        assert asking.get("/").status_code == 200
+        reload(server)
+        assert asking.get("/").status_code == 200
 
 
 def test_a_stream_over_a_reload(server: RunningServer) -> None:

@@ -20,9 +20,10 @@ import anyio
 from serve_asgi.agent_process.agent_lock import AgentLock
 from serve_asgi.app import hub_link
 from serve_asgi.app.agent import lease_taken
-from serve_asgi.app.agent_task import AgentTarget, AgentTask, load
+from serve_asgi.app.agent_task import AgentTarget, AgentTask, import_agent
 from serve_asgi.app.background_work import work
 from serve_asgi.app.hub_link import Identity
+from serve_asgi.app.loading import needs_loop
 from serve_asgi.app.metric_store import store as metrics
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
@@ -37,7 +38,7 @@ from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback, error_text
 from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.bootstrap import Bootstrap, failure, leave_within
-from serve_asgi.worker.event_loop import hidden, hidden_task
+from serve_asgi.worker.event_loop import hidden, hidden_task, outside_loop
 from serve_asgi.worker.housekeeping import PERIOD
 from serve_asgi.worker.hub_socket import HubSocket
 from serve_asgi.worker.scoreboard_rows import RowWriter
@@ -133,12 +134,14 @@ class AgentProcess:
         await shared.ready()  # so that the application can read it while it is imported
         name = self.config.agent
         try:
-            subject = load(name)
+            subject = AgentTarget(*await outside_loop(lambda: import_agent(name)))
         except UsageError:
             raise
         except BaseException as error:
             forks.leave(error)
-            raise _failed(f"the agent {name} cannot be imported", error) from None
+            if _is_cancelled(error):
+                raise
+            raise _failed(f"the agent {name} cannot be imported{needs_loop(error)}", error) from None
         app_log.replace_console_handlers(self.config)
         try:
             await subject.prepare()

@@ -8,14 +8,16 @@ another server or in a test.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
+from serve_asgi.app.application_functions import is_asynchronous
 from serve_asgi.errors import StartError
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.logs.tracebacks import application_traceback
 
 F = TypeVar("F", bound=Callable[[], Any])
+OutsideLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class AfterFork:
@@ -35,11 +37,12 @@ class AfterFork:
     def __call__(self, function: F) -> F:
         """Call a function in each worker that is forked from a template (`--preload`), before its lifespan startup.
 
-        It is called in the worker's event loop, and may use `messenger` and `shared`. If it raises, the worker has
-        failed to start. Functions are called in the order in which they were registered.
+        If it raises, the worker has failed to start. Functions are called in the order in which they were registered.
 
         Args:
-            function: An async function, or one that is not; it takes no arguments.
+            function: An async function, which runs in the worker's event loop and may use `messenger` and `shared`; or
+                one that is not, which is called in the main thread while no event loop runs, as the import was. It
+                takes no arguments.
 
         Returns:
             The function, unchanged.
@@ -59,11 +62,11 @@ class AfterFork:
         self._functions.append(function)
         return function
 
-    async def run(self) -> None:
-        """For the worker: call them. Raises StartError."""
+    async def run(self, outside_loop: OutsideLoop) -> None:
+        """For the worker: call them. `outside_loop` calls one while no event loop runs. Raises StartError."""
         for function in self._functions:
             try:
-                found = function()
+                found = function() if is_asynchronous(function) else await outside_loop(function)
                 if inspect.isawaitable(found):
                     await found
             except Exception as error:

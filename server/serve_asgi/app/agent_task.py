@@ -132,11 +132,14 @@ class AgentTarget:
         return cast("Manager | Awaitable[object]", made)
 
 
-def load(specification: str) -> AgentTarget:
-    """Import the agent that `specification` names. Raises UsageError, and what the application's own code raises."""
+def import_agent(specification: str) -> tuple[Any, str, ModuleType]:
+    """Import the agent that `specification` names; return what `AgentTarget` takes.
+
+    Raises UsageError, and what the application's own code raises.
+    """
     name, path = parse(specification, "an agent", "app:agent")
     found, module = find(name, path, _looks_like_agent, "an agent")
-    return AgentTarget(found, specification, module)
+    return found, specification, module
 
 
 def is_manager(value: Any) -> bool:

@@ -55,6 +55,8 @@ class Link:
         """`transmit` sends an encoded frame and returns at once."""
         self.identity = identity
         self.loop = loop
+        self.thread = threading.get_ident()
+        """The one that the loop runs in: a link is made there."""
         self.closed = False
         self.process = os.getpid()
         """A child that the application forks inherits this, but is not a process of the server."""

@@ -74,8 +74,16 @@ def load_for(config: Config) -> ASGIApplication:
         raise
     except BaseException as error:  # there is no wait that could be cancelled
         forks.leave(error)
-        detail = application_traceback(error)
-        raise StartError(f"the application {config.app} cannot be imported", detail) from None
+        raise StartError(
+            f"the application {config.app} cannot be imported{needs_loop(error)}", application_traceback(error)
+        ) from None
+
+
+def needs_loop(error: BaseException) -> str:
+    """What to add to a sentence about `error`, if the application's code wanted a running event loop at its import."""
+    if type(error) is RuntimeError and str(error).startswith("no running event loop"):
+        return ": no event loop runs yet when it is; make in the lifespan what needs one"
+    return ""
 
 
 def find(name: str, path: list[str], likely: Callable[[Any, str], bool], what: str) -> tuple[Any, ModuleType]:

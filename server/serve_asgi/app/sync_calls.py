@@ -14,6 +14,7 @@ import functools
 import inspect
 import math
 import queue
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any, Final, Generic, ParamSpec, TypeVar
@@ -180,11 +181,18 @@ class _NotStarted(Exception):
 
 def _link_of_a_thread(name: str) -> Link:
     """The link, for a thread that may block. Raises LinkClosed, and RuntimeError if the thread runs an event loop."""
+    part, _, method = name.partition(".")
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return link_for_thread()
-    part, _, method = name.partition(".")
+        link = link_for_thread()
+        if link.thread == threading.get_ident() and not link.loop.is_running() and not link.identity.local:
+            raise RuntimeError(
+                f"{part}.sync.{method} waits for the event loop, which does not run while the application is imported: "
+                f"write `await {name}(…)` in the lifespan or in an async function with @after_fork, or call it in a "
+                "thread of your own"
+            ) from None
+        return link
     raise RuntimeError(
         f"{part}.sync.{method} waits, and this is the thread of an event loop, which would stand still: write "
         f"`await {name}(…)` in an async function there, or call it in a thread"

@@ -12,10 +12,11 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final, Unpack
+from types import ModuleType
+from typing import Any, Final, Unpack
 
 from serve_asgi.app.agent import agent
-from serve_asgi.app.agent_task import load as load_agent
+from serve_asgi.app.agent_task import AgentTarget, import_agent
 from serve_asgi.config.options import Config
 from serve_asgi.http.worker_context import ASGIApplication
 from serve_asgi.in_process.keyword_options import RunOptions, read_options
@@ -64,12 +65,15 @@ def run(app: ASGIApplication | str, **options: Unpack[RunOptions]) -> None:
 def run_configured(app: ASGIApplication | str, config: Config) -> None:
     """The same with a configuration that was read elsewhere, from the command line; with its agent, if it has one."""
     server = Server.of(app, config)
-    with _logging(config), _restored_signals(), asyncio.Runner(loop_factory=loop_factory(config.loop)) as runner:
-        runner.run(_serve(server, config))
+    with _logging(config), _restored_signals():
+        server.load()
+        found = import_agent(config.agent) if config.agent else None
+        with asyncio.Runner(loop_factory=loop_factory(config.loop)) as runner:
+            runner.run(_serve(server, found))
 
 
-async def _serve(server: Server, config: Config) -> None:
-    """Serve until a signal."""
+async def _serve(server: Server, found: tuple[Any, str, ModuleType] | None) -> None:
+    """Serve until a signal, with the agent, if there is one."""
     task = asyncio.current_task()
     assert task is not None
 
@@ -84,7 +88,7 @@ async def _serve(server: Server, config: Config) -> None:
     _handle_signals(asyncio.get_running_loop(), ask)
     try:
         await server.start()
-        async with agent.running(load_agent(config.agent)) if config.agent else contextlib.nullcontext():
+        async with agent.running(AgentTarget(*found)) if found is not None else contextlib.nullcontext():
             await server.serve()
     except asyncio.CancelledError:
         log.info("stopped before it had started", extra=server_log.about("server_stopped"))

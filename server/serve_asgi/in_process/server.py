@@ -110,7 +110,9 @@ class Server:
         """
         from anyio.from_thread import start_blocking_portal
 
-        with start_blocking_portal() as portal, portal.wrap_async_context_manager(cls(app, **options)) as server:
+        server = cls(app, **options)
+        server.load()  # here, where usually no event loop runs
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(server):
             yield server
 
     def _set_up(self, app: ASGIApplication | str, config: Config) -> None:
@@ -119,6 +121,7 @@ class Server:
         self.urls: tuple[str, ...] = ()
         """Where it listens, as URLs without a path; empty while it does not. A unix socket is `unix:/path`."""
         self._given = app
+        self._app: ASGIApplication | None = None
         self._stop_asked: asyncio.Event | None = None
         self._stopped = False
         self._listening: Listening | None = None
@@ -188,7 +191,9 @@ class Server:
     async def _start(self) -> None:
         loop, config = asyncio.get_running_loop(), self.config
         self._hub = join_hub(loop)
-        app = self._application()
+        self.load()
+        app = self._app
+        assert app is not None
         listening = self._listening = Listening(config)
         self._tls = secure_contexts(config)
         front = self._with_static_files(app) if config.static else app
@@ -220,13 +225,25 @@ class Server:
         self.urls = tuple(listening.urls)
         log.info("serving on %s", ", ".join(self.urls), extra=about("sockets_opened", addresses=list(self.urls)))
 
-    def _application(self) -> ASGIApplication:
+    def load(self) -> None:
+        """Import the application, if it was given by its name; `start` does so otherwise.
+
+        Called before an event loop runs, for an application that cannot be imported within one: Django's, if it makes
+        queries meanwhile.
+
+        Raises:
+            serve_asgi.errors.UsageError: There is no such module or attribute, or it is no application; what the
+                application's own code raises is passed on.
+        """
+        if self._app is not None:
+            return
         config, given = self.config, self._given
         how = config.factory, config.interface, config.wsgi_threads
         if isinstance(given, str):
-            return loading.load(given, *how)
-        name = getattr(given, "__qualname__", None) or f"the {type(given).__name__}"
-        return loading.adapted(given, name, *how)
+            self._app = loading.load(given, *how)
+        else:
+            name = getattr(given, "__qualname__", None) or f"the {type(given).__name__}"
+            self._app = loading.adapted(given, name, *how)
 
     def _with_static_files(self, app: ASGIApplication) -> ASGIApplication:
         from serve_asgi.http.static_files import StaticFiles  # who has none does not pay for it

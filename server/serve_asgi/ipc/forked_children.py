@@ -97,13 +97,23 @@ def expect() -> None:
 
 def claim(loop: asyncio.AbstractEventLoop | None) -> None:
     """Before the application's first code runs: descriptors opened since `begin` are ours, and so is `loop`."""
-    for number in set(_open_descriptors()) - _state.foreign:
+    claim_opened_since(_state.foreign)
+    _state.loop, _state.loop_thread = loop, threading.get_ident()
+
+
+def claim_opened_since(before: Iterable[int]) -> None:
+    """Descriptors are ours that are open now and are not among those `before`: the loop has just opened them."""
+    for number in set(_open_descriptors()).difference(before):
         if number >= STANDARD and (identity := _identity(number)) is not None:
             _state.claimed[number] = identity
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/self/fd/{number}") == EPOLL:
                     _state.epolls.add(number)
-    _state.loop, _state.loop_thread = loop, threading.get_ident()
+
+
+def open_descriptors() -> frozenset[int]:
+    """The descriptors of this process that are open now."""
+    return frozenset(_open_descriptors())
 
 
 def own(descriptors: Callable[[], Iterable[int]]) -> None:

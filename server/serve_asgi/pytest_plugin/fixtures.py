@@ -36,7 +36,8 @@ def serve_app() -> Iterator[Callable[..., Server]]:
         portal = running.enter_context(start_blocking_portal())
 
         def serve(app: ASGIApplication | str, **options: Any) -> Server:
-            server = portal.call(lambda: Server(app, **{"port": 0, **options}))
+            server = Server(app, **{"port": 0, **options})
+            server.load()  # here, where usually no event loop runs: Django's ORM refuses to work in one
             return running.enter_context(portal.wrap_async_context_manager(server))
 
         yield serve

@@ -47,7 +47,7 @@ from serve_asgi.worker.bootstrap import canary_refused, failure, leave_within
 from serve_asgi.worker.canary_share import AcceptingShare, ConnectionLending
 from serve_asgi.worker.connection_limit import ConnectionLimit
 from serve_asgi.worker.connection_opening import ConnectionOpening
-from serve_asgi.worker.event_loop import hidden
+from serve_asgi.worker.event_loop import hidden, outside_loop
 from serve_asgi.worker.hand_over_receiver import HandOverReceiver
 from serve_asgi.worker.hand_over_sender import HandOverSender
 from serve_asgi.worker.housekeeping import Housekeeping
@@ -210,10 +210,10 @@ class WorkerProcess:
             await shared.ready()  # so that the application can read it while it is imported
         config = self.config
         if self.application is None:
-            app = loading.load_for(config)
+            app = await outside_loop(lambda: loading.load_for(config))
         else:
             app = self.application
-            await after_fork.run()
+            await after_fork.run(outside_loop)
         app_log.replace_console_handlers(config)
         front = app_log.RequestNaming(app, config) if app_log.names_requests(config) else app
         if config.opentelemetry == "on":
