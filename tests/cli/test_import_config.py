@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,31 @@ def test_gunicorns_file(capsys: pytest.CaptureFixture[str]) -> None:
 def test_gunicorns_default_worker_is_for_wsgi(capsys: pytest.CaptureFixture[str]) -> None:
     Path("gunicorn.conf.py").write_text("workers = 2\n")
     values, text, _ = printed(capsys, "gunicorn.conf.py")
-    assert values == {"workers": 2, "interface": "wsgi"}
+    assert values == {"workers": 2, "interface": "wsgi", "wsgi-threads": 1}
     assert "leave this line out for ASGI" in text
+    assert "# request-timeout = 30  # timeout also ended a request that took longer" in text
     assert "# app = " in text
+
+
+@pytest.mark.parametrize(
+    ("lines", "threads", "ended_after"),
+    [
+        ('worker_class = "sync"\ntimeout = 90\n', 1, "90"),
+        ('worker_class = "sync"\ntimeout = 0\n', 1, None),
+        ('worker_class = "gthread"\ntimeout = 90\n', 1, None),
+        ("threads = 4\ntimeout = 90\n", 4, None),
+        ('worker_class = "gevent"\ntimeout = 90\n', None, None),
+        ('worker_class = "uvicorn_worker.UvicornWorker"\ntimeout = 90\n', None, None),
+    ],
+)
+def test_as_many_requests_at_once_as_in_gunicorn(
+    capsys: pytest.CaptureFixture[str], lines: str, threads: int | None, ended_after: str | None
+) -> None:
+    Path("gunicorn.conf.py").write_text(lines)
+    values, text, _ = printed(capsys, "gunicorn.conf.py")
+    assert values.get("wsgi-threads") == threads
+    comment = re.search(r"# request-timeout = (\d+)", text)
+    assert (comment[1] if comment else None) == ended_after
 
 
 @pytest.mark.parametrize(

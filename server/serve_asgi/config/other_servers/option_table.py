@@ -190,7 +190,13 @@ OPTIONS: Final[tuple[Counterpart, ...]] = (
     row("gunicorn hypercorn h2corn", "--workers -w", "--workers {}"),
     row("gunicorn h2corn", "--user -u", "--user {}"),
     row("gunicorn h2corn", "--group -g", "--group {}"),
-    row("gunicorn", "--umask -m", "--umask {}", convert=octal_mode),
+    row(
+        "gunicorn",
+        "--umask -m",
+        "--umask {}",
+        "of the workers; the mode of a unix socket, which it made as well, is --unix-mode",
+        convert=octal_mode,
+    ),
     row("h2corn", "--umask -m", "--umask {}", convert=octal_text),
     *(
         row("hypercorn", name, "--unix-mode MODE", "the unix socket is the listener's user's", by_hand=True)
@@ -201,7 +207,8 @@ OPTIONS: Final[tuple[Counterpart, ...]] = (
         "gunicorn",
         "--timeout -t",
         "--worker-timeout {}",
-        "how long an event loop may be blocked; how long a retiring worker has for its requests is --graceful-timeout",
+        "how long an event loop may be blocked; how long a request may take is --request-timeout, and how long a "
+        "retiring worker has for its requests --graceful-timeout",
     ),
     row("uvicorn h2corn", "--timeout-worker-healthcheck", "--worker-timeout {}"),
     row("gunicorn hypercorn", "--graceful-timeout", "--graceful-timeout {}"),

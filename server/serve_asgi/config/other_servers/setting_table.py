@@ -108,7 +108,8 @@ GUNICORN_HOOKS: Final = {
     "when_ready": GunicornHook("server_started"),
     "pre_fork": GunicornHook("worker_started", "the process has been started by then"),
     "post_fork": GunicornHook(
-        where='@after_fork of serve_asgi with preload = "on", else the start of the application\'s lifespan'
+        where='@after_fork of serve_asgi with preload = "on"; without that a worker imports the application anew, and '
+        "nothing has to be opened again: what every worker needs belongs to the import, or to the lifespan of ASGI"
     ),
     "post_worker_init": _LIFESPAN_START,
     "worker_int": _LIFESPAN_END,
@@ -116,7 +117,11 @@ GUNICORN_HOOKS: Final = {
     "pre_exec": GunicornHook("listener_replaced", "after `serve reload --listener`"),
     "pre_request": _MIDDLEWARE,
     "post_request": _MIDDLEWARE,
-    "child_exit": GunicornHook("worker_finished", "or worker_died, if nobody has asked for it"),
+    "child_exit": GunicornHook(
+        "worker_finished",
+        "or worker_died, if nobody has asked for it; not needed for mark_process_dead of prometheus_client: take "
+        "PROMETHEUS_MULTIPROC_DIR away, prometheus_client's metrics are summed up without it",
+    ),
     "worker_exit": _LIFESPAN_END,
     "nworkers_changed": GunicornHook("workers_scaled"),
     "on_exit": GunicornHook("post_stop"),

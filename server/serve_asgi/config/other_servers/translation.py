@@ -30,6 +30,8 @@ DIFFERENT_DEFAULTS: Final = {
     "access-log = false)",
     "h2corn": "keep-alive is 75 s (there 120 s)",
 }
+GUNICORN_TIMEOUT: Final = "30"
+"""Of gunicorn's --timeout, where nothing is written."""
 SYNC_WORKERS: Final = "gunicorn's worker is sync if -k says nothing, for WSGI: leave this line out for ASGI"
 
 
@@ -102,6 +104,8 @@ def serve_toml(server: str, told: Sequence[Told], head: str) -> tuple[str, int]:
     _application(made, server, app)
     if server == "gunicorn" and "worker_class" not in {each.name for each in told} and "interface" not in made.found:
         made.take("interface", "wsgi", SYNC_WORKERS)
+    if server == "gunicorn" and made.found.get("interface") == ['"wsgi"']:
+        _concurrency_of_gunicorn(made, told)
     if "bind" in made.found:  # it excludes the two others; elsewhere a socket wins over them
         for name in ("host", "port"):
             if values := made.found.pop(name, None):
@@ -124,6 +128,21 @@ def _translate(made: _Translation, row: Counterpart, told: Told, value: str | No
         reason = f"{told.name} is {case.why}" if case.why else ""
         if reason and reason not in made.needless:
             made.needless.append(reason)
+
+
+def _concurrency_of_gunicorn(made: _Translation, told: Sequence[Told]) -> None:
+    """As many requests at once as there; and its timeout, which ends a request as well in a worker without threads."""
+    said = {each.name: each.values[-1] for each in told if each.values}
+    kind_of_worker = (said.get("worker_class") or "sync").lower()
+    if kind_of_worker not in ("sync", "gthread"):
+        return
+    if "wsgi_threads" not in made.found:
+        made.take("wsgi_threads", "1", f"gunicorn's {kind_of_worker} worker: one request at a time")
+    if kind_of_worker == "sync" and made.found["wsgi_threads"] == ["1"]:
+        timeout = said.get("timeout", GUNICORN_TIMEOUT)
+        text = "timeout also ended a request that took longer (a sync worker's)"
+        if re.fullmatch(r"0*[1-9]\d*", timeout or ""):
+            made.by_hand.append(f"request-timeout = {timeout}  # {text}")
 
 
 def _application(made: _Translation, server: str, written: str) -> None:
