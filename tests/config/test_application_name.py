@@ -48,6 +48,7 @@ def directory(tmp_path: Path) -> str:
         ("src/pkg/web.py", "pkg.web:application"),
         ("src/pkg/__init__.py:api", "pkg:api"),
         ("nothing", "nothing:app"),
+        ("nothing.wsgi", "nothing.wsgi:application"),
         ("no such thing", "app:app"),
         ("/", "app:app"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import os
@@ -18,8 +19,10 @@ from typing import Any
 import pytest
 
 from serve_asgi.cli import control_client
+from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import resolve
+from serve_asgi.listener.hook_process import command_of, environment_of
 from serve_asgi.listener.hooks import trouble_at_start
 from tests.applications import info
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of, until
@@ -88,6 +91,7 @@ def test_one_that_is_missing_is_an_error_at_the_start(project: Path) -> None:
         ("post_reload=no_module:f", "the hook post_reload=no_module:f cannot be run: there is no module no_module in"),
         ("post_reload=callables:writ", "callables has no writ; did you mean write?"),
         ("post_reload=broken:f", "SyntaxError"),
+        ("post_reload=unset:f", "line 2, in <module>"),
         ("post_reload=callables:write", ""),
     ],
 )
@@ -96,9 +100,23 @@ def test_what_is_looked_for_at_the_start(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (project / "broken.py").write_text("def f(:\n")
+    (project / "unset.py").write_text("import os\nos.environ['NOT_SET']\n")
     config = Config(app="app:app", chdir=str(project), hook=(hook,), hook_timeout=PATIENCE)
     trouble = trouble_at_start(config, resolve(config, str(ROOT)))
     assert (sentence in trouble) if sentence else not trouble, trouble
+    assert ("; name a callable as module:callable" in trouble) == ("no module no_module" in trouble)
+
+
+def test_python_is_the_interpreter_of_the_release(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a service manager, whose PATH does not have the virtual environment."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    python = project / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    found = resolve(config := Config(app="app:app", chdir=str(project)), str(ROOT))
+    release = dataclasses.replace(found, python=str(python))
+    assert command_of(read_hook("pre_reload=python manage.py check"), release, config)[0] == str(python)
+    assert environment_of(release)["PATH"] == f"{python.parent}:/usr/bin:/bin"
 
 
 # ---- after something has happened

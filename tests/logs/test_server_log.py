@@ -181,14 +181,17 @@ def test_json_says_what_happened_and_of_whom(tmp_path: Path) -> None:
     log.warning("cut %d requests", 3, extra=logs.about("requests_cut", requests=3))
     log.info("of another", extra=logs.about("worker_died", slot=1, pid=4711, detail="killed\nby whom"))
     log.info("without a name")
+    log.info("printed", extra=logs.about("hook_finished", detail="no migrations"))
     logs.finish()
-    first, second, third = json_lines(tmp_path / "log")
+    first, second, third, fourth = json_lines(tmp_path / "log")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(first.pop("time")))
     always = {"role": "worker", "generation": 7, "slot": 2, "pid": os.getpid()}
     assert first == {"level": "warning", "event": "requests_cut", "text": "cut 3 requests", "requests": 3} | always
     assert (second["event"], second["slot"], second["pid"], second["generation"]) == ("worker_died", 1, 4711, 7)
     assert second["exception"] == "killed\nby whom"
     assert third["event"] == "log"
+    assert fourth["output"] == "no migrations"
+    assert "exception" not in fourth
 
 
 def test_a_traceback_is_one_line_of_json(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Final
 SOURCE_LAYOUT: Final = "src"
 USUAL: Final = ("app", "application", "asgi", "api", "server", "main")
 """What applications are called, the most frequent first."""
+DJANGOS: Final = ("asgi", "wsgi")
+"""Modules that `django-admin startproject` makes, in which it is called `application`."""
 ASGI_ARGUMENTS: Final = ("scope", "receive", "send")
 LARGEST: Final = 1 << 20
 """Bytes of a file that is read for a suggestion."""
@@ -59,7 +61,7 @@ def _likely(path: str) -> str:
         with open(file, "rb") as source:
             names = _assigned(ast.parse(source.read(LARGEST)))
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return USUAL[0]
+        return "application" if os.path.basename(path) in DJANGOS else USUAL[0]
     usual = [name for name in USUAL if name in names]
     called = [name for name, by_call in names.items() if by_call]
     return (usual or called or [USUAL[0]])[0]

@@ -50,11 +50,20 @@ def command_of(hook: Hook, release: Release, config: Config) -> list[str]:
         path = os.path.join(release.directory, program)
         found = path if os.path.isfile(path) and os.access(path, os.X_OK, effective_ids=True) else None
     else:
-        found = shutil.which(program, path=release.environment.get("PATH"))
+        found = shutil.which(program, path=environment_of(release)["PATH"])
     if found is None:
         where = os.path.join(release.directory, program) if os.sep in program else f"{program} (looked for in PATH)"
         raise LookupError(f"the {hook} cannot be run: there is no program {where}; name one that can be executed")
     return [found, *hook.arguments[1:]]
+
+
+def environment_of(release: Release) -> dict[str, str]:
+    """The environment of a hook: the workers', with the programs of the release's interpreter first in PATH.
+
+    So `python` is the one that runs the application, and `serve` its server, also where a service manager has set PATH.
+    """
+    places = [os.path.dirname(release.python), release.environment.get("PATH", os.defpath)]
+    return {**release.environment, "PATH": os.pathsep.join(filter(None, places))}
 
 
 async def run(
@@ -103,7 +112,7 @@ def _start(
             file.write(json.dumps(event, default=str).encode() + b"\n")
         os.lseek(given, 0, os.SEEK_SET)
         descriptors = [(given, 0), (said.write_end, 1), (said.write_end, 2)]
-        return processes.start(command, {**release.environment, **variables}, descriptors, release.directory)
+        return processes.start(command, {**environment_of(release), **variables}, descriptors, release.directory)
     finally:
         os.close(given)
         said.given()

@@ -25,7 +25,7 @@ from serve_asgi.config.hook_events import OBJECTING, Hook, read_hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import Release
 from serve_asgi.listener.helper_processes import REAP_TIME, HelperProcesses
-from serve_asgi.listener.hook_process import TERM_TIME, HookOutcome, command_of, run
+from serve_asgi.listener.hook_process import TERM_TIME, HookOutcome, command_of, environment_of, run
 from serve_asgi.supervisor import actions
 
 MOST_WAITING: Final = 100
@@ -267,7 +267,7 @@ def trouble_at_start(config: Config, release: Release) -> str:
             done = subprocess.run(
                 command,
                 cwd=release.directory,
-                env=release.environment,
+                env=environment_of(release),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -299,4 +299,4 @@ def _check_time(config: Config) -> float:
 
 
 def _not_there(hook: Hook, said: str) -> str:
-    return f"the {hook} cannot be run: {said.strip() or 'it cannot be imported'}; name a callable as module:callable"
+    return f"the {hook} cannot be run: {said.strip() or 'it cannot be imported'}"

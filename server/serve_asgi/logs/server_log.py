@@ -32,6 +32,8 @@ TEXT_LIMIT: Final = 8192
 """Characters of a sentence, and of each of its fields."""
 DETAIL_LIMIT: Final = 2 * TRACEBACK_LIMIT
 """Characters of a traceback from another process."""
+DETAIL_KEYS: Final = {"hook_finished": "output", "hook_failed": "output"}
+"""What the detail of an event is called in JSON, if it is no traceback."""
 COMPLAINTS: Final = 20
 """Most failing handlers and filters of the application that are reported, each once."""
 
@@ -197,7 +199,7 @@ class _LineHandler(logging.Handler):
             **happening.whom,
         }
         if happening.detail:
-            made["exception"] = happening.detail.rstrip()
+            made[DETAIL_KEYS.get(happening.event, "exception")] = happening.detail.rstrip()
         return json.dumps(made, default=str, separators=(",", ":"))
 
     def _line(self, happening: LogEntry) -> str:

@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from serve_asgi.app.loading import parse
 from serve_asgi.config.options import Config
@@ -25,6 +25,12 @@ from serve_asgi.logs.exceptions import is_a
 from serve_asgi.logs.tracebacks import application_traceback
 from serve_asgi.worker.bootstrap import take_account
 from serve_asgi.worker.bytecode import keep_fresh
+
+HOW_NAMED: Final = "; name a callable as module:callable"
+
+
+class NoSuchCallable(Exception):
+    """There is nothing of that name that can be called with an event. The message is a sentence."""
 
 
 def main() -> int:
@@ -47,8 +53,8 @@ def main() -> int:
     keep_fresh(arguments.since)
     try:
         found = load(arguments.callable)
-    except LookupError as error:
-        print(error.args[0], file=sys.stderr)
+    except NoSuchCallable as error:
+        print(error, file=sys.stderr)
         return 1
     except BaseException as error:  # also SystemExit: a module that exits at import has run nothing
         print(application_traceback(error), file=sys.stderr, end="")
@@ -80,28 +86,29 @@ async def _wait_for(result: Any) -> Any:
 
 
 def load(text: str) -> Callable[[dict[str, Any]], Any]:
-    """Import `module:callable`. Raises LookupError, a sentence, if it does not exist, and what the import raises."""
+    """Import `module:callable`. Raises NoSuchCallable, and what the import raises."""
     name, path = parse(text)
     try:
         found: Any = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise
-        raise LookupError(f"there is no module {error.name} in {sys.path[0]}") from None
+        raise NoSuchCallable(f"there is no module {error.name} in {sys.path[0]}{HOW_NAMED}") from None
     for part in path:
         try:
             found = getattr(found, part)
         except AttributeError:
             near = difflib.get_close_matches(part, [n for n in dir(found) if not n.startswith("_")], 1)
-            raise LookupError(f"{name} has no {part}" + (f"; did you mean {near[0]}?" if near else "")) from None
+            hint = f"; did you mean {near[0]}?" if near else HOW_NAMED
+            raise NoSuchCallable(f"{name} has no {part}{hint}") from None
     if not callable(found):
-        raise LookupError(f"{text} cannot be called")
+        raise NoSuchCallable(f"{text} cannot be called")
     if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
-        raise LookupError(f"{text} is a generator: calling it runs nothing; remove the yield")
+        raise NoSuchCallable(f"{text} is a generator: calling it runs nothing; remove the yield")
     try:
         inspect.signature(found).bind({})
     except TypeError as error:
-        raise LookupError(f"{text} cannot be called with the event alone: {error}") from None
+        raise NoSuchCallable(f"{text} cannot be called with the event alone: {error}") from None
     except ValueError:  # a callable written in C without a signature
         pass
     called: Callable[[dict[str, Any]], Any] = found
