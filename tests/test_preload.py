@@ -508,7 +508,8 @@ def test_a_child_that_a_forked_worker_forks_is_no_worker(project: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_a_policy_a_handler_and_a_context_of_the_import_hold_in_workers(project: Path) -> None:
+@pytest.mark.parametrize("preload", ["off", "strict"])
+def test_a_policy_a_handler_and_a_context_of_the_import_hold_in_workers(project: Path, preload: str) -> None:
     first = """
 import asyncio, contextvars, signal, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -521,14 +522,23 @@ signal.signal(signal.SIGUSR1, lambda *_: None)
 variable = contextvars.ContextVar("variable")
 variable.set("of the import")
 MORE = {}
+
+from serve_asgi import messenger
+
+@messenger.on("told")
+async def told(message):
+    with open("told", "a") as file:
+        file.write(variable.get("nothing"))
 """
     startup = (
+        "await messenger.broadcast('told'); "
         "MORE.update(policy=type(asyncio.get_event_loop_policy()).__name__, variable=variable.get(None),"
         " handler=signal.getsignal(signal.SIGUSR1).__name__)"
     )
     write(project, first=first, startup=startup)
-    with running("app:app", "--preload=strict", "--loop", "asyncio", directory=project) as server:
+    with running("app:app", f"--preload={preload}", "--loop", "asyncio", directory=project) as server:
         (worker,) = workers(server)
+        until(lambda: (project / "told").exists() and (project / "told").read_text() == "of the import")
         assert (worker["policy"], worker["variable"], worker["handler"]) == ("Policy", "of the import", "<lambda>")
         assert server.stop() == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 from serve_asgi.app.background_work import BackgroundWork
 
@@ -19,6 +20,24 @@ def test_what_only_waits_is_cut_as_well_but_does_not_count() -> None:
         assert waits.cancelled()
         assert work.tasks == set()
         assert work.cancel() == 0
+
+    asyncio.run(main())
+
+
+def test_each_task_has_what_the_import_has_set() -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+
+    async def main() -> None:
+        work = BackgroundWork()
+        assert await work.start(number(), "message t") == 0
+        work.context = contextvars.copy_context()
+        work.context.run(variable.set, 7)
+        assert [await work.start(number(), "message t") for _ in range(2)] == [7, 7]  # and each a copy of its own
+
+    async def number() -> int:
+        found = variable.get()
+        variable.set(8)
+        return found
 
     asyncio.run(main())
 

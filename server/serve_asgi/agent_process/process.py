@@ -9,6 +9,7 @@ the end is that it comes: the listener kills it at the deadline, and without a l
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 import logging
 import time
@@ -38,7 +39,7 @@ from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback, error_text
 from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.bootstrap import Bootstrap, failure, leave_within
-from serve_asgi.worker.event_loop import hidden, hidden_task, outside_loop
+from serve_asgi.worker.event_loop import adopt_variables, hidden, hidden_task, outside_loop
 from serve_asgi.worker.housekeeping import PERIOD
 from serve_asgi.worker.hub_socket import HubSocket
 from serve_asgi.worker.scoreboard_rows import RowWriter
@@ -117,6 +118,8 @@ class AgentProcess:
         subject = await self._unless_told(self._prepare())
         if subject is None:
             return
+        assert work.context is not None
+        adopt_variables(work.context)
         await self._unless_told(self.hub.flushed())  # so that the hub knows all of it before the listener hears of this
         self.send_queue.put({"type": "prepared"})
         await self._unless_told(self._may_begin.wait())
@@ -150,6 +153,7 @@ class AgentProcess:
             if _is_cancelled(error):
                 raise
             raise _failed(f"the prepare() of the agent {name} failed", error) from None
+        work.context = contextvars.copy_context()
         return subject
 
     async def _take_lock(self) -> bool:

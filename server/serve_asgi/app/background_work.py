@@ -7,6 +7,7 @@ that has stood by gets work again when it serves again.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -21,13 +22,16 @@ class BackgroundWork:
         """No new work comes; what was delivered and not started has been returned."""
         self.cut = False
         """The graceful timeout has passed: tasks are cancelled, and nothing is reported of them."""
+        self.context: contextvars.Context | None = None
+        """Each task has a copy of it, with what the import of the application has set; None: of the present one."""
         self._retire_event = asyncio.Event()
         self._on_retire: list[Callable[[], None]] = []
         self._on_resume: list[Callable[[], None]] = []
 
     def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run `coroutine`, which must handle its own errors, as a task that is waited for."""
-        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        context = None if self.context is None else self.context.copy()
+        task = asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task

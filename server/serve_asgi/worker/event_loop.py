@@ -108,12 +108,17 @@ async def outside_loop(function: Callable[[], T]) -> T:
     _outside.append((call, called))
     loop.stop()
     await called
-    for variable, value in context.items():
-        if variable.get(_UNSET) is not value:
-            variable.set(value)
+    adopt_variables(context)
     if raised:
         raise raised.pop()
     return results.pop()
+
+
+def adopt_variables(context: contextvars.Context) -> None:
+    """Set in the present context what is set in another one."""
+    for variable, value in context.items():
+        if variable.get(_UNSET) is not value:
+            variable.set(value)
 
 
 _UNSET: Final = object()

@@ -226,6 +226,7 @@ class WorkerProcess:
             front = self._redirecting(front)
         self.context = context = WorkerContext(front, self.config, loop, self.scoreboard, self.cells, retiring)
         context.shared = shared
+        work.context = context.context
         if self.hub is not None:
             context.catch_up = SharedStateSync(self.hub, context.published)
         survive.begin(context.numbered)
