@@ -7,6 +7,7 @@ fails, for example for lack of a descriptor, does not stop the others.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.listener.deploy_history import DeployKind
 from serve_asgi.logs import server_log as logs
 from serve_asgi.supervisor import actions
-from serve_asgi.supervisor.lifecycles import ON_TRIAL, Agent, AppProcess, Generation, counted
+from serve_asgi.supervisor.lifecycles import ON_TRIAL, Agent, AppProcess, Generation, WorkerState, counted
 
 if TYPE_CHECKING:
     from serve_asgi.listener.listener import Listener
@@ -150,7 +151,11 @@ class ActionPerformer:
                 actions.LogEvent(level, "agent_killed", f"{worker} is killed: {why}", "", about)
             )
             return
-        text = f"{worker} is killed: {why}; lost: {counted(in_flight, 'request')}"
+        lost = f"; lost: {counted(in_flight, 'request')}"
+        if worker.serving_since == math.inf and worker.state is WorkerState.ENDING and level == logging.WARNING:
+            # Told to quit while it started, as the replacement of one that a switch has retired: nothing is amiss.
+            level, lost = logging.INFO, ", before it had served"
+        text = f"{worker} is killed: {why}{lost}"
         who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
         about = {**who, "reason": why, "in_flight": in_flight}
         self._listener.recorder.record(actions.LogEvent(level, "worker_killed", text, "", about))
