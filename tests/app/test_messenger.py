@@ -55,6 +55,20 @@ def test_a_process_alone_sends_to_itself_in_each_way() -> None:
     asyncio.run(main())
 
 
+def test_a_process_alone_is_a_fleet_of_one() -> None:
+    async def main() -> None:
+        with pytest.raises(messenger.NoReceiver, match="no process handles topic 't'"):
+            await messenger.send_to_any("t", scope="cluster")
+        messenger.on("t", lambda message: None)
+        receipt = await messenger.send_to_any("t", 1, ack=True, scope="cluster")
+        assert (receipt.attempts, receipt.handler) == (1, messenger.me)
+        assert await messenger.send_to_any("t", 2, scope="cluster") is None  # type: ignore[func-returns-value]
+        with pytest.raises(ValueError, match='scope is "server" or "cluster", not "fleet"'):
+            await messenger.send_to_any("t", scope="fleet")  # type: ignore[call-overload]
+
+    asyncio.run(main())
+
+
 def test_each_event_loop_has_its_own_and_handlers_stay() -> None:
     got: list[Any] = []
 

@@ -6,7 +6,14 @@ import pytest
 
 from serve_asgi.config.options import Config
 from serve_asgi.config.sources import read, written
-from serve_asgi.config.state_location import PostgresAddress, is_url, redis_address, shown, store_address
+from serve_asgi.config.state_location import (
+    PostgresAddress,
+    RedisAddress,
+    is_url,
+    redis_address,
+    shown,
+    store_address,
+)
 from serve_asgi.errors import UsageError
 
 
@@ -91,6 +98,7 @@ def test_sentinels_are_told_apart_from_their_master(state: str, sentinels: tuple
         ("redis://:hunter2@[h", "is not a URL"),
         ("unix://:hunter2@", "write unix:///PATH"),
         ("redis://:hunter2@h?timeout=nan", "timeout is a number"),
+        ("redis://:hunter2@h?lease=0.5", "lease is at least 1 "),
         ("redis://:hunter2@h?start=inf", "start is a number"),
         ("redis://:hunter2@h?replicas=1.5", "replicas is a number of replicas"),
         ("redis://:hunter2@h:x", "a host is a name or an address, perhaps with a port from 1 to 65535"),
@@ -108,6 +116,7 @@ def test_sentinels_are_told_apart_from_their_master(state: str, sentinels: tuple
         ("postgresql://:hunter2@h/db?replicas=1", "replicas is for Redis; a PostgreSQL waits for its standbys as"),
         ("postgresql://:hunter2@h/db?timeout=0", "timeout and start are at least 0.1"),
         ("postgresql://:hunter2@h/db?timeout=x", "timeout is a number"),
+        ("postgresql://:hunter2@h/db?lease=x", "lease is a number"),
         ("postgresql://:hunter2@h/db?prefix", "write postgresql://HOST:PORT/DATABASE"),
     ],
 )
@@ -143,3 +152,12 @@ def test_a_path_is_no_url() -> None:
     assert not is_url("state.db")
     assert not is_url("/srv/a:b//state.db")
     assert Config().state == ""
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h/0?lease=7", "redis+sentinel://h/shop?lease=7", "postgresql://h/db?lease=7&sslmode=require"]
+)
+def test_how_long_a_silent_server_keeps_its_work(url: str) -> None:
+    address = store_address(url)
+    assert address.lease == 7
+    assert "lease" not in (address.urls[0] + address.master if isinstance(address, RedisAddress) else address.url)

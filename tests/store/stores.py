@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from serve_asgi.config.options import Config
+from serve_asgi.config.state_location import is_url
 from serve_asgi.ipc.channel import PROTOCOL, pair
 from serve_asgi.ipc.frames import MAX_FRAME, Frame, decode, encode, pack_value, unpack_value
 from tests.running import PATIENCE, ROOT
@@ -42,6 +43,9 @@ class StoreProcess:
         self.name = uuid.uuid4().hex
         self.said: list[Frame] = []
         """Everything but what `wait` and the like have taken."""
+        self.topics: list[str] | None = None
+        """Those of the fleet, as they were when it was up; None for a file."""
+        self._shared = is_url(str(location))
         self._count = 0
         with theirs:
             self.process = subprocess.Popen(
@@ -88,6 +92,8 @@ class StoreProcess:
     def up(self) -> dict[str, tuple[int, Any]]:
         """Wait until it is up; return the state that it has told: key -> version, value."""
         self.wait("store.up")
+        if self._shared:
+            self.topics = self.wait("store.topics", fresh=True).head["topics"]
         pieces = [frame for frame in self.said if frame.kind == "store.snapshot"]
         self.said = [frame for frame in self.said if frame.kind != "store.snapshot"]
         rows = [row for piece in pieces for row in unpack_value(piece.body)]

@@ -116,7 +116,7 @@ def test_kills_at_any_moment_lose_nothing_that_was_confirmed(tmp_path: Path, kep
                         assert b"Unknown" in body or b"NotWritten" in body, body
             killer.join()
             if victim == "store":
-                server.wait_until(lambda _, first=first: _another(server, {first}))  # type: ignore[misc]
+                server.wait_until(lambda _, first=first: another_store(server, {first}))  # type: ignore[misc]
                 wait_for_store(server)
                 assert confirmed <= has(server, "/fresh/n") == has(server, "/get/n") <= asked
             server.process.kill()
@@ -173,7 +173,7 @@ def test_another_program_of_the_listener_interrupts_no_write(tmp_path: Path) -> 
         before = {store_process(server)}
         for _ in range(2):
             control_client.ask(server.control, "reload-listener")
-            server.wait_until(lambda _: _another(server, before))
+            server.wait_until(lambda _: another_store(server, before))
             before.add(store_process(server))
         stop.set()
         writer.join()
@@ -181,7 +181,7 @@ def test_another_program_of_the_listener_interrupts_no_write(tmp_path: Path) -> 
         assert has(server, "/fresh/n") == count
 
 
-def _another(server: RunningServer, before: set[int]) -> bool:
+def another_store(server: RunningServer, before: set[int]) -> bool:
     with contextlib.suppress(AssertionError):
         return store_process(server) not in before
     return False

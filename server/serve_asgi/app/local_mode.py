@@ -155,7 +155,7 @@ class LocalHubPort:
 def create_local_link(loop: asyncio.AbstractEventLoop, before: Link | None = None) -> LocalLink:
     """Make a link to a new hub in this process and loop, with the shared state of the hub of `before`."""
     port = LocalHubPort(loop)
-    port.hub = hub = create_hub(port, HubSettings(agent=True), TIME.monotonic, TIME.wall)
+    port.hub = hub = create_hub(port, HubSettings(agent=True, alone=True), TIME.monotonic, TIME.wall)
     if isinstance(before, LocalLink):
         hub.component(SharedState).start_with(*before.hub.component(SharedState).all_entries())
     port.link = made = LocalLink(loop, port)

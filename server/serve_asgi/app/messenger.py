@@ -169,6 +169,7 @@ class Messenger(MessageSubscriptions):
         ack: Literal[False] = False,
         max_deliveries: int = 3,
         timeout: float = TIMEOUT,
+        scope: Literal["server", "cluster"] = "server",
     ) -> None: ...
 
     @overload
@@ -180,6 +181,7 @@ class Messenger(MessageSubscriptions):
         ack: Literal[True, "success"],
         max_deliveries: int = 3,
         timeout: float = TIMEOUT,
+        scope: Literal["server", "cluster"] = "server",
     ) -> Receipt: ...
 
     async def send_to_any(
@@ -190,10 +192,12 @@ class Messenger(MessageSubscriptions):
         ack: bool | Literal["success"] = False,
         max_deliveries: int = 3,
         timeout: float = TIMEOUT,
+        scope: Literal["server", "cluster"] = "server",
     ) -> Receipt | None:
         """Send to one worker that handles the topic, the least loaded.
 
-        With `ack` it is delivered at least once: if the worker dies before its handler has ended, another one gets it.
+        With `ack` it is delivered at least once: if the worker dies before its handler has ended, another one gets it,
+        with `scope="cluster"` also if its whole server dies; `message.attempt` is then larger than 1.
         While the server stops, workers take no more messages: an agent that sends then waits until it is told to
         finish, whatever `timeout` is.
 
@@ -203,14 +207,17 @@ class Messenger(MessageSubscriptions):
             ack: Wait until a handler has ended: True, even if it raised; "success", only if it did not.
             max_deliveries: Attempts after which it becomes a dead letter.
             timeout: Seconds in which it has to be accepted, or handled (`ack`).
+            scope: "server" for the workers of this server; "cluster" for those of all servers that share a Redis or
+                PostgreSQL (`--state`), whichever has one that is free first.
 
         Returns:
             None without `ack`; otherwise a receipt with its id, the number of attempts, and who handled it.
 
         Raises:
-            NoReceiver: No worker handles the topic.
+            NoReceiver: No worker handles the topic; or "cluster" was asked of a server that shares no state.
             NotHandled: Its handler has not ended in time; the message may still be handled.
             DeadLettered: `max_deliveries` attempts have failed.
+            ValueError: `ack`, `scope` or `max_deliveries` is invalid.
             NotDelivered: Also the other errors of `broadcast`.
 
         Example:
@@ -220,9 +227,12 @@ class Messenger(MessageSubscriptions):
         """
         if ack not in (False, True, "success"):
             raise ValueError(f'ack is False, True or "success", not {ack!r}')
+        if scope not in ("server", "cluster"):
+            raise ValueError(f'scope is "server" or "cluster", not "{scope}"')
         check_deliveries(max_deliveries)
+        kind = MessageKind.ANY_WORKER if scope == "server" else MessageKind.ANY_IN_FLEET
         ack_mode = {False: AckMode.ACCEPTED, True: AckMode.HANDLED, "success": AckMode.SUCCESS}[ack]
-        told = await self._send(MessageKind.ANY_WORKER, topic, payload, ack_mode, 0, timeout, max_deliveries)
+        told = await self._send(kind, topic, payload, ack_mode, 0, timeout, max_deliveries)
         if not ack:
             return None
         id, (attempts, role, slot, generation) = told

@@ -32,6 +32,10 @@ LONGEST_SCHEMA: Final = 50
 """Bytes of a schema's name: PostgreSQL cuts names at 63, and the channel's is longer than the schema's."""
 START_TIME: Final = 15.0
 """Seconds within which the state has to be available when a server starts, unless the URL says otherwise."""
+LEASE: Final = 20.0
+"""Seconds for which a server may be silent before others get the work that it has taken, unless the URL says
+otherwise."""
+SHORTEST_LEASE: Final = 1.0
 
 _PASSWORD: Final = re.compile(r"(?<=://).*(?=@)", re.DOTALL)
 _PASSWORDS: Final = re.compile(r"(?i)(?<=[?&])([^=&#]*(?:pass|secret|credential|user)[^=&#]*=)[^&#]*")
@@ -56,6 +60,8 @@ class RedisAddress:
     timeout: float = TIMEOUT
     start: float = START_TIME
     """How long (s) a starting server waits for it."""
+    lease: float = LEASE
+    """How long (s) a server may be silent before others get the work that it has taken."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class PostgresAddress:
     timeout: float = TIMEOUT
     start: float = START_TIME
     """How long (s) a starting server waits for it."""
+    lease: float = LEASE
+    """How long (s) a server may be silent before others get the work that it has taken."""
 
 
 def is_url(state: str) -> bool:
@@ -118,8 +126,9 @@ def postgres_address(state: str) -> PostgresAddress:
     timeout, start = _number(state, query, "timeout", TIMEOUT), _number(state, query, "start", START_TIME)
     if not (timeout >= 0.1 and start >= 0.1):
         raise UsageError(f"--state {shown(state)}: timeout and start are at least 0.1 (seconds)")
-    kept = [pair for pair in pairs if pair.partition("=")[0] not in ("prefix", "timeout", "start")]
-    return PostgresAddress("?".join([place, *(["&".join(kept)] if kept else [])]), prefix, timeout, start)
+    lease = _lease(state, query)
+    kept = [pair for pair in pairs if pair.partition("=")[0] not in ("prefix", "timeout", "start", "lease")]
+    return PostgresAddress("?".join([place, *(["&".join(kept)] if kept else [])]), prefix, timeout, start, lease)
 
 
 def redis_address(state: str) -> RedisAddress:
@@ -131,6 +140,7 @@ def redis_address(state: str) -> RedisAddress:
         raise UsageError(f"--state {shown(state)} is not a URL: write redis://HOST:PORT/DB") from None
     prefix, replicas = query.pop("prefix", PREFIX), _number(state, query, "replicas", 0)
     timeout, start = _number(state, query, "timeout", TIMEOUT), _number(state, query, "start", START_TIME)
+    lease = _lease(state, query)
     if not _NAME.fullmatch(prefix):
         raise UsageError(f"--state {shown(state)}: a prefix has 1 to 100 letters, digits and . _ : - characters")
     if not (timeout >= 0.1 and start >= 0.1 and replicas >= 0 and replicas.is_integer()):
@@ -158,11 +168,11 @@ def redis_address(state: str) -> RedisAddress:
     rest = f"?{urlencode(query)}" if query else ""
     urls = [f"{scheme}://{user}{at}{host}{path}{rest}" for host in hosts.split(",")]
     if not service:
-        return RedisAddress(tuple(urls), prefix=prefix, replicas=int(replicas), timeout=timeout, start=start)
+        return RedisAddress(tuple(urls), "", "", prefix, int(replicas), timeout, start, lease)
     about = {name: text for name, text in query.items() if name not in ("db", "username", "password")} | own
     sentinels = [f"{scheme}://{_with_port(host)}{f'?{urlencode(about)}' if about else ''}" for host in hosts.split(",")]
     master = f"{scheme}://{user}{at}HOST:PORT{path}{rest}"
-    return RedisAddress(tuple(sentinels), service, master, prefix, int(replicas), timeout, start)
+    return RedisAddress(tuple(sentinels), service, master, prefix, int(replicas), timeout, start, lease)
 
 
 def _with_port(host: str) -> str:
@@ -183,6 +193,13 @@ def _check_hosts(state: str, hosts: str) -> None:
                 f"--state {shown(state)}: a host is a name or an address, perhaps with a port from 1 to 65535, as in "
                 "redis://HOST:6379/0; several have a comma between them"
             )
+
+
+def _lease(state: str, query: dict[str, str]) -> float:
+    lease = _number(state, query, "lease", LEASE)
+    if lease < SHORTEST_LEASE:
+        raise UsageError(f"--state {shown(state)}: lease is at least {SHORTEST_LEASE:g} (seconds)")
+    return lease
 
 
 def _number(state: str, query: dict[str, str], name: str, default: float) -> float:

@@ -179,6 +179,7 @@ class HubSettings:
     state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write_evaluation.entry_size`)
     agent_in_fleet: bool = False  # one server of those that share the store has an agent
     shared: bool = False  # several servers share the store, so that broadcasts reach other servers too
+    alone: bool = False  # there is no server, nor will there be others: this process is the fleet
 
 
 class Hub:

@@ -46,6 +46,7 @@ class MessageKind(enum.IntEnum):
     BROADCAST = 0  # for every process, or every worker, that handles the topic
     DIRECT = 1  # for one slot, or the agent
     ANY_WORKER = 2  # for one worker that handles the topic
+    ANY_IN_FLEET = 3  # for one worker of any server that shares the state
 
 
 class AckMode(enum.IntEnum):

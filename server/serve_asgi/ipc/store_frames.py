@@ -49,6 +49,8 @@ store -> hub
 that is not newer than a `change` before it is only the reply). A reply never arrives before the changes that it is
 about: after a "conflict" the hub has the conflicting change.
 
+What one worker of all servers is to handle has frames of its own (`serve_asgi.ipc.work_frames`).
+
 `tick` is the scheduled instant (unix time, s) and has to grow with each grant of a name: one that is not later than the
 last one granted is taken. `holder` identifies one life of a server (two grants of one tick to one holder are the same
 grant, so that it may retry when a reply did not arrive). `lease` is in seconds; `renewed_until` is on the clock of
@@ -66,6 +68,7 @@ from typing import Annotated, Final
 import msgspec
 
 from serve_asgi.ipc.untrusted_input import Bodies, Count, Seconds, Sentence, Short
+from serve_asgi.ipc.work_frames import WORK_FROM_STORE
 
 SNAPSHOT_FRAME_SIZE: Final = 120_000
 """Bytes of values in one part of a snapshot, unless a single value is larger."""
@@ -253,4 +256,5 @@ FROM_STORE: Final[Mapping[str, type]] = {
     "store.order": StoreOrderFrame,
     "store.say": StoreLogFrame,
     "store.failed": StoreFailedFrame,
+    **WORK_FROM_STORE,
 }

@@ -24,7 +24,9 @@ QUEUED_BYTES: Final = 32 * 1024 * 1024
 
 _FAMILIES: Final = {
     **dict.fromkeys(("store.write", "store.written", "store.read", "store.value", "store.refused"), "state"),
-    **dict.fromkeys(("store.send", "store.sent", "store.unsent"), "send"),
+    **dict.fromkeys(("store.send", "store.sent", "store.unsent", "store.post", "store.posted"), "send"),
+    **dict.fromkeys(("store.withdraw", "store.withdrawn"), "withdraw"),
+    **dict.fromkeys(("store.settle", "store.settled", "store.unsettled"), "settle"),
     **dict.fromkeys(("store.grant", "store.granted", "store.taken"), "grant"),
 }
 """Requests and their replies; ids are unique within a family."""

@@ -19,10 +19,10 @@ from typing import Any, Final
 import psycopg
 
 from serve_asgi.config.state_location import PostgresAddress
-from serve_asgi.errors import UsageError
 from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry, StateLimits, entry_size
 from serve_asgi.ipc.frames import Frame
 from serve_asgi.ipc.store_frames import StoreFailure
+from serve_asgi.ipc.work_frames import WORK_REQUESTS
 from serve_asgi.store import postgres_tables as tables
 from serve_asgi.store import replies
 from serve_asgi.store.listener_link import ListenerLink
@@ -36,7 +36,9 @@ from serve_asgi.store.postgres_connector import (
     surely_undone,
 )
 from serve_asgi.store.postgres_fleet import PostgresFleet
+from serve_asgi.store.postgres_schema import make_tables
 from serve_asgi.store.postgres_transaction import ABOUT_LEASES, CHANGING, About, StoreTransaction, columns
+from serve_asgi.store.postgres_work_queue import PostgresWorkQueue
 from serve_asgi.store.reconnect import SessionLost
 from serve_asgi.store.replies import StoreReply
 from serve_asgi.store.schedule_leases import LeaseTable, TickGrant
@@ -74,12 +76,16 @@ class PostgresState(SharedStore):
         self._postgres = PostgresConnector(address, name)
         self._fleet = PostgresFleet(self._postgres)
         self._messages = MessageFollower(link, name, "PostgreSQL", known.at)
+        self._queue = PostgresWorkQueue(link, self._postgres, name, address.lease)
         self._entries = known.entries
         self._seq = 0  # version of the last change that has gone to the hub
         self._highest = known.version  # the highest version that ever went to the hub
         self._epoch = ""
         self._notified = False
         self._rung = False
+
+    def _note(self, frame: Frame) -> bool:
+        return self._queue.taken.note(frame)
 
     def _sentence(self, error: Exception) -> str:
         return self._postgres.sentence(error)
@@ -92,13 +98,14 @@ class PostgresState(SharedStore):
             connection.add_notify_handler(self._wake)
             async with self._postgres.finished(connection):
                 await connection.execute(f'LISTEN "{tables.channel(self._address.schema)}"'.encode())
-                await self._make_tables(connection)
+                await make_tables(self._postgres, connection)
             await self._fleet.prepare(connection)
             await self._greet(connection)
             about = await self._take_all(connection)
             await self._messages.begin(about.epoch, about.sent, lambda number: self._entry_from(connection, number))
             self._trouble = ""
             await self._up()
+            await self._queue.begin(connection)
             await self._work(connection)
         finally:
             await connection.close()
@@ -108,41 +115,6 @@ class PostgresState(SharedStore):
             self._rung = True
         else:
             self._notified = True
-
-    async def _make_tables(self, connection: Connection) -> None:
-        """Make what is missing; of several servers that start together one does."""
-        run, schema = self._postgres.execute, self._address.schema
-        if await self._has_tables(connection):
-            return
-        await self._postgres.begin(connection)
-        await run(connection, tables.LOCK_SCHEMA, (tables.channel(schema),))
-        ((there, _),) = await self._postgres.rows(connection, tables.EXISTS, (f'"{schema}"', f'"{schema}".about'))
-        if not there:
-            await connection.execute(f'CREATE SCHEMA "{schema}"'.encode())
-        for statement in tables.MAKE:
-            await run(connection, statement)
-        await run(connection, tables.BEGIN_LIFE, (tables.FORMAT, uuid.uuid4().hex))
-        await connection.execute(b"COMMIT")
-
-    async def _has_tables(self, connection: Connection) -> bool:
-        """Whether the tables are there and ours. Raises UsageError if they belong to something else."""
-        schema, where = self._address.schema, self._postgres.where
-        ((_, there),) = await self._postgres.rows(connection, tables.EXISTS, (f'"{schema}"', f'"{schema}".about'))
-        if not there:
-            return False
-        try:
-            found = await self._postgres.rows(connection, tables.ABOUT)
-        except (psycopg.errors.UndefinedColumn, psycopg.errors.WrongObjectType):
-            raise UsageError(
-                f"the table about in schema {schema} of {where} is not this server's: choose another schema with "
-                "?prefix=NAME at the end of --state"
-            ) from None
-        if found and found[0][0] != tables.FORMAT:
-            raise UsageError(
-                f"what schema {schema} of {where} holds is in format {found[0][0]}, of another version of this server "
-                f"(this one reads {tables.FORMAT}): start that version, or add ?prefix=NAME to --state"
-            )
-        return bool(found)
 
     async def _greet(self, connection: Connection) -> None:
         """Give an empty database the state that this process or the hub has; find out what it has lost."""
@@ -210,17 +182,16 @@ class PostgresState(SharedStore):
                 self._rung = False
                 await self._link.send("store.bell")
             if self._inbox:
-                if frames := await self._announced(connection, self._next_batch()):
-                    await self._carry_out(connection, frames)
-                else:
-                    self._asked = []
+                await self._carry_out_next(connection)
             elif not behind:
-                await self._postgres.wait(connection, self._news, LOOK)
+                await self._postgres.wait(connection, self._news, min(LOOK, self._queue.taken.patience))
                 self._notified = self._notified or not self._inbox  # it may be the socket that woke this task
-            if behind or self._notified or time.monotonic() - looked >= LOOK:
+            looks = behind or self._notified or time.monotonic() - looked >= LOOK
+            if looks:
                 self._notified = False
                 behind = await self._follow(connection)
                 looked = time.monotonic()
+            await self._share_work(connection, looks=looks)
 
     # Following
 
@@ -232,8 +203,9 @@ class PostgresState(SharedStore):
                     await self._postgres.execute(connection, tables.ABOUT),
                     await self._postgres.execute(connection, tables.CHANGES, (self._seq,)),
                     await self._postgres.execute(connection, tables.MESSAGES, (self._messages.at.number, FOLLOWED)),
+                    *await self._queue.ask_news(connection),
                 ]
-                found, changes, messages = [await each.fetchall() for each in asked]
+                found, changes, messages, *news = [await each.fetchall() for each in asked]
         self._check_epoch(self._row(found))
         try:
             await self._link.send_all(self._changed(changes))
@@ -243,7 +215,8 @@ class PostgresState(SharedStore):
         for number, *rest in messages:
             if not await self._messages.take(number, _fields(*rest)):
                 raise SessionLost("its data was replaced")
-        return len(messages) == FOLLOWED
+        await self._queue.take_news(connection, *news)
+        return FOLLOWED in (len(messages), len(news[1]))
 
     def _check_epoch(self, row: tuple[Any, ...]) -> About:
         about = About(*row)
@@ -281,6 +254,40 @@ class PostgresState(SharedStore):
                 if ends_session(error, connection):
                     raise
         return [frame for frame in frames if frame.kind not in ("store.announce", "store.leave")]
+
+    async def _carry_out_next(self, connection: Connection) -> None:
+        """Carry out requests that are next to each other: work of the fleet needs no lock, everything else does."""
+        of_work = [frame.kind in WORK_REQUESTS for frame in self._inbox]
+        frames = self._next_batch(next((n for n, each in enumerate(of_work) if each is not of_work[0]), len(of_work)))
+        if of_work[0]:
+            await self._carry_out_work(connection, frames)
+        elif frames := await self._announced(connection, frames):
+            await self._carry_out(connection, frames)
+        else:
+            self._asked = []
+
+    async def _carry_out_work(self, connection: Connection, frames: list[Frame]) -> None:
+        """Carry out requests about work of the fleet in one transaction, and reply."""
+        begun = False
+        try:
+            async with self._postgres.finished(connection):
+                await self._postgres.begin(connection)
+                begun = True
+                found = await self._queue.carry_out(connection, frames)
+        except (psycopg.Error, TimeoutError) as error:
+            await self._failed(connection, frames, error, unknown=begun and not surely_undone(error))
+            return
+        self._asked = []
+        self._notified = True  # its own work may be for this server
+        await self._link.send_all([*self._availability.taken(), *found])
+
+    async def _share_work(self, connection: Connection, *, looks: bool) -> None:
+        try:
+            await self._queue.turn(connection, looks=looks)
+        except psycopg.Error as error:
+            if ends_session(error, connection):
+                raise
+            await self._link.send_all(self._availability.refused(f"PostgreSQL refused it: {reason_of(error)}"))
 
     async def _carry_out(self, connection: Connection, frames: list[Frame]) -> None:
         """Carry out requests in one transaction, and reply."""

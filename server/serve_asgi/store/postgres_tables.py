@@ -9,7 +9,7 @@
     ticks     the last grant of each schedule
     leases    until when (unix time by the database's clock) the run with a token has its lease
 
-Names and keys are bytea, since a text of PostgreSQL holds no NUL.
+and those of `serve_asgi.store.postgres_work_tables`. Names and keys are bytea, since a text of PostgreSQL holds no NUL.
 """
 
 from __future__ import annotations

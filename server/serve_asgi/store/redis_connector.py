@@ -18,9 +18,17 @@ from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import UsageError
 from serve_asgi.store import redis_fleet_scripts as fleet
 from serve_asgi.store import redis_scripts as scripts
+from serve_asgi.store import redis_work_scripts
 from serve_asgi.store.reconnect import SessionLost
 
-_SCRIPTS: Final = ("HELLO", "SNAPSHOT", "READ", "WRITE", "SEND", "GRANT", "RENEW", "RELEASE")
+_SCRIPTS: Final[dict[str, str]] = fleet.SCRIPTS | {
+    name: getattr(module, name)
+    for module, names in (
+        (scripts, ("HELLO", "SNAPSHOT", "READ", "WRITE", "SEND", "GRANT", "RENEW", "RELEASE")),
+        (redis_work_scripts, ("POST", "WITHDRAW", "SETTLE", "KEEP")),
+    )
+    for name in names
+}
 
 
 class RedisConnector:
@@ -101,9 +109,7 @@ class RedisConnector:
 
     async def bring_scripts(self, client: aioredis.Redis) -> None:
         """Load the scripts into Redis. Raises RedisError."""
-        for name in _SCRIPTS:
-            self._shas[name] = await client.script_load(getattr(scripts, name))
-        for name, text in fleet.SCRIPTS.items():
+        for name, text in _SCRIPTS.items():
             self._shas[name] = await client.script_load(text)
 
     async def run(self, client: Any, script: str, keys: Sequence[str], *arguments: Any) -> Any:

@@ -14,6 +14,7 @@ from serve_asgi.hub.state.write_evaluation import StateEntry, StateLimits
 from serve_asgi.ipc.frames import Frame, pack_value
 from serve_asgi.ipc.state_frames import Write, WriteOp
 from serve_asgi.ipc.store_frames import GrantRefusal
+from serve_asgi.ipc.work_frames import WORK_REQUESTS
 from serve_asgi.store import replies
 from serve_asgi.store.reconnect import SessionLost
 from serve_asgi.store.replies import StoreReply
@@ -24,7 +25,7 @@ _NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRO
 
 FLEET: Final = ("fleet", "fleet:heard", "fleet:orders")
 """The keys of the fleet (`serve_asgi.store.redis_fleet_scripts`)."""
-CHANGING: Final = frozenset({"store.write", "store.send", "store.grant"})
+CHANGING: Final = frozenset({"store.write", "store.send", "store.grant", *WORK_REQUESTS})
 """Frames that Redis refuses when it accepts no writes."""
 _NOT_DONE: Final = (SessionLost, exceptions.ReadOnlyError, exceptions.NoScriptError, exceptions.BusyLoadingError)
 """Errors after which the session begins anew, and which mean that nothing was done."""

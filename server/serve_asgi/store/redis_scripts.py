@@ -12,7 +12,7 @@ All keys begin with a prefix:
     PREFIX:messages  stream: the latest messages; the id of an entry is NUMBER-0
     PREFIX:ticks     hash: name of a schedule -> TOKEN TICK HOLDER of its last grant
     PREFIX:lease:NAME  hash: token -> until when (µs, this Redis's clock)
-and those of `serve_asgi.store.redis_fleet_scripts`.
+and those of `serve_asgi.store.redis_fleet_scripts` and `serve_asgi.store.redis_work_scripts`.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry, Sta
 from serve_asgi.ipc.frames import Frame
 from serve_asgi.ipc.state_frames import Write, WriteOp
 from serve_asgi.ipc.store_frames import GrantRefusal, StoreFailure
+from serve_asgi.ipc.work_frames import WORK_REQUESTS
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies
 from serve_asgi.store.listener_link import ListenerLink
@@ -38,14 +39,16 @@ from serve_asgi.store.redis_requests import (
     sentence,
 )
 from serve_asgi.store.redis_stream_following import LOOK, StreamFollower
+from serve_asgi.store.redis_work_queue import RedisWorkQueue
 from serve_asgi.store.replies import StoreReply
 from serve_asgi.store.schedule_leases import lease_until
 from serve_asgi.store.shared_store import NOTHING_KNOWN, KnownState, SharedStore, end_tasks
 
 WAIT_PART: Final = 0.5
 """The part of the timeout in which replicas have to confirm a write."""
-_REPLICATED: Final = frozenset({"store.write", "store.grant"})
-"""What replicas have to confirm: a write, and a grant, so that no fail-over has a tick run twice."""
+_REPLICATED: Final = frozenset({"store.write", "store.grant", "store.post"})
+"""What replicas have to confirm: a write, work for the fleet, and a grant, so that no fail-over has a tick run
+twice."""
 
 
 class RedisState(SharedStore):
@@ -67,7 +70,11 @@ class RedisState(SharedStore):
         self._limits = limits
         self._name = name
         self._redis = RedisConnector(address, name)
-        self._following = StreamFollower(link, self._redis, address, name, known)
+        self._work = RedisWorkQueue(link, self._redis, name, address.lease)
+        self._following = StreamFollower(link, self._redis, address, name, self._work, known)
+
+    def _note(self, frame: Frame) -> bool:
+        return self._work.taken.note(frame)
 
     def _given_up(self, trouble: str) -> Iterable[StoreReply]:
         return self._following.held_replies.broken_off(trouble)
@@ -77,20 +84,23 @@ class RedisState(SharedStore):
 
     async def _session(self) -> None:
         asker, address = await self._reach()
-        follower = self._redis.client(address, LOOK + self._address.timeout)
+        follower, taker = (self._redis.client(address, LOOK + self._address.timeout) for _ in range(2))
         tasks: set[asyncio.Task[None]] = set()
         try:
             await self._check_memory_policy(asker)
             await self._following.begin(asker)
             self._trouble = ""
             await self._following.up()
-            tasks = {asyncio.create_task(each) for each in (self._ask(asker), self._following.follow(follower))}
+            await self._work.begin(asker, self._following.epoch)
+            parts = (self._ask(asker), self._following.follow(follower), self._work.take(taker))
+            tasks = {asyncio.create_task(each) for each in parts}
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
             await end_tasks(tasks)
-            for client in (asker, follower):
+            self._work.lost()
+            for client in (asker, follower, taker):
                 await client.aclose()
 
     async def _reach(self) -> tuple[aioredis.Redis, str]:
@@ -118,11 +128,12 @@ class RedisState(SharedStore):
 
     async def _ask(self, client: aioredis.Redis) -> None:
         while True:
+            self._news.clear()
             if self._availability.due():
                 await self._probe_writes(client)
+            await self._work.turn(client)
             if not self._inbox:
-                self._news.clear()
-                with anyio.move_on_after(self._availability.patience):
+                with anyio.move_on_after(min(self._availability.patience, self._work.taken.patience)):
                     await self._news.wait()
                 continue
             frames = self._next_batch()
@@ -130,10 +141,7 @@ class RedisState(SharedStore):
             began = time.monotonic()
             waits = self._address.replicas > 0 and any(frame.kind in _REPLICATED for frame in frames)
             for frame in frames:
-                script, keys, arguments = script_call(
-                    frame, self._address.prefix, self._following.epoch, self._name, self._limits
-                )
-                self._redis.add(pipe, script, keys, arguments)
+                self._redis.add(pipe, *self._call(frame))
             if waits:
                 pipe.execute_command(
                     "WAIT", self._address.replicas, int(self._address.timeout * WAIT_PART * 1000)
@@ -150,6 +158,12 @@ class RedisState(SharedStore):
                 self._asked.pop(0)
             if ends is not None:
                 raise ends
+
+    def _call(self, frame: Frame) -> tuple[str, list[str], list[Any]]:
+        """The script for a request, its keys and arguments."""
+        if frame.kind in WORK_REQUESTS:
+            return self._work.call(frame)
+        return script_call(frame, self._address.prefix, self._following.epoch, self._name, self._limits)
 
     async def _probe_writes(self, client: aioredis.Redis) -> None:
         """Try whether writes are still refused, with one that changes nothing."""
@@ -182,6 +196,10 @@ class RedisState(SharedStore):
                 await self._link.send("store.sent", {"id": head["id"]})
             case "store.announce" if found[1]:
                 await self._link.send("store.order", {}, found[1])
+            case "store.post" | "store.withdraw" | "store.settle":
+                few = f"it is queued, but fewer than {self._address.replicas} replicas have it: it may be handled"
+                if (reply := self._work.reply(frame, found, few if too_few else "")) is not None:
+                    await self._link.send(*reply)
             case "store.grant":
                 if found[0] and too_few:  # asked again, it is the same grant
                     text = f"it is granted, but fewer than {self._address.replicas} replicas have it"

@@ -28,6 +28,7 @@ from serve_asgi.store.message_position import number_of
 from serve_asgi.store.reconnect import SessionLost
 from serve_asgi.store.redis_connector import RedisConnector
 from serve_asgi.store.redis_requests import decoded_entry, encoded_entry
+from serve_asgi.store.redis_work_queue import RedisWorkQueue
 from serve_asgi.store.replies import HeldReplies, StoreReply
 from serve_asgi.store.shared_store import NOTHING_KNOWN, KnownState
 
@@ -46,10 +47,12 @@ class StreamFollower:
         redis: RedisConnector,
         address: RedisAddress,
         name: str,
+        work: RedisWorkQueue,
         known: KnownState = NOTHING_KNOWN,
     ) -> None:
         """`name` identifies this server uniquely; `known` is what its hub has from an earlier store process."""
         self._link = link
+        self._work = work
         self._redis = redis
         self._address = address
         self._name = name
@@ -137,13 +140,15 @@ class StreamFollower:
         take = {changes.encode(): self._take_change, messages.encode(): self._take_message}
         while True:
             after = {changes: f"{self._seq}-0", messages: f"{self._messages.at.number}-0", bell: self._rung}
-            news = await client.xread(after, count=FOLLOWED, block=int(LOOK * 1000))
+            news = await client.xread({**after, **self._work.positions}, count=FOLLOWED, block=int(LOOK * 1000))
             for stream, entries in news or ():
                 if stream == bell.encode():
                     self._rung = entries[-1][0]
                     await self._link.send("store.bell")
-                    continue
-                await self._take_entries(client, take[stream], entries)
+                elif stream in take:
+                    await self._take_entries(client, take[stream], entries)
+                else:
+                    await self._work.follow(client, stream.decode(), entries)
             if not news:
                 await self._check_master(client)
 

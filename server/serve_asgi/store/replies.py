@@ -6,12 +6,13 @@ Replies of a Redis are held until all the changes that they depend on have gone 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry, WriteRefusal
-from serve_asgi.ipc.frames import pack_value
+from serve_asgi.ipc.frames import pack_value, unpack_value
 from serve_asgi.ipc.store_frames import SNAPSHOT_FRAME_SIZE, GrantRefusal, StoreFailure
+from serve_asgi.ipc.work_frames import TOPICS_PER_FRAME, WorkOutcome
 
 
 class StoreReply(NamedTuple):
@@ -49,10 +50,14 @@ def failed(kind: str, head: dict[str, Any], why: StoreFailure, text: str) -> Sto
     match kind:
         case "store.write" | "store.read":
             return StoreReply("store.refused", {"id": head["id"], "code": why.value, "text": text, "version": 0})
-        case "store.send":
+        case "store.send" | "store.post":
             return StoreReply("store.unsent", {"id": head["id"], "code": why.value, "text": text})
         case "store.grant":
             return taken(head["id"], GrantRefusal.TROUBLE, text)
+        case "store.withdraw":
+            return StoreReply("store.withdrawn", {"id": head["id"], "found": False})
+        case "store.settle":
+            return StoreReply("store.unsettled", {"id": head["id"]})
     return None
 
 
@@ -74,6 +79,24 @@ def renewed(name: str, token: int, renewed_until: float) -> StoreReply:
 def lost(name: str, token: int, text: str) -> StoreReply:
     """A lease is lost."""
     return StoreReply("store.lost", {"name": name, "token": token, "text": text})
+
+
+def outcome(key: str, outcome: str, value: bytes) -> StoreReply:
+    """What has become of work that this server has sent; `value` is packed."""
+    name = "by" if outcome == WorkOutcome.HANDLED.value else "text"
+    return StoreReply("store.outcome", {"id": key, "outcome": outcome, name: unpack_value(value)})
+
+
+def queue_full(topic: str, waiting: int) -> str:
+    """Why work is not queued."""
+    return f"{waiting} messages of topic {topic!r} wait for a worker of the fleet already"
+
+
+def topics(names: Sequence[str], *, fresh: bool) -> Iterator[StoreReply]:
+    """Topics of the fleet; if `fresh`, there is at least one piece, and the first is marked."""
+    for start in range(0, max(len(names), fresh), TOPICS_PER_FRAME):
+        piece = list(names[start : start + TOPICS_PER_FRAME])
+        yield StoreReply("store.topics", {"topics": piece, "fresh": fresh and not start})
 
 
 def snapshot(entries: Iterable[tuple[str, StateEntry]]) -> Iterator[StoreReply]:

@@ -85,6 +85,10 @@ class SharedStore(abc.ABC):
     def _sentence(self, error: Exception) -> str:
         """Why the store cannot be used."""
 
+    def _note(self, frame: Frame) -> bool:
+        """Take a frame that needs no reply, and nothing of the store; return False for all others."""
+        return False
+
     def _given_up(self, trouble: str) -> Iterable[StoreReply]:
         """Replies that were held back when the session was lost."""
         return ()
@@ -101,7 +105,7 @@ class SharedStore(abc.ABC):
                     logs.reopen()
                 elif self._trouble:
                     await self._refuse(frame, StoreFailure.UNAVAILABLE, f"it was not done: {self._trouble}")
-                else:
+                elif not self._note(frame):
                     self._inbox.append(frame)
             self._news.set()
             while len(self._inbox) > INBOX:
@@ -114,9 +118,9 @@ class SharedStore(abc.ABC):
         while (self._inbox or self._asked) and time.monotonic() < ends:
             await asyncio.sleep(LOOK_AGAIN)
 
-    def _next_batch(self) -> list[Frame]:
+    def _next_batch(self, most: int = BATCH) -> list[Frame]:
         """Take requests out of the inbox; they count as asked from now on."""
-        frames = [self._inbox.popleft() for _ in range(min(BATCH, len(self._inbox)))]
+        frames = [self._inbox.popleft() for _ in range(min(BATCH, most, len(self._inbox)))]
         self._asked = list(frames)
         self._room.set()
         return frames

@@ -24,6 +24,7 @@ from serve_asgi.ipc.message_frames import (
     MessageKind,
     split_bodies,
 )
+from serve_asgi.ipc.work_frames import WORK_FROM_STORE
 
 _TO_ALL: Final = (-1, 0)
 MAX_TOPICS: Final = 2_000
@@ -35,7 +36,7 @@ class MessageBroker(HubComponent):
 
     name = "messages"
     kinds = MESSAGE_FRAMES
-    store_kinds: ClassVar[frozenset[str]] = frozenset({"store.sent", "store.unsent", "store.message"})
+    store_kinds: ClassVar[frozenset[str]] = frozenset({"store.sent", "store.unsent", "store.message", *WORK_FROM_STORE})
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
@@ -62,6 +63,8 @@ class MessageBroker(HubComponent):
                     id, topic = each.id, each.topic
                     if each.size > MAX_PAYLOAD or topic.startswith(RESERVED):
                         raise ChannelError(f"a message of {each.size} bytes of topic {topic!r}")
+                    if each.kind is MessageKind.ANY_IN_FLEET and each.ack_mode is AckMode.REPLY:
+                        raise ChannelError("a call of the fleet")
                     routing.submit(
                         QueuedMessage(
                             id, member.id, origin, topic, body, each.kind, each.ack_mode, each.limit, each.slot
@@ -87,12 +90,22 @@ class MessageBroker(HubComponent):
         self._settle()
 
     def take_from_store(self, frame: ValidatedFrame) -> None:
-        head = frame.head
+        head, fleet = frame.head, self.routing.fleet
         match frame.kind:
             case "store.sent":
                 self.routing.confirmations.store_replied(head.id)
-            case "store.unsent":
+            case "store.unsent" if not fleet.has_posted(head.id):
                 self.routing.confirmations.store_replied(head.id, head.text)
+            case "store.posted" | "store.unsent" | "store.withdrawn" | "store.outcome":
+                fleet.take_reply(frame)
+            case "store.work":
+                if head.topic.startswith(RESERVED) or head.ack is AckMode.REPLY:
+                    raise ChannelError(f"work of topic {head.topic!r} with {head.ack!r}, which nobody can have sent")
+                fleet.take(frame)
+            case "store.topics":
+                fleet.take_topics(head.topics, head.fresh)
+            case "store.settled" | "store.unsettled":
+                fleet.settled(head.id, frame.kind == "store.settled")
             case "store.message":
                 if head.topic.startswith(RESERVED):
                     raise ChannelError(f"a message of topic {head.topic!r}, which is the server's own")
@@ -174,6 +187,7 @@ class MessageBroker(HubComponent):
             "deliveries": routing.dispatcher.last_number,
             "counts": routing.counts,
             "overrun": routing.losses.to_state(),
+            "fleet": routing.fleet.to_state(),
         }
 
     def load(self, state: State) -> None:
@@ -183,6 +197,8 @@ class MessageBroker(HubComponent):
         routing.dispatcher.retiring = {slot: set(members) for slot, members in state["retiring"]}
         routing.counts |= state["counts"]
         routing.losses.load(state.get("overrun", {}))
+        if "fleet" in state:
+            routing.fleet.load(state["fleet"])
         routing.confirmations.load(
             message for message in messages.values() if message.stage is not MessageStage.SETTLED
         )
@@ -228,13 +244,15 @@ def _message_to_state(message: QueuedMessage) -> list[Any]:
             int(message.ack_mode),
         ),
         *(message.limit, message.slot, message.subject, message.stage.value, message.receivers, message.pending),
+        message.entry,
     ]
 
 
 def _message_from_state(state: list[Any]) -> QueuedMessage:
-    id, sender, origin, topic, body, kind, ack_mode, limit, slot, subject, stage, receivers, pending = state
+    id, sender, origin, topic, body, kind, ack_mode, limit, slot, subject, stage, receivers, pending, *more = state
     message = QueuedMessage(
         id, sender, origin, topic, body, MessageKind(kind), AckMode(ack_mode), limit, slot, subject, MessageStage(stage)
     )
     message.receivers, message.pending = receivers, pending
+    message.entry = more[0] if more else ""  # an older program knows none
     return message

@@ -56,17 +56,21 @@ class DeadLetters:
         """Whether it has been delivered as often as allowed."""
         return delivery.attempt >= delivery.message.limit
 
-    def give_up(self, delivery: Delivery, why: str) -> None:
-        """Log it, report it to its sender, and deliver it to a handler of dead letters, if there is one."""
+    def give_up(self, delivery: Delivery, why: str) -> str:
+        """Log it, report it to its sender, and deliver it to a handler of dead letters, if there is one.
+
+        Returns the sentence that says so.
+        """
         message = delivery.message
         if message.topic == DEAD_LETTER_TOPIC and not delivery.attempt:
-            return  # no handler of dead letters is left; the message itself has been logged
+            return ""  # no handler of dead letters is left; the message itself has been logged
         topic, id, attempts = (message.topic, message.id, delivery.attempt)
         letter = topic != DEAD_LETTER_TOPIC
         if not letter and message.subject is not None:
             topic, id = message.subject[:2]
             why = f"the handler of dead letters failed: {why}"
-        self._confirmations.fail(message, "dead", self._report(topic, id, attempts, why))
+        text = self._report(topic, id, attempts, why)
+        self._confirmations.fail(message, "dead", text)
         if letter and self._consumers.has_consumer(DEAD_LETTER_TOPIC):
             subject = [topic, id, attempts, why]
             about_it = QueuedMessage(
@@ -84,6 +88,7 @@ class DeadLetters:
             # if there is no room, nobody handles so many of them; it has been logged
             topic_queue.queue.put_if_room(Delivery(about_it))
             self._dispatcher.dispatch_topic_queue(topic_queue)
+        return text
 
     def _report(self, topic: str, id: str, attempts: int, why: str) -> str:
         """Log it and return the sentence."""

@@ -53,6 +53,7 @@ class QueuedMessage:
     pending: int = 0  # deliveries not queued yet, and replies of the store that are due
     unaccepted: bool = False  # it counts against its sender's limit
     key: str = ""  # unique, while its sender waits; the id is the sender's choice
+    entry: str = ""  # of the fleet's work: what the store calls it
 
     @property
     def redelivers(self) -> bool:

@@ -11,8 +11,8 @@ It owns every message between its acceptance and the end of its handling. The ru
 
 `serve_asgi.hub.messages.dispatcher` decides when something is delivered and to which worker,
 `serve_asgi.hub.messages.dead_letters` gives up and reports losses, `serve_asgi.hub.messages.confirmations` reports to
-the senders. Nothing here does I/O: frames are collected in `FrameBatcher`, and `serve_asgi.hub.messages.broker` flushes
-them.
+the senders, `serve_asgi.hub.messages.fleet_work` exchanges work with other servers. Nothing here does I/O: frames are
+collected in `FrameBatcher`, and `serve_asgi.hub.messages.broker` flushes them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from serve_asgi.hub.messages.confirmations import SenderConfirmations, described
 from serve_asgi.hub.messages.consumers import Consumer, Consumers, MemberState, SharedQueue
 from serve_asgi.hub.messages.dead_letters import DeadLetters, LossReports
 from serve_asgi.hub.messages.dispatcher import Dispatcher
+from serve_asgi.hub.messages.fleet_work import FleetWork
 from serve_asgi.hub.messages.queues import QUEUE_LIMIT, Delivery, MessageStage, QueuedMessage
 from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, FrameBatcher, MessageKind
@@ -51,18 +52,23 @@ class MessageRouter:
         self.losses = LossReports(hub, self.counts)
         self.dispatcher = Dispatcher(hub, self.consumers, self.out, self.counts)
         self.dead_letters = DeadLetters(hub, self.consumers, self.dispatcher, self.confirmations, self.counts)
+        self.fleet = FleetWork(hub, self.consumers, self.dispatcher, self.confirmations, self.dead_letters, self.losses)
 
     # Sending
 
     def submit(self, message: QueuedMessage) -> None:
         """Route a new message."""
         self.confirmations.add(message)
+        if message.kind is MessageKind.ANY_IN_FLEET and self.hub.settings.alone:
+            message.kind = MessageKind.ANY_WORKER  # this process is the fleet
         if message.kind is MessageKind.BROADCAST:
             self._broadcast(message)
         elif message.kind is MessageKind.DIRECT:
             self._route(Delivery(message))
-        else:
+        elif message.kind is MessageKind.ANY_WORKER:
             self._enqueue(self.consumers.topic_queue(message.topic), Delivery(message))
+        else:
+            self.fleet.post(message)
         self.confirmations.confirm_if_accepted(message)
         if message.stage is MessageStage.OFFERED:
             self.confirmations.count_unaccepted(message)
@@ -123,6 +129,8 @@ class MessageRouter:
         receivers = self._remove_overflow({message for message in messages if message.stage is MessageStage.OFFERED})
         for message in messages:
             if message.stage is MessageStage.OFFERED:
+                if message.kind is MessageKind.ANY_IN_FLEET:
+                    self.fleet.withdraw(message)
                 self.confirmations.fail(
                     message, "full", f"not delivered in time to {names_of(receivers.get(message, []))}"
                 )
@@ -175,6 +183,8 @@ class MessageRouter:
             self._redeliver(delivery, "its handler raised")
         elif message.ack_mode is AckMode.REPLY:
             self.confirmations.replied(message, ok, body)
+        elif message.entry:
+            self.fleet.handled(process, delivery)
         elif message.redelivers:
             member = process.member
             self.confirmations.handled(message, delivery.attempt, member.role.value, member.slot, member.generation)
@@ -194,10 +204,16 @@ class MessageRouter:
 
     def _redeliver(self, delivery: Delivery, why: str) -> None:
         """Deliver it again, or give it up if it has been delivered as often as allowed."""
+        message = delivery.message
         if self.dead_letters.is_due(delivery):
-            self.dead_letters.give_up(delivery, why)
+            text = self.dead_letters.give_up(delivery, why)
+            if message.entry:
+                self.fleet.given_up(message, text)
+            return
+        self.counts["again"] += 1
+        if message.entry:
+            self.fleet.put_back(delivery)
         else:
-            self.counts["again"] += 1
             self._requeue(delivery)
 
     def _requeue(self, delivery: Delivery) -> None:
@@ -286,6 +302,8 @@ class MessageRouter:
                 or number <= process.last_awaited
             ):
                 lost[consumer.topic] += 1
+                if message.entry:
+                    self.fleet.lost(message)
         for consumer in list(process.consumers.values()):
             self._reroute(consumer, lambda message: message.kind is MessageKind.DIRECT)
             awaited, consumer.awaited = consumer.awaited, 0
@@ -372,12 +390,13 @@ class MessageRouter:
 
     def deadline(self) -> float:
         """When `tick` has something to do (the hub's clock)."""
-        return min(self.losses.due, self.dead_letters.due, self.consumers.deadline())
+        return min(self.losses.due, self.dead_letters.due, self.consumers.deadline(), self.fleet.deadline())
 
     def tick(self) -> None:
         """Report losses that are due, and refuse or give up what has had no consumer for too long."""
         self.losses.tick()
         self.dead_letters.tick()
+        self.fleet.tick()
         for owner, queued_too in self.consumers.expired():
             nobody = f"no process handles {described(owner)}: see `messenger.on`"
             for delivery in owner.queue.remove_overflow(lambda _: True):
@@ -401,3 +420,4 @@ class MessageRouter:
                 self.consumers.overflowing.pop(owner, None)
             if not owner.queue:
                 self.consumers.discard(owner)
+        self.fleet.settle()
