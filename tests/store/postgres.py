@@ -26,8 +26,11 @@ class Postgres:
     Its data lie in a directory of its own, since that user may not enter those that pytest makes.
     """
 
-    def __init__(self, *, durable: bool = False, connections: int = 60) -> None:
-        """`durable`: with fsync(2), which a test needs not, since the machine does not crash."""
+    def __init__(self, *, durable: bool = False, connections: int = 60, primary: Postgres | None = None) -> None:
+        """`durable`: with fsync(2), which a test needs not, since the machine does not crash.
+
+        With a `primary` it is a standby of that one, which follows it (streaming replication) until it is promoted.
+        """
         self._fsync = "on" if durable else "off"
         self._connections = str(connections)
         self.directory = Path(tempfile.mkdtemp(prefix="serve-postgres-"))
@@ -38,6 +41,8 @@ class Postgres:
             os.chown(self.directory, user.pw_uid, user.pw_gid)
             self._user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         order = ["initdb", "-D", "data", "-U", "serve", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
+        if primary is not None:
+            order = ["pg_basebackup", "-h", str(primary.directory), "-U", "serve", "-D", "data", "-R", "-c", "fast"]
         subprocess.run(order, cwd=self.directory, check=True, stdout=subprocess.DEVNULL, **self._user)
         self.start()
 
@@ -92,6 +97,19 @@ class Postgres:
         for pid in [self._process.pid, *map(int, children)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    def confirm_by_standby(self) -> None:
+        """From now on COMMIT returns when a standby has it; wait until there is one."""
+        self.run("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        self.run("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + PATIENCE
+        while not self.run("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def promote(self) -> None:
+        """From now on this standby takes writes."""
+        assert self.run("SELECT pg_promote()") == [(True,)]
 
     def kill(self) -> None:
         """As a crash: nothing is finished, and the next start recovers from the log."""
