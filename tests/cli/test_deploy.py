@@ -20,42 +20,9 @@ from serve_asgi.cli import control_client, release_link
 from serve_asgi.cli.release_link import ReleaseLink
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.path_lock import PathLock
+from tests.cli.releases import Releases, version
 from tests.cli.serving import serve, start
-from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running
-
-APPLICATION = """
-VERSION = {version!r}
-
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            event = await receive()
-            await send({{"type": event["type"] + ".complete"}})
-            if event["type"] == "lifespan.shutdown":
-                return
-    await send({{"type": "http.response.start", "status": {status}, "headers": []}})
-    await send({{"type": "http.response.body", "body": VERSION.encode()}})
-"""
-
-
-class Releases:
-    """A directory with releases in it, and the link to the current one."""
-
-    def __init__(self, directory: Path) -> None:
-        self.link = directory / "current"
-        self.directory = directory / "releases"
-        self.directory.mkdir()
-
-    def make(self, name: str, code: str | None = None, status: int = 200) -> Path:
-        release = self.directory / name
-        release.mkdir()
-        (release / "app.py").write_text(APPLICATION.format(version=name, status=status) if code is None else code)
-        return release
-
-    @property
-    def target(self) -> str:
-        return os.readlink(self.link)
+from tests.running import PATIENCE, ROOT, RunningServer, running
 
 
 @pytest.fixture
@@ -71,11 +38,6 @@ def served(releases: Releases, *arguments: str) -> Iterator[RunningServer]:
     with running("app:app", "--chdir", str(releases.link), *arguments, directory=releases.link.parent) as server:
         yield server
         assert server.stop() == 0
-
-
-def version(server: RunningServer) -> str:
-    with contextlib.closing(connect(server)) as client:
-        return request(client, "/")[1].decode()
 
 
 def test_a_release_is_deployed_refused_taken_back_and_old_ones_are_removed(releases: Releases) -> None:
@@ -107,10 +69,8 @@ def test_a_release_is_deployed_refused_taken_back_and_old_ones_are_removed(relea
         done = serve(server, "deploy", str(releases.directory / "4"), "--keep", "2", "--json", cwd=releases.link.parent)
         records = [json.loads(line) for line in done.stdout.splitlines()]
         assert (done.returncode, records[-1]["event"], records[-1]["ok"]) == (0, "outcome", True)
-        assert [each["paths"] for each in records if each["event"] == "releases_removed"] == [
-            [str(releases.directory / "1")]
-        ]
-        assert sorted(path.name for path in releases.directory.iterdir()) == ["2", "3", "4", "shared"]
+        assert [each["paths"] for each in records if each["event"] == "releases_removed"] == [[str(bad)]]
+        assert sorted(path.name for path in releases.directory.iterdir()) == ["1", "2", "4", "shared"]
 
         done = serve(server, "rollback")
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"{releases.link} -> releases/2")
@@ -170,13 +130,15 @@ def test_a_canary_is_taken_back_and_an_interrupted_deploy_is_given_up(releases: 
 
 def test_a_release_that_is_rolled_back_while_its_switch_is_watched_is_taken_back(releases: Releases) -> None:
     configuration = releases.link.parent / "serve.toml"
-    configuration.write_text("auto-rollback = true\ncanary-time = 60\n")
+    configuration.write_text("")
     older = [str(releases.make(name)) for name in ("01", "02")]
-    ReleaseLink(str(releases.link)).remember(*older, str(releases.directory / "1"))
+    for each in (*older, str(releases.directory / "1")):
+        ReleaseLink(str(releases.link)).deployed_last("", each)
     with served(releases, "--no-access-log") as server:
         for _ in range(100):
             assert version(server) == "1"  # so that it is known what is usual
         failing = releases.make("2", status=500)
+        configuration.write_text("auto-rollback = true\ncanary-time = 60\n")  # which this very deploy turns on
         deploying = start(server, "deploy", str(failing), "--keep", "2")
         try:
             server.wait_until(lambda status: status["generation"] == 2 and status["starting"] is None)
@@ -187,17 +149,19 @@ def test_a_release_that_is_rolled_back_while_its_switch_is_watched_is_taken_back
         finally:
             deploying.kill()
         assert deploying.returncode == 1
-        assert "the server watches the switch for 60 s (--auto-rollback, --canary-time)" in said
         assert said.splitlines()[-1] == f"{releases.link} -> releases/1"
         assert re.search(rf"rolled back, {releases.directory}/1 serves again: .*requests failed", complaint), complaint
         assert (version(server), releases.target) == ("1", "releases/1")
         assert sorted(path.name for path in releases.directory.iterdir()) == ["01", "02", "1", "2"]
+        server.logged(
+            "warning: configuration: --auto-rollback false, as before the deploy that was rolled back; the next"
+        )
 
         configuration.write_text("auto-rollback = true\ncanary-time = 1\n")
         done = serve(server, "deploy", str(releases.make("3")), "--keep", "2")
         assert (done.returncode, done.stderr) == (0, "")
         assert "the server watches the switch for 1 s" in done.stdout
-        assert "removed older releases: 01, 02" in done.stdout.splitlines()
+        assert "removed older releases: 01, 02, 2" in done.stdout.splitlines()
         assert (version(server), releases.target) == ("3", "releases/3")
         assert len(server.logged("generation 3 stays")) == 1
 
@@ -238,26 +202,32 @@ def _python_of(server: RunningServer) -> str:
 # The link alone
 
 
-@pytest.fixture
-def config(releases: Releases) -> dict[str, object]:
-    """What a server says that runs in a directory of the release."""
-    (releases.directory / "1" / "site").mkdir()
-    options = [{"name": "chdir", "value": str(releases.link)}, {"name": "app-dir", "value": "site"}]
-    return {"directory": "/", "options": options}
-
-
-def test_the_link_is_found_in_the_paths_of_the_server_or_named(releases: Releases, config: dict[str, object]) -> None:
-    second = str(releases.make("2"))
-    assert release_link.find("", second, config).path == str(releases.link)
-    assert release_link.find(str(releases.link), "/elsewhere", config).path == str(releases.link)
+def test_the_link_is_found_in_the_paths_of_the_server_or_named(releases: Releases) -> None:
+    first, second = releases.directory / "1", str(releases.make("2"))
+    places = {f"{releases.link}/site": f"{first}/site", str(releases.link): str(first)}
+    assert release_link.find("", second, places).path == str(releases.link)
+    assert release_link.find(str(releases.link), "/elsewhere", places).path == str(releases.link)
+    above = releases.link.parent.with_name("by-another-name")
+    above.symlink_to(releases.link.parent)
+    assert release_link.find(str(above / "current"), second, places).path == str(releases.link)
     with pytest.raises(UsageError, match="not through a link beside whose target /elsewhere lies"):
-        release_link.find("", "/elsewhere", config)
+        release_link.find("", "/elsewhere", places)
     with pytest.raises(UsageError, match="is not a link"):
-        release_link.find(second, second, config)
+        release_link.find(second, second, places)
     other = releases.link.with_name("other")
     other.symlink_to("releases/1")
     with pytest.raises(UsageError, match=f"a reload does not follow {other}: the server finds its code in"):
-        release_link.find(str(other), second, config)
+        release_link.find(str(other), second, places)
+
+
+def test_the_release_is_what_was_found_through_the_link(releases: Releases) -> None:
+    link, first = ReleaseLink(str(releases.link)), str(releases.directory / "1")
+    assert link.serving({f"{link.path}/a/b": f"{first}/a/b"}) == first
+    assert link.serving({"/elsewhere": first, link.path: str(releases.directory)}) == ""
+    far = str(releases.link.parent / "far")
+    assert link.serving({link.path: far}) == ""
+    link.deployed_last("", far)
+    assert link.serving({link.path: f"{far}/src"}) == far
 
 
 def test_the_link_is_written_as_it_was(releases: Releases) -> None:
@@ -280,9 +250,25 @@ def test_only_what_was_deployed_through_the_link_is_removed(releases: Releases) 
     far.mkdir()
     (releases.directory / "alias").symlink_to("4")
     first = str(releases.directory / "1")
-    link.remember(str(far), str(releases.directory / "alias"), first, *others[:3])
-    link.remember(others[0])  # again: it is the newest now
+    for each in (str(far), str(releases.directory / "alias"), first, *others[:3]):
+        link.deployed_last("", each)
+    link.deployed_last(others[2], others[0])  # again: it is the newest now
     assert link.deployed()[-3:] == [others[1], others[2], others[0]]
     assert link.prune(1) == ([others[1], others[2]], [])  # not the current one, though it is the oldest
     assert sorted(path.name for path in releases.directory.iterdir()) == ["1", "2", "5", "alias"]
     assert far.is_dir()
+
+
+def test_a_refused_release_counts_and_one_that_was_linked_by_hand_does_not(releases: Releases) -> None:
+    link = ReleaseLink(str(releases.link))
+    first, *others = (str(releases.directory / "1"), *(str(releases.make(name)) for name in ("2", "3", "4", "5")))
+    assert not link.is_kept()
+    link.refused(first, others[0])
+    link.deployed_last(first, others[1])
+    assert (link.deployed(), link.is_kept()) == ([others[0], others[1]], True)
+    link.refused(others[1], others[2])
+    assert link.deployed() == [others[0], others[2], others[1]]
+    link.deployed_last(others[1], others[3])
+    link.point_to("releases/5")
+    assert link.prune(2) == ([others[0], others[2]], [])
+    assert sorted(path.name for path in releases.directory.iterdir()) == ["1", "3", "5"]

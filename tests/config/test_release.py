@@ -47,6 +47,27 @@ def test_the_application_directory_is_relative_to_the_working_directory(current:
     assert release.app_dir == str(current.parent / "1" / "bin")
 
 
+def test_the_code_is_where_the_application_is(current: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the working directory or below it, in another one, on PYTHONPATH, or installed somewhere."""
+    elsewhere = current.with_name("elsewhere")
+    elsewhere.mkdir()
+    start, first = str(elsewhere), str(current.with_name("1"))
+    (current / "src").mkdir()
+    (current / "src" / "app.py").touch()
+    for config in (Config(app="app:app", chdir=str(current)), Config(app="app:app", chdir=str(current), app_dir="src")):
+        assert resolve(config, start).code == first
+    assert resolve(Config(app="app:app", app_dir="../current/src"), start).code == f"{first}/src"
+    monkeypatch.setenv("PYTHONPATH", f"/nothing:../current/src:{start}")
+    (current / "env").write_text("A=1")
+    found = resolve(Config(app="app:app", env_file="../current/env"), start)
+    assert found.code == f"{first}/src"
+    assert found.environment["PYTHONPATH"] == f"/nothing:{first}/src:{start}"
+    assert resolve(Config(app="installed:app"), start).code == start
+    named = [name for name, leads_to in found.places.items() if name != leads_to]
+    assert named == [f"{current}/src", f"{current}/env"]
+    assert list(found.places)[:2] == [start, "/nothing"]
+
+
 def test_the_environment_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
     monkeypatch.setenv("KEPT", "yes")
@@ -189,5 +210,7 @@ def test_the_commit_is_that_which_is_checked_out(tmp_path: Path) -> None:
 def test_a_deploy_tool_may_say_which_revision_it_is(tmp_path: Path) -> None:
     (tmp_path / "REVISION").write_text("v1.4.2\n")
     assert commit_of(str(tmp_path)) == "v1.4.2"
+    (tmp_path / "src" / "site").mkdir(parents=True)
+    assert commit_of(str(tmp_path / "src" / "site")) == "v1.4.2"
     (tmp_path / "REVISION").write_text("\x1b[31m and more\n")
     assert commit_of(str(tmp_path)) == ""

@@ -266,8 +266,7 @@ def test_what_an_earlier_version_has_left_is_understood(path: Path) -> None:
     for settings in (state["settings"], *(each["settings"] for each in state["configs"].values())):
         complete(settings)
     for each in state["configs"].values():
-        each["release"].setdefault("commit", "")
-        each["release"].setdefault("static", [])
+        each["release"] = {"commit": "", "static": [], "code": "", "places": {}} | each["release"]
     complete_processes(state["supervisor"])
     for child in state["children"]:
         child.setdefault("metrics_series", 0)

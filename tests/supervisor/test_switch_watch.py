@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from serve_asgi.supervisor import actions
@@ -33,6 +35,7 @@ def test_a_generation_that_fails_more_than_the_one_before_is_rolled_back() -> No
     shell, _, new = switched()
     (watch,) = shell.of(actions.WatchSwitch)
     assert (watch.current, watch.previous) == (new[0].generation, shell.supervisor.generations[1])
+    assert shell.supervisor.watched_until < math.inf
     shell.send(e.SwitchObserved(new[0].generation, TrafficSample(500, 1), USUAL))
     assert not shell.of(actions.BeginRollback)
     assert shell.supervisor.watches_switch
@@ -40,6 +43,7 @@ def test_a_generation_that_fails_more_than_the_one_before_is_rolled_back() -> No
     assert rolled_back(shell, "21 of 520")
     assert not shell.supervisor.watches_switch
     assert shell.of(actions.WatchSwitch)[-1] == actions.WatchSwitch(None, None)
+    assert shell.supervisor.watched_until == math.inf
     assert shell.supervisor.generations[1].state is GenerationState.RETURNING
     shell.send(e.SwitchObserved(new[0].generation, TrafficSample(600, 100), USUAL))
     assert len(shell.of(actions.BeginRollback)) == 1

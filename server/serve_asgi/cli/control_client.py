@@ -35,8 +35,6 @@ SERVICES: Final = Path("/run")
 """Where a service manager makes directories for services (RuntimeDirectory=, systemd.exec(5))."""
 LOOK_TIME: Final = 2.0
 """Seconds that each server has to identify itself when several are running."""
-PLACES: Final = ("directory", "release", "app_dir")
-"""The members of a status that say where a server belongs."""
 
 
 class RequestRefused(StartError):
@@ -178,7 +176,8 @@ def find(control: str = "", pid_file: str = "") -> Path:
     servers = [FoundServer.at(path) for path in _sockets() if _answers(path)]
     if not servers:
         raise UsageError(
-            "no server was found; name its socket with --control PATH or its pid file with --pid-file PATH"
+            "no server was found; name its socket with --control PATH or its pid file with --pid-file PATH (one with a "
+            "`control` of its own is only found in the directory of the configuration file that says so)"
         )
     here = [server for server in servers if server.is_here()]
     if len(here) == 1:
@@ -205,7 +204,9 @@ class FoundServer:
         """Whether it runs in the working directory, or through a link there (`current -> releases/42`)."""
         if not (here := _working_directory()):
             return False
-        places = [self.status[name] for name in PLACES if self.status.get(name)]
+        code = [self.status[name] for name in ("release", "app_dir") if self.status.get(name)]
+        places = [self.status["directory"]] if self.status.get("directory") else []
+        places += code + [name for name, leads_to in self.status.get("places", {}).items() if leads_to in code]
         places += [os.path.dirname(place) for place in places if os.path.islink(place)]
         return any(os.path.realpath(place) == here for place in places)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,8 +62,12 @@ def deploy(
         directory = os.path.realpath(release)
         if not os.path.isdir(directory):
             raise UsageError(f"{release} is not a directory: give the one of the release")
-        config = control_client.ask(path, "config", patience=PATIENCE)["config"]
-        found = release_link.find(link, directory, config)
+        if not (places := control_client.look(path).get("places")):  # of an earlier version
+            raise UsageError(
+                "the server does not say by which paths it finds its code: run `serve reload --listener` and `serve "
+                "reload` first"
+            )
+        found = release_link.find(link, directory, places)
         with found.locked():
             return ReleaseDeploy(path, found, directory, keep, as_json=as_json).run(wish, retired=retired)
     except (RequestRefused, UsageError) as error:
@@ -91,24 +97,21 @@ class ReleaseDeploy:
         try:
             if self._release != self._before:
                 self._point_to(self._link.text_for(self._release), "link_switched")
+            wish = {**wish, "deploy": True}
             return followed(self._path, "reload", wish, retired=retired, as_json=self._as_json, settle=self._settle)
         except BaseException as error:
             if not self._done and not self._ended_otherwise(error):
                 self._take_back()
+                if self._release != self._before:
+                    self._remember(self._link.refused, self._before, self._release)
             raise
 
     def _settle(self, response: dict[str, Any]) -> None:
         """The reload has ended. Raises RequestRefused if the release does not serve in the end."""
         control_client.checked(response)
-        config = control_client.ask(self._path, "config", patience=PATIENCE)["config"]  # that of the new generation
-        options = {option["name"]: option["value"] for option in config["options"]}
-        if options.get("auto-rollback"):
-            self._watch(options["canary-time"])
+        self._watch()
         self._done = True
-        try:
-            self._link.remember(self._before, self._release)
-        except OSError as error:
-            complain(f"the list of releases beside {self._link.path} cannot be written: {error.strerror}")
+        self._remember(self._link.deployed_last, self._before, self._release)
         if self._keep is not None:
             removed, troubles = self._link.prune(self._keep)
             for each in troubles:
@@ -117,18 +120,24 @@ class ReleaseDeploy:
                 names = ", ".join(os.path.basename(each) for each in removed)
                 self._step("releases_removed", f"removed older releases: {names}", paths=removed)
 
-    def _watch(self, seconds: float) -> None:
-        """Wait until the server does not watch the switch any more. Raises RequestRefused if it has rolled back."""
-        text = f"the server watches the switch for {seconds:g} s (--auto-rollback, --canary-time)"
-        self._step("switch_watched", text, seconds=seconds)
-        self._watched = True
-        end = time.monotonic() + seconds + LOOK
-        while time.monotonic() < end:
-            time.sleep(LOOK)
+    def _watch(self) -> None:
+        """Wait as long as the server watches the switch, if it does. Raises RequestRefused if it has rolled back.
+
+        Whether it does is up to the new generation's options, and it may have rolled back before it is asked.
+        """
+        while True:
             found = control_client.look(self._path)
             if not self._serves(found):
-                why = self._why_rolled_back()
-                raise RequestRefused(f"rolled back, {found['release']} serves again: {why}")
+                serving = self._link.serving(found["places"]) or found["release"]
+                raise RequestRefused(f"rolled back, {serving} serves again: {self._why_rolled_back()}")
+            if (left := found["switch_watched"]) is None:
+                break
+            if not self._watched:
+                seconds = math.ceil(left)
+                text = f"the server watches the switch for {seconds} s (--auto-rollback, --canary-time)"
+                self._step("switch_watched", text, seconds=seconds)
+                self._watched = True
+            time.sleep(LOOK)
         self._watched = False
 
     def _why_rolled_back(self) -> str:
@@ -137,8 +146,7 @@ class ReleaseDeploy:
         return next((each["text"] for each in deploys if each["text"]), "`serve deploys` shows by whom")
 
     def _serves(self, found: dict[str, Any]) -> bool:
-        places = [os.path.realpath(found[name]) for name in ("release", "app_dir") if found.get(name)]
-        return any(_is_within(place, self._release) for place in places)
+        return self._link.serving(found["places"]) == self._release
 
     def _ended_otherwise(self, error: BaseException) -> bool:
         """Whether the release serves all the same: this command was interrupted too late, or another reload, which has
@@ -161,6 +169,12 @@ class ReleaseDeploy:
         """Have the link say what it has said before."""
         if self._link.target != self._target_before:
             self._point_to(self._target_before, "link_restored")
+
+    def _remember(self, note: Callable[[str, str], None], before: str, release: str) -> None:
+        try:
+            note(before, release)
+        except OSError as error:
+            complain(f"the list of releases beside {self._link.path} cannot be written: {error.strerror}")
 
     def _point_to(self, target: str, event: str) -> None:
         self._link.point_to(target)
@@ -187,24 +201,15 @@ def follow_rollback(path: Path, *, as_json: bool) -> None:
 
 
 def _follow_rollback(path: Path, *, as_json: bool) -> None:
-    config = control_client.ask(path, "config", patience=PATIENCE)["config"]
-    release = os.path.realpath(control_client.look(path)["release"])
-    for each in release_link.places_of(config):
-        for above in release_link.upwards(each):
-            if not os.path.islink(above):
-                continue
-            link = ReleaseLink(above)
-            serving = next((known for known in link.deployed() if _is_within(release, known)), "")
-            if serving and serving != link.release:
-                with link.locked():
-                    link.point_to(target := link.text_for(serving))
-                if not as_json:
-                    tell(f"{link.path} -> {target}")
-                return
-
-
-def _is_within(path: str, directory: str) -> bool:
-    return os.path.commonpath([path, directory]) == directory
+    places = control_client.look(path).get("places", {})
+    for link in release_link.kept(places):
+        serving = link.serving(places)
+        if serving and serving != link.release:
+            with link.locked():
+                link.point_to(target := link.text_for(serving))
+            if not as_json:
+                tell(f"{link.path} -> {target}")
+            return
 
 
 COMMANDS: Final = {

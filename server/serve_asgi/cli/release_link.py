@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from serve_asgi.errors import InUseError, UsageError
 from serve_asgi.ipc.path_lock import PathLock
@@ -75,26 +75,58 @@ class ReleaseLink:
         except OSError as error:
             raise UsageError(f"the link {self.path} cannot be changed: {error.strerror}") from None
 
+    def serving(self, places: Mapping[str, str]) -> str:
+        """The release that was found through this link, when the server resolved `places`; "" if none was.
+
+        It is one that was deployed, or else lies beside the one that the link leads to now.
+        """
+        beside = os.path.dirname(self.release)
+        found = [resolved for name, resolved in places.items() if is_within(name, self.path)]
+        for resolved in found:
+            known = [each for each in self.deployed() if is_within(resolved, each)]
+            if known:
+                return known[-1]
+            if is_within(resolved, beside) and resolved != beside:
+                return os.path.join(beside, os.path.relpath(resolved, beside).split(os.sep)[0])
+        return ""
+
     # The releases that were deployed
+
+    def is_kept(self) -> bool:
+        """Whether something was deployed through it."""
+        return os.path.exists(self._list)
 
     @property
     def _list(self) -> str:
         return os.path.join(os.path.dirname(self.path), f".{os.path.basename(self.path)}.releases")
 
     def deployed(self) -> list[str]:
-        """The releases that were deployed through it, each once, the newest last."""
+        """The releases that were deployed through it, also those that were refused; each once, the newest last."""
         try:
             with open(self._list, encoding="utf-8", errors="surrogateescape") as file:
                 return list(dict.fromkeys(reversed(file.read().splitlines())))[::-1]
         except OSError:
             return []
 
-    def remember(self, *releases: str) -> None:
-        """Note that these were deployed, the newest last. Raises OSError."""
-        known = [each for each in self.deployed() if each not in releases]
+    def deployed_last(self, before: str, release: str) -> None:
+        """Note that `release` serves instead of `before`, which is the newest of the others, if it is one of them.
+
+        Raises OSError.
+        """
+        known = self.deployed()
+        last = [before] if before in known else []
+        self._write([*(each for each in known if each not in (before, release)), *last, release])
+
+    def refused(self, before: str, release: str) -> None:
+        """Note that `release` does not serve, and `before` still does, which counts as newer. Raises OSError."""
+        known = [each for each in self.deployed() if each != release]
+        place = known.index(before) if before in known else len(known)
+        self._write([*known[:place], release, *known[place:]])
+
+    def _write(self, releases: list[str]) -> None:
         beside = f"{self._list}.new"
         with open(beside, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(f"{each}\n" for each in [*known, *releases][-REMEMBERED:] if "\n" not in each)
+            file.writelines(f"{each}\n" for each in releases[-REMEMBERED:] if "\n" not in each)
         os.rename(beside, self._list)
 
     def prune(self, keep: int) -> tuple[list[str], list[str]]:
@@ -116,36 +148,38 @@ class ReleaseLink:
         return removed, troubles
 
 
-def places_of(config: dict[str, Any]) -> list[str]:
-    """The paths by which a server finds its code, links and all, from what `serve config` shows."""
-    told = {option["name"]: option["value"] for option in config["options"]}
-    directory = os.path.join(config["directory"], told["chdir"] or "")
-    return list(dict.fromkeys([os.path.normpath(os.path.join(directory, told["app-dir"] or "")), directory]))
-
-
-def find(named: str, release: str, config: dict[str, Any]) -> ReleaseLink:
+def find(named: str, release: str, places: Mapping[str, str]) -> ReleaseLink:
     """The link to switch for a deploy of `release` (a real path): `named` ("": none), or the one in the server's paths
     that leads to a neighbour of the release.
 
-    Raises UsageError if there is none, or if the server does not find its code through `named`.
+    `places` are the paths by which the server finds its code, and where each leads (`places` in its status). Raises
+    UsageError if there is none, or if the server does not find its code through `named`.
     """
-    places = places_of(config)
+    first = next(iter(places))
+    links = list(dict.fromkeys(path for place in places for path in upwards(place) if os.path.islink(path)))
     if named:
         link = ReleaseLink(named)
-        if not any(_lies_in(place, link.path) for place in places):
-            raise UsageError(
-                f"a reload does not follow {link.path}: the server finds its code in {places[0]}; start it with "
-                "--chdir through the link (docs/guides/releases.md)"
-            )
-        return link
-    for place in places:
-        for path in upwards(place):
-            if os.path.islink(path) and os.path.dirname(os.path.realpath(path)) == os.path.dirname(release):
+        for path in links:
+            if os.path.samestat(os.lstat(path), os.lstat(link.path)):
                 return ReleaseLink(path)
+        raise UsageError(
+            f"a reload does not follow {link.path}: the server finds its code in {first}; start it with --chdir "
+            "through the link (docs/guides/releases.md)"
+        )
+    for path in links:
+        if os.path.dirname(os.path.realpath(path)) == os.path.dirname(release):
+            return ReleaseLink(path)
     raise UsageError(
-        f"the server finds its code in {places[0]}, and not through a link beside whose target {release} lies: start "
-        "it with --chdir through such a link, or name the link with --link (docs/guides/releases.md)"
+        f"the server finds its code in {first}, and not through a link beside whose target {release} lies: start it "
+        "with --chdir through such a link, or name the link with --link (docs/guides/releases.md)"
     )
+
+
+def kept(places: Mapping[str, str]) -> Iterator[ReleaseLink]:
+    """The links in the server's paths through which `serve deploy` has deployed."""
+    for path in dict.fromkeys(path for place in places for path in upwards(place) if os.path.islink(path)):
+        if (link := ReleaseLink(path)).is_kept():
+            yield link
 
 
 def upwards(path: str) -> Iterator[str]:
@@ -155,5 +189,6 @@ def upwards(path: str) -> Iterator[str]:
         path = os.path.dirname(path)
 
 
-def _lies_in(path: str, link: str) -> bool:
-    return os.path.commonpath([os.path.abspath(path), link]) == link
+def is_within(path: str, directory: str) -> bool:
+    """Whether `path` is `directory` or lies in it; both are absolute."""
+    return os.path.commonpath([path, directory]) == directory

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from serve_asgi.config import code_places
 from serve_asgi.config import env_file as environment_file
 from serve_asgi.config.application_name import import_directory
 from serve_asgi.config.options import SECRET_VARIABLES, Config
@@ -51,9 +52,13 @@ class Release:
     """First entry of the import path, links resolved."""
     environment: dict[str, str]
     commit: str = ""
-    """What is checked out in `directory`, if that can be told (`commit_of`)."""
+    """What is checked out in `code`, if that can be told (`commit_of`)."""
     static: list[str] = dataclasses.field(default_factory=list)
     """The rules of --static, the links in their directories resolved."""
+    code: str = ""
+    """The directory with the application's code, links resolved (`code_places.code_directory`)."""
+    places: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The paths by which all this was found, and where each leads (`code_places.places`)."""
 
     def resolved(self, config: Config) -> Config:
         """`config` as the processes of this release get it."""
@@ -164,8 +169,8 @@ def own_program() -> str:
     return sys.executable if os.access(sys.executable, os.X_OK, effective_ids=True) else STARTED_THROUGH
 
 
-def resolve(config: Config, start_directory: str) -> Release:
-    """Resolve what `config` names, relative to `start_directory`.
+def resolve(config: Config, start_directory: str, file: str = "") -> Release:
+    """Resolve what `config`, read from `file` ("": none), names, relative to `start_directory`.
 
     Raises UsageError for a directory, interpreter or environment file that does not exist.
     """
@@ -183,20 +188,25 @@ def resolve(config: Config, start_directory: str) -> Release:
     static = [
         f"{prefix}/={os.path.realpath(os.path.join(directory, d))}" for prefix, d in map(read_static, config.static)
     ]
-    return Release(python, directory, app_dir, environment, commit_of(directory), static)
+    through = _found_interpreter(config.python)
+    places = code_places.places(config, start_directory, environment, through, file)
+    if environment.get(code_places.PYTHONPATH):
+        environment[code_places.PYTHONPATH] = code_places.resolved_pythonpath(environment, directory)
+    code = code_places.code_directory(config, directory, app_dir, environment.get(code_places.PYTHONPATH, ""))
+    return Release(python, directory, app_dir, environment, commit_of(code), static, code, places)
 
 
 def commit_of(directory: str) -> str:
     """The commit that is checked out in `directory`, read from git's own files (gitrepository-layout(5)), or what a
-    file REVISION says there, as deploy tools write it; "" if neither is there."""
-    with contextlib.suppress(OSError):
-        told = _first_line(os.path.join(directory, "REVISION"))
-        return told if _REVISION.fullmatch(told) else ""
+    file REVISION says, as deploy tools write it, there or in the nearest directory above; "" if neither is there."""
     here = directory
-    while not os.path.exists(found := os.path.join(here, ".git")):
+    found = os.path.join(here, ".git")
+    while (told := _revision(here)) is None and not os.path.exists(found):
         if (above := os.path.dirname(here)) == here:
             return ""
-        here = above
+        here, found = above, os.path.join(above, ".git")
+    if told is not None:
+        return told
     with contextlib.suppress(OSError):
         if os.path.isfile(found):  # of a worktree or a submodule: "gitdir: PATH"
             found = os.path.join(here, _first_line(found).removeprefix("gitdir:").strip())
@@ -205,6 +215,14 @@ def commit_of(directory: str) -> str:
             head = _commit_of_branch(found, head.removeprefix("ref:").strip())
         return head if _COMMIT.fullmatch(head) else ""
     return ""
+
+
+def _revision(directory: str) -> str | None:
+    """What the file REVISION says in the directory, "" if that is nothing usable; None if there is none."""
+    with contextlib.suppress(OSError):
+        told = _first_line(os.path.join(directory, "REVISION"))
+        return told if _REVISION.fullmatch(told) else ""
+    return None
 
 
 def _commit_of_branch(repository: str, branch: str) -> str:
@@ -235,8 +253,14 @@ def _interpreter(python: str, start_directory: str) -> str:
 
     The file itself is not resolved, since it is a link in a virtual environment.
     """
-    python = python or STARTED_THROUGH
-    found = python if os.sep in python else shutil.which(python)
-    if found is None or not os.access(path := os.path.join(start_directory, found), os.X_OK, effective_ids=True):
-        raise UsageError(f"the interpreter {python} cannot be run; give --python one that exists")
+    found = _found_interpreter(python)
+    path = os.path.join(start_directory, found)
+    if not found or not os.access(path, os.X_OK, effective_ids=True):
+        raise UsageError(f"the interpreter {python or STARTED_THROUGH} cannot be run; give --python one that exists")
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def _found_interpreter(python: str) -> str:
+    """`python`, or the listener's interpreter, links and all; "" if PATH does not have it."""
+    python = python or STARTED_THROUGH
+    return python if os.sep in python else shutil.which(python) or ""

@@ -5,7 +5,8 @@ One request per connection: a line of JSON `{"version": 1, "command": …}`; the
 follow), a line `{"version": 1, "record": {…}}` for each event (docs/reference/events.md). Both sides ignore unknown
 members.
 
-- reload: wait (true), follow, who (runs it); the reply's detail is the traceback of refused code
+- reload: wait (true), follow, who (runs it), deploy (by `serve deploy`); the reply's detail is the traceback of refused
+  code
 - rollback: wait (true), follow, who
 - reload-listener; drain: off; scale: to; logs-reopen; tls-reload
 - stop: delay (s of draining; default --drain-delay), follow: then the reply comes when the server has ended, and its

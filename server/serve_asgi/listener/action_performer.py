@@ -188,10 +188,12 @@ class ActionPerformer:
         if self._listener.changes is not None:
             self._listener.changes.use(settings)
         if changed := before.changed(settings):
-            told = ", ".join(before.changes_to(settings))
-            self._listener.recorder.record(
-                actions.LogEvent(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed})
-            )
+            told = f"configuration: {', '.join(before.changes_to(settings))}"
+            level = logging.INFO
+            if generation.is_rollback:
+                level = logging.WARNING
+                told += ", as before the deploy that was rolled back; the next reload follows the file again"
+            self._listener.recorder.record(actions.LogEvent(level, "config_changed", told, "", {"options": changed}))
             self._listener.hooks.use(settings.config)
             try:
                 logs.configure(settings.config, "listener")

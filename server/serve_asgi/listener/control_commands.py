@@ -74,6 +74,7 @@ class ControlRequest(msgspec.Struct):
     value: Any = None
     if_version: Count | None = None
     canary: CanaryRequest | None = None
+    deploy: bool = False
 
 
 class Controlled(Protocol):
@@ -175,7 +176,7 @@ class ControlCommands:
             return {"ok": False, "text": f"this server speaks control version {control_protocol.VERSION}"}
         follows = request.follow
         if request.command in control_protocol.DEPLOYING:
-            self._server.deploys.requested(f"serve {request.command}", request.who or _user(stream))
+            self._server.deploys.requested(_requester(request), request.who or _user(stream))
         match request.command:
             case "reload":
                 return await self._reload(stream, request)
@@ -229,7 +230,7 @@ class ControlCommands:
         ticket, waiting = self._next_ticket, PendingAnswer(follows=request.follow)
         self._next_ticket += 1
         wish = None if request.canary is None else request.canary.wish()
-        event = e.ReloadAsked(ticket, by="serve reload", canary=wish)
+        event = e.ReloadAsked(ticket, by=_requester(request), canary=wish)
         if not request.wait:
             self._server.post(event)
             return {"ok": True, "text": "reload requested"}
@@ -360,6 +361,11 @@ class ControlCommands:
 
     def _cut(self) -> int:
         return int(self._server.status()["lost"])
+
+
+def _requester(request: ControlRequest) -> str:
+    """The command that a deploy is requested by."""
+    return "serve deploy" if request.deploy else f"serve {request.command}"
 
 
 def _user(stream: SocketStream) -> str:

@@ -60,7 +60,7 @@ class DeployedVersion(msgspec.Struct, frozen=True):
     generation: Count
     app: Sentence = ""
     directory: PathText = ""
-    """The working directory, links resolved: the release."""
+    """That of the application's code, links resolved: the release."""
     python: PathText = ""
     commit: Short = ""
     """What is checked out there, if that is known."""

@@ -67,7 +67,7 @@ class GenerationConfig:
         """What is deployed when this generation serves."""
         app, directory, python = (
             sayable(text)[:LONGEST_PATH]
-            for text in (self.settings.config.app, self.release.directory, self.release.python)
+            for text in (self.settings.config.app, self.release.code or self.release.directory, self.release.python)
         )
         return DeployedVersion(generation, app, directory, python, self.release.commit)
 
@@ -104,7 +104,7 @@ def policy_of(config: Config) -> Policy:
 
 def resolve_config(settings: Settings, start_directory: str) -> GenerationConfig:
     """Resolve `settings`. Reads files; raises UsageError for what does not exist."""
-    return GenerationConfig(settings, release.resolve(settings.config, start_directory))
+    return GenerationConfig(settings, release.resolve(settings.config, start_directory, settings.file))
 
 
 async def resolve_anew(settings: Settings, start_directory: str) -> GenerationConfig:

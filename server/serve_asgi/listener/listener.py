@@ -498,10 +498,12 @@ class Listener:
 
     def _places(self) -> dict[str, Any]:
         """Where it finds its code, links and all, and the directories of the release that serves."""
-        current = self.configs.of(self.supervisor.current)
-        release = {} if current is None else {"release": current.release.directory, "app_dir": current.release.app_dir}
-        directory = os.path.join(self.start_directory, self.settings.config.chdir)
-        return {"directory": os.path.normpath(directory), **release}
+        found = self._release()  # known before it serves
+        directory = os.path.normpath(os.path.join(self.start_directory, self.settings.config.chdir))
+        places: dict[str, Any] = {"directory": directory, "places": {} if found is None else found.places}
+        if found is not None and self.supervisor.current is not None:
+            places |= {"release": found.code or found.directory, "app_dir": found.app_dir}
+        return places
 
     def _files(self) -> dict[str, Any]:
         control = "" if self.control.path is None else os.path.join(self.start_directory, self.control.path)

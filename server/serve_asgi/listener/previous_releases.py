@@ -50,7 +50,7 @@ class PreviousReleases:
                 "and reload; with --keep-previous SECONDS the generation before the last reload stays for a roll-back"
             )
         found = self.all[-1]
-        for directory in (found.release.directory, found.release.app_dir):
+        for directory in filter(None, (found.release.code, found.release.directory, found.release.app_dir)):
             if not os.path.isdir(directory):
                 raise UsageError(f"the previous release is gone: {directory} does not exist; deploy another one")
         if not os.access(found.release.python, os.X_OK, effective_ids=True):
@@ -60,5 +60,7 @@ class PreviousReleases:
         return found
 
 
-def _place(config: GenerationConfig) -> tuple[str, str, str]:
-    return config.release.directory, config.release.app_dir, config.release.python
+def _place(config: GenerationConfig) -> tuple[str, ...]:
+    """Where its code and its configuration lie."""
+    release = config.release
+    return release.directory, release.app_dir, release.python, *release.places.values()

@@ -91,6 +91,7 @@ def status(
         "lost": supervisor.processes.lost,
         "health": _verdict(supervisor, scoreboard, workers),
         "canary": supervisor.trials.status(now),
+        "switch_watched": None if supervisor.watched_until == math.inf else round(supervisor.watched_until - now, 3),
         "size": supervisor.size,
         "degraded": {
             str(number): slot.trouble

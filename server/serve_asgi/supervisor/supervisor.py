@@ -209,6 +209,11 @@ class Supervisor:
         deadline = min(deadline, self.previous.next_deadline(), self._rollback.next_deadline())
         return min(deadline, self._stop.deadline, self.agents.next_deadline(self.decisions.now, holder))
 
+    @property
+    def watched_until(self) -> float:
+        """Until when the latest switch is watched (`--auto-rollback`); infinity if it is not."""
+        return self._switch_watch.deadline
+
     # From signals and the control socket
 
     def _on_reload(self, event: e.ReloadAsked) -> None:
