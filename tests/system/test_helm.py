@@ -12,8 +12,10 @@ from helm_python import Chart, HelmValuesError
 from helm_python.chart import lint
 
 from serve_asgi.supervisor.retiring import KILL_MARGIN
+from tests.image import parse
+from tests.running import ROOT
 from tests.system.balancing import DEPLOY
-from tests.system.pods import killed_after, options_of, replaced_after, started_within, starts_within
+from tests.system.pods import assert_image_fits, killed_after, options_of, replaced_after, started_within, starts_within
 
 pytestmark = pytest.mark.once
 
@@ -98,6 +100,13 @@ def test_the_server_takes_the_options_and_the_numbers_agree(chart: Chart, values
     assert container["livenessProbe"]["httpGet"]["path"] == f"{config.health_path}?live"
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert pod["securityContext"]["runAsNonRoot"]
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_the_image_of_the_dockerfile_runs_in_its_pod(chart: Chart, values: dict[str, Any]) -> None:
+    found = rendered(chart, values)
+    assert_image_fits(found["Deployment"]["spec"]["template"]["spec"], parse((ROOT / "Dockerfile").read_text())[-1])
+    assert found["Service"]["spec"]["ports"][0]["targetPort"] == "http"
 
 
 def test_what_belongs_together_does(chart: Chart) -> None:

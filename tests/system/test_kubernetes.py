@@ -15,10 +15,11 @@ import yaml
 
 from loadtest.ledger import Left
 from serve_asgi.supervisor.retiring import KILL_MARGIN
-from tests.running import PATIENCE
+from tests.image import parse
+from tests.running import PATIENCE, ROOT
 from tests.system.balancer import Balancer, Layer
 from tests.system.balancing import DEPLOY, Node, StrictLoad, pids_of, serving
-from tests.system.pods import killed_after, options_of, replaced_after, started_within, starts_within
+from tests.system.pods import assert_image_fits, killed_after, options_of, replaced_after, started_within, starts_within
 
 pytestmark = pytest.mark.once
 
@@ -79,6 +80,11 @@ def test_the_validator_finds_what_is_wrong() -> None:
         kubernetes_validate.validate(
             {**BY_KIND["Service"], "spec": {"ports": [{"port": "eighty"}]}}, "1.31", strict=True
         )
+
+
+def test_the_image_of_the_dockerfile_runs_in_the_pod() -> None:
+    assert_image_fits(POD, parse((ROOT / "Dockerfile").read_text())[-1])
+    assert BY_KIND["Service"]["spec"]["ports"][0]["targetPort"] == "http"
 
 
 def test_the_numbers_agree() -> None:
