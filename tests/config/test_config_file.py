@@ -217,6 +217,14 @@ def test_the_line_is_told_where_it_is_cheap(directory: Path, text: str, line: st
     assert refused().startswith(f"{directory}/pyproject.toml{line}: port: ")
 
 
+def test_a_time_for_all_paths_is_a_number_and_one_for_a_path_is_text() -> None:
+    own('request-timeout = [30, "/reports=300"]\nstatic-max-age = 60\n')
+    config = settings().config
+    assert (config.request_timeout, config.static_max_age) == (("30", "/reports=300"), ("60",))
+    own("static-max-age = true\n")
+    assert "static-max-age: true is not text; put it in quotes" in refused()
+
+
 def test_what_is_no_toml(directory: Path) -> None:
     own("workers 3\n")
     start = f"the configuration file {directory}/serve.toml is not valid TOML: expected '=' after a key"

@@ -454,7 +454,7 @@ def test_files_are_served_without_the_application(run: Run[None], tmp_path: Path
     (tmp_path / "secret").write_text("secret")
 
     async def main() -> None:
-        options: Any = {"static": f"/static={tmp_path}/public", "static_max_age": "60", "root_path": "/api"}
+        options: Any = {"static": f"/static={tmp_path}/public", "static_max_age": 60, "root_path": "/api"}
         async with (
             Server(Application(), port=0, **options) as server,
             httpx.AsyncClient(base_url=server.url) as client,

@@ -174,6 +174,8 @@ def _from_toml(name: str, defined: Option, raw: object, source: Source) -> Any:
     if wanted is str:
         if isinstance(raw, bool) and defined.alone:
             raw = written
+        if isinstance(raw, (int, float)) and not isinstance(raw, bool) and defined.unit.endswith("SECONDS"):
+            raw = written  # without a path: for all of them
         if isinstance(raw, str):
             return _text(name, defined, raw, source)
         raise UsageError(f'{source}: {written} is not text; put it in quotes: "{_example(defined, written)}"')

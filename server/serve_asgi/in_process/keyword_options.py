@@ -56,7 +56,7 @@ class ServerOptions(TypedDict, total=False):
     head_timeout: float
     min_body_rate: int
     write_timeout: float
-    request_timeout: str | list[str] | tuple[str, ...]
+    request_timeout: str | float | list[str | float] | tuple[str | float, ...]
     max_head_size: int
     max_headers: int
     max_target_size: int
@@ -67,7 +67,7 @@ class ServerOptions(TypedDict, total=False):
     http2: str | bool
     h2_max_streams: int
     static: str | list[str] | tuple[str, ...]
-    static_max_age: str | list[str] | tuple[str, ...]
+    static_max_age: str | int | list[str | int] | tuple[str | int, ...]
     server_header: bool
     date_header: bool
     forwarded_allow_ips: str | list[str]
