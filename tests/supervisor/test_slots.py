@@ -168,3 +168,21 @@ def test_scaling_to_a_number(to: int, size: int) -> None:
     shell = Shell().up()
     shell.send(e.ScaleAsked(to=to))
     assert shell.supervisor.size == size
+
+
+@pytest.mark.parametrize(
+    ("how", "stuck", "hint"),
+    [
+        ("signal SIGKILL", "", True),
+        ("signal SIGKILL", "it sent nonsense", False),
+        ("signal SIGSEGV", "", False),
+    ],
+)
+def test_a_kill_that_the_server_has_not_sent_is_said_to_be_from_the_kernel(how: str, stuck: str, hint: bool) -> None:
+    shell = Shell().up()
+    victim = shell.workers(WorkerState.SERVING)[0]
+    victim.stuck = stuck
+    shell.send(e.WorkerDied(victim, how))
+    (died,) = [said for said in shell.of(actions.LogEvent) if said.event == "worker_died"]
+    assert died.text.endswith("; perhaps out of memory: see dmesg") is hint
+    assert died.about["reason"] == died.about["how"] == how + (f" ({stuck})" if stuck else "")

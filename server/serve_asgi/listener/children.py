@@ -112,6 +112,8 @@ class Children:
         """Whether this is the PID of a helper process."""
         self._unborn: dict[int, Child] = {}
         """Those that a template has been asked to fork, by their workers' numbers, until their PIDs are known."""
+        self._reaped: dict[int, int] = {}
+        """PIDs of the last processes that were reaped, by their workers' numbers: their deaths have yet to be told."""
         taken = {child.row for child in self.by_pid.values()}
         self._free_rows = [row for row in range(self.scoreboard.rows - 1, -1, -1) if row not in taken]
 
@@ -121,6 +123,11 @@ class Children:
     def of(self, worker: AppProcess) -> Child | None:
         """The process of `worker`, if it has one."""
         return next((child for child in self.by_pid.values() if child.worker is worker), None)
+
+    def pid_of(self, number: int) -> int | None:
+        """The PID of the process of the worker with this number, also of one that was reaped lately."""
+        living = (child.pid for child in self.by_pid.values() if child.worker.id == number)
+        return next(living, self._reaped.get(number))
 
     def sample(self, generation: Generation) -> TrafficSample:
         """What all workers of a generation, also those that have ended, have done since it was started."""
@@ -363,6 +370,9 @@ class Children:
         child = self.by_pid.pop(pid, None)
         if child is None:
             return self.templates.reaped(pid, wait_status)
+        self._reaped[child.worker.id] = pid
+        if len(self._reaped) > ROWS:
+            del self._reaped[next(iter(self._reaped))]
         in_flight = child.in_progress
         try:
             self._packets.read_rest(child)

@@ -94,7 +94,7 @@ class Listener:
         self.admin_listening = admin
         self.performer = ActionPerformer(self)
         self.processes = HelperProcesses()
-        self.recorder = EventRecorder(self._pid_of)
+        self.recorder = EventRecorder(lambda number: self.children.pid_of(number))
         board = Scoreboard.create(ROWS, SLOTS) if inherited is None else inherited.scoreboard
         self.links = HubLinks(hub_settings(config), board, self.recorder.record, self._member_broken)
         self.links.leased = lambda token: self.post(e.AgentLeaseChanged(token))
@@ -404,9 +404,6 @@ class Listener:
                 return
             if not self.children.reaped(pid, wait_status) and not self.processes.reaped(pid, wait_status):
                 log.debug("reaped an adopted process, PID %d", pid)
-
-    def _pid_of(self, number: int) -> int | None:
-        return next((child.pid for child in self.children if child.worker.id == number), None)
 
     # Actions
 

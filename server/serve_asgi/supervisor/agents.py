@@ -25,6 +25,7 @@ from serve_asgi.supervisor.lifecycles import (
     AgentState,
     Cause,
     Generation,
+    hint_at_death,
 )
 from serve_asgi.supervisor.restart_backoff import RestartBackoff
 
@@ -229,18 +230,20 @@ class Agents:
             self._vacate(agent, now)
         agent.become(AgentState.GONE)
         del self.all[agent.id]
+        hint = hint_at_death(how, agent.stuck)
         how += f" ({agent.stuck})" if agent.stuck else ""
+        about = {"reason": how, "how": how, "state": before.value}
         if before in AT_WORK:
-            text = f"{agent} died: {how}"
-            self._say_of(agent, logging.ERROR, "agent_died", text, how=how, state=before.value)
+            text = f"{agent} died: {how}{hint}"
+            self._say_of(agent, logging.ERROR, "agent_died", text, **about)
             return f"it died: {how}"
         if before in STANDING:
             text = f"{agent} died before it was active: {how}"
-            self._say_of(agent, logging.DEBUG, "agent_died", text, how=how, state=before.value)
+            self._say_of(agent, logging.DEBUG, "agent_died", text, **about)
             return f"it died before it was active: {how}"
         if before is AgentState.FINISHING and not agent.finished and agent.reason != "failed":
             text = f"{agent} ended before it had finished: {how}"
-            self._say_of(agent, logging.WARNING, "agent_died", text, how=how, state=before.value)
+            self._say_of(agent, logging.WARNING, "agent_died", text, **about)
         return ""
 
     def overdue(self, now: float) -> list[tuple[Agent, str]]:

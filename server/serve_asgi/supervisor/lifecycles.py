@@ -173,6 +173,14 @@ SUPERSEDED_TIMEOUT: Final = 0.5
 """The same for a process whose generation was given up for the next one: saves may come faster than starts."""
 
 
+def hint_at_death(how: str, stuck: str) -> str:
+    """What to look at first after a death that nobody has asked for, as the end of a sentence; "" if nothing is known.
+
+    `stuck` is why the server itself has killed the process, or "".
+    """
+    return "; perhaps out of memory: see dmesg" if how == "signal SIGKILL" and not stuck else ""
+
+
 def counted(number: int, thing: str) -> str:
     """A number of things, in words: "1 request", "2 requests"."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -39,6 +39,7 @@ from serve_asgi.supervisor.lifecycles import (
     Worker,
     WorkerState,
     counted,
+    hint_at_death,
 )
 from serve_asgi.supervisor.previous_generation import PreviousGeneration
 from serve_asgi.supervisor.process_table import ProcessTable
@@ -281,21 +282,22 @@ class Supervisor:
         if not worker.finished:
             worker.generation.cut += event.in_flight
             self.processes.lost += event.in_flight
-        about: dict[str, Any] = {"how": how, "in_flight": event.in_flight, "state": before.value}
+        hint = hint_at_death(event.how, worker.stuck)
+        about: dict[str, Any] = {"reason": how, "how": how, "in_flight": event.in_flight, "state": before.value}
         if before in _NOT_YET_SERVING:
-            say(worker, logging.DEBUG, "worker_died", f"{worker} died before it served: {how}", **about)
-            self._start_failed(worker, f"it died before it served: {how}")
+            say(worker, logging.DEBUG, "worker_died", f"{worker} died before it served: {how}{hint}", **about)
+            self._start_failed(worker, f"it died before it served: {how}{hint}")
         elif before is WorkerState.SERVING:
-            text = f"{worker} died: {how}; lost: {counted(event.in_flight, 'request')}"
+            text = f"{worker} died: {how}; lost: {counted(event.in_flight, 'request')}{hint}"
             say(worker, logging.ERROR, "worker_died", text, **about)
             if worker.generation is self.candidate:
                 self._lost_before_the_switch(worker, how)
             else:
-                self.slots.failed(worker, how)
+                self.slots.failed(worker, how + hint)
                 self._switch_watch.faulty(worker, f"it died: {how}")
         elif not worker.finished and before in _LEAVES_SERVICE:
             doing = "retired" if before is WorkerState.RETIRING else "stood by"
-            text = f"{worker} died while it {doing}: {how}; lost: {counted(event.in_flight, 'request')}"
+            text = f"{worker} died while it {doing}: {how}; lost: {counted(event.in_flight, 'request')}{hint}"
             say(worker, logging.ERROR, "worker_died", text, **about)
         elif not worker.finished and event.in_flight:
             text = f"{worker} ended: {how}; cut: {counted(event.in_flight, 'request')}"
