@@ -347,3 +347,29 @@ def test_over_a_unix_socket(tmp_path: Path) -> None:
         assert value(metrics, "serve_accept_queue", listening=unix) == 0
         assert server.stop() == 0
     assert not path.exists()
+
+
+def test_open_files_and_their_limit_are_told(server: RunningServer) -> None:
+    address = admin_address(server)
+
+    def of_all(metrics: dict[Series, float]) -> float:
+        return sum(value(metrics, "serve_open_files", slot=slot) for slot in ("0", "1"))
+
+    before = scrape(address)
+    assert (
+        value(before, "serve_open_files_limit", slot="0")
+        == resource.prlimit(workers_of(server)[0], resource.RLIMIT_NOFILE)[0]
+    )
+    with contextlib.ExitStack() as clients:
+        for _ in range(20):
+            clients.enter_context(connect_to(server))
+        wait_for(address, lambda now: of_all(now) >= of_all(before) + 20)
+
+
+def test_what_the_server_answers_itself_is_told(server: RunningServer) -> None:
+    address = admin_address(server)
+    before = value(scrape(address), "serve_requests_refused_total")
+    with connect_to(server) as client:
+        client.sendall(b"NONSENSE\r\n\r\n")
+        assert b" 400 " in client.recv(65536)
+    wait_for(address, lambda now: value(now, "serve_requests_refused_total") == before + 1)

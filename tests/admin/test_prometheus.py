@@ -55,6 +55,52 @@ class Prometheus:
         until(condition, what)
 
 
+ALERTS = """
+rule_files: [serve.rules.yml]
+evaluation_interval: 10s
+tests:
+  - name: a slot whose workers die again and again, with a moment in between
+    interval: 10s
+    input_series:
+      - {series: 'serve_slot_degraded{instance="a", slot="0"}', values: "0x11 1 1 1 0 1 1 1 1 1 0 1 1 1 1"}
+      - {series: 'serve_slot_degraded{instance="a", slot="1"}', values: "0x11 1 1 0x30"}
+    promql_expr_test:
+      - {expr: 'count(ALERTS{alertname="ServeSlotDegraded"})', eval_time: 4m10s, exp_samples: [{value: 1}]}
+  - name: a target that is down, and a job without any
+    interval: 10s
+    input_series:
+      - {series: 'up{job="serve", instance="a"}', values: "1 0x20"}
+    alert_rule_test:
+      - {alertname: ServeDown, eval_time: 30s, exp_alerts: []}
+      - alertname: ServeDown
+        eval_time: 50s
+        exp_alerts:
+          - exp_labels: {job: serve, instance: a, severity: critical}
+            exp_annotations:
+              summary: a gives no metrics
+              description: The server is down, it runs without --admin, or Prometheus does not find it.
+  - name: no target at all
+    interval: 10s
+    alert_rule_test:
+      - alertname: ServeDown
+        eval_time: 50s
+        exp_alerts:
+          - exp_labels: {job: serve, severity: critical}
+            exp_annotations:
+              summary: There is no target of the job serve
+              description: The server is down, it runs without --admin, or Prometheus does not find it.
+  - name: a canary that was taken back
+    interval: 1m
+    input_series:
+      - {series: 'serve_deploys_total{instance="a", outcome="taken_back"}', values: "0 0 1x30"}
+      - {series: 'serve_deploys_total{instance="a", outcome="done"}', values: "0 0 1x30"}
+    promql_expr_test:
+      - {expr: 'count(ALERTS{alertname="ServeCanaryTakenBack"})', eval_time: 3m, exp_samples: [{value: 1}]}
+      - {expr: 'count(ALERTS{alertname="ServeCanaryTakenBack"})', eval_time: 20m, exp_samples: []}
+"""
+"""What Prometheus sees, and which alerts it raises then."""
+
+
 def dashboard_queries() -> list[str]:
     """What the example dashboard for Grafana asks."""
     dashboard = json.loads((DEPLOY / "grafana.json").read_text())
@@ -129,12 +175,28 @@ def test_the_example_configuration_and_its_alerts_are_valid() -> None:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_the_documentation_has_each_alert() -> None:
+    told = re.findall(r"^\| (Serve\w+) \|", (ROOT / "docs" / "guides" / "metrics.md").read_text(), re.MULTILINE)
+    assert told == re.findall(r"- alert: (\w+)", (DEPLOY / "serve.rules.yml").read_text())
+
+
+@pytest.mark.needs("promtool")
+def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    """promtool's own tests (https://prometheus.io/docs/prometheus/latest/configuration/unit_testing_rules)."""
+    shutil.copy(DEPLOY / "serve.rules.yml", tmp_path)
+    (tmp_path / "test.yml").write_text(ALERTS)
+    checked = subprocess.run(
+        ["promtool", "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 @pytest.mark.needs("promtool")
 def test_the_alerts_and_the_dashboard_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     certificate, key = Authority().server("localhost").write(tmp_path)
     tls = ("--tls-cert", str(certificate), "--tls-key", str(key))
-    with running("app:app", *ADMIN, *tls, directory=tmp_path) as server:
+    with running("app:app", *ADMIN, *tls, "--state", "state.sqlite", directory=tmp_path) as server:
         there = {name for name, _ in scrape(admin_address(server))}
         asked = re.findall(r"\bserve_[a-z_]+", "\n".join(dashboard_queries()))
         asked += re.findall(

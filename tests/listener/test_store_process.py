@@ -172,9 +172,11 @@ async def test_a_dead_process_answers_nothing_and_its_successor_goes_on(tmp_path
         assert found["unavailable"] > 0
         assert found["unknown"] + found["unavailable"] == 998
         await hub.trouble(True)
+        assert not hub.store.connected
         hub.write(1000)  # nobody is there
         assert (await hub.answered(1000))[1000] == "unavailable"
         await hub.trouble(False)
+        assert hub.store.connected
         hub.write(1001)
         assert (await hub.answered(1001))[1001] == "written"
         assert [said.event for said in hub.said] == ["store_connected", "store_died", "store_connected"]
@@ -190,6 +192,17 @@ async def test_the_end_waits_for_what_was_asked(tmp_path: Path) -> None:
     state = SqliteState(str(tmp_path / "state.db"), StateLimits(1000, 1000))
     assert state.version == 500
     state.close()
+
+
+async def test_a_first_start_that_has_to_wait_says_for_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that takes connections and answers nothing."""
+    monkeypatch.setattr(store_module, "SAID_AFTER", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with running(tmp_path, f"redis://127.0.0.1:{silent.getsockname()[1]}?start=0.5") as hub:
+            assert hub.said[0].event == "store_awaited"
+            assert hub.said[0].text.endswith(", for 0.5 s at most")
+            assert hub.store.failure is not None
+            assert not hub.store.connected
 
 
 async def test_a_first_start_that_fails_is_not_tried_again(tmp_path: Path) -> None:

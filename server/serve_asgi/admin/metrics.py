@@ -23,6 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from serve_asgi.admin.app_metrics import ApplicationCollector
+from serve_asgi.admin.open_files import open_files
 from serve_asgi.admin.scoreboard_totals import (
     DURATIONS,
     STREAM_DURATIONS,
@@ -45,6 +46,11 @@ LIVING: Final = tuple(state.value for state in WorkerState if state not in (Work
 
 SIMPLE: Final = (
     ("serve_requests", Cell.REQUESTS, "Requests completed or cut; health checks are not counted."),
+    (
+        "serve_requests_refused",
+        Cell.REFUSED,
+        "Requests that the server answered itself: malformed, or more than --max-concurrency.",
+    ),
     ("serve_requests_timed_out", Cell.TIMED_OUT, "Requests that took longer than --request-timeout."),
     ("serve_connections_accepted", Cell.ACCEPTED, "Connections accepted from the kernel."),
     (
@@ -257,6 +263,10 @@ class ServerCollector(Collector):
         degraded = GaugeMetricFamily(
             "serve_slot_degraded", "1 while the slot has no serving worker because its workers die.", labels=["slot"]
         )
+        files = GaugeMetricFamily("serve_open_files", "Open file descriptors of the slot's worker.", labels=["slot"])
+        most = GaugeMetricFamily(
+            "serve_open_files_limit", "How many it may have (RLIMIT_NOFILE, getrlimit(2)).", labels=["slot"]
+        )
         living: dict[int, list[Words]] = {}
         for words in reading.rows.values():
             living.setdefault(words[Cell.SLOT], []).append(words)
@@ -264,9 +274,13 @@ class ServerCollector(Collector):
             memory.add_metric([self._named(slot)], sum(words[Cell.RSS] for words in rows))
             lag.add_metric([self._named(slot)], max(words[Cell.LAG_WORST] for words in rows) / NANO)
             silent.add_metric([self._named(slot)], max(silence(words, reading.at) for words in rows))
+            if found := [each for words in rows if (each := open_files(words[Cell.PID])) is not None]:
+                number, limit = max(found, key=lambda each: each[0] / each[1])
+                files.add_metric([self._named(slot)], number)
+                most.add_metric([self._named(slot)], limit)
         for slot in range(state["size"]):
             degraded.add_metric([str(slot)], slot in state["degraded"])
-        yield from (memory, lag, silent, degraded)
+        yield from (memory, lag, silent, degraded, files, most)
 
     def _reloads(self) -> Iterator[Metric]:
         state = self._view.state
@@ -311,6 +325,10 @@ class ServerCollector(Collector):
 
     def _hub(self) -> Iterator[Metric]:
         """Messages, shared state and schedules, as the listener counts them."""
+        if (connected := self._view.state.get("store_connected")) is not None:
+            yield gauge(
+                "serve_state_connected", "1 while the store of the shared state takes reads and writes.", connected
+            )
         figures = self._view.state.get("hub", {})
         for name, meaning in METRICS.items():
             make = counter if name.endswith("_total") else gauge

@@ -449,6 +449,7 @@ class Listener:
         return {
             **state,
             "certificates": self.certificates.ends(),
+            "store_connected": self.store and self.store.connected,
             "templates": self.children.templates.status(),
             "hub_report": self.hub.shown(values=self.admin.is_local),
             "deploys": shown_deploys(self.deploys),
@@ -462,11 +463,13 @@ class Listener:
         self.admin.changed()
 
     async def _tell_figures(self) -> None:
-        """Report changes of the hub's figures, which are not events of the supervisor."""
+        """Report changes of the hub's figures and of the store, which are not events of the supervisor."""
         told: object = None
         while True:
             await anyio.sleep(FIGURES_PERIOD)
-            if (figures := (self.links.hub.metrics(), self.hub.shown(values=self.admin.is_local))) != told:
+            connected = self.store and self.store.connected
+            figures = (self.links.hub.metrics(), self.hub.shown(values=self.admin.is_local), connected)
+            if figures != told:
                 told = figures
                 self.admin.changed()
 

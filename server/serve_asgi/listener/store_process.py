@@ -39,6 +39,8 @@ from serve_asgi.supervisor import actions
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 5.0
 """Most seconds until a dead process is replaced; the delay doubles with each death."""
+SAID_AFTER: Final = 2.0
+"""Seconds after which the first start says that it waits for the store."""
 STEADY: Final = 30.0
 """Seconds of life after which the delay starts over."""
 END_TIME: Final = 5.0
@@ -113,6 +115,11 @@ class StoreProcess:
         """Where the state is kept, without passwords."""
         return shown(self._location)
 
+    @property
+    def connected(self) -> bool:
+        """Whether it can be read and written at present, as far as known."""
+        return self._stage is StoreStage.UP and not self._refuses
+
     def status(self) -> State:
         """For `serve status`, JSON-compatible."""
         return {"place": self.shown, "trouble": self.trouble or self._refuses}
@@ -170,8 +177,13 @@ class StoreProcess:
     async def first(self) -> None:
         """Wait until the state has been loaded, or `failure` says why the server cannot start."""
         limit = store_address(self._location).start if is_url(self._location) else START_TIME
-        with anyio.move_on_after(limit):
+        with anyio.move_on_after(min(limit, SAID_AFTER)) as patience:
             await self._first.wait()
+        if patience.cancelled_caught and limit > SAID_AFTER:
+            text = f"waiting for the shared state in {self.shown}, for {limit:g} s at most"
+            self._happened(actions.LogEvent(logging.INFO, "store_awaited", text, "", {"state": self.shown}))
+            with anyio.move_on_after(limit - SAID_AFTER):
+                await self._first.wait()
         if self._stage is not StoreStage.UP and self.failure is None:
             why = self.trouble or f"the store process did not respond for {limit:g} s"
             self.failure = f"the shared state cannot be read from {self.shown}: {why}", 1
