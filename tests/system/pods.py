@@ -70,7 +70,7 @@ def assert_image_fits(pod: dict[str, Any], stage: Sequence[Instruction]) -> None
 
     config = options_of(container, environment)
     assert config.bind == options_of(container).bind  # whatever the image says for Docker
-    (bind,) = config.bind
+    bind = config.bind[0]  # with TLS there is another one beside the plain port
     http = next(port["containerPort"] for port in container["ports"] if port["name"] == "http")
     assert last["EXPOSE"].words == [str(http)] == [bind.rpartition(":")[2]]
     assert environment["PORT"] == str(http)

@@ -108,6 +108,9 @@ def test_what_belongs_together_does() -> None:
     selectors = [BY_KIND[kind]["spec"]["selector"] for kind in ("Deployment", "Service", "PodDisruptionBudget")]
     assert [selector.get("matchLabels", selector) for selector in selectors] == [labels] * 3
     assert BY_KIND["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == "app"
+    policy = BY_KIND["NetworkPolicy"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == labels
+    assert [rule["ports"] for rule in policy["ingress"] if "from" in rule] == [[{"port": "admin"}]]
     names = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
     assert OPTIONS["bind"] == f":{names['http']}"
     assert OPTIONS["admin"] == f":{names['admin']}"

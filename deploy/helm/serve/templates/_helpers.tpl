@@ -14,9 +14,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
-{{/* Until KILL: the drain, the requests, the lifespan, the five seconds that serve itself adds, and five to spare. */}}
+{{/* Until KILL: the drain, the requests, the lifespan, what options add, the five seconds that serve itself adds, and five to spare. */}}
 {{- define "serve.gracePeriod" -}}
-{{- add .Values.drain.delay .Values.gracefulTimeout .Values.shutdownTimeout 10 }}
+{{- add .Values.drain.delay .Values.gracefulTimeout .Values.shutdownTimeout .Values.extraGrace 10 }}
 {{- end }}
 
 {{/* Probes of two seconds: for each worker as long as it may take, since on few cores they start one after the other,
@@ -32,5 +32,27 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- add (div (add (div (mul .Values.workerTimeout 11) 10) .Values.startupTimeout 9) 10) 1 }}
 {{- else }}
 {{- 3 }}
+{{- end }}
+{{- end }}
+
+{{/* What the schema cannot say, or not in a sentence. A second --drain-delay would count for the server, and not for the
+     grace period. */}}
+{{- define "serve.checks" -}}
+{{- $ports := list .Values.containerPort }}
+{{- if .Values.admin.enabled }}{{ $ports = append $ports .Values.admin.port }}{{ end }}
+{{- if .Values.tls.enabled }}{{ $ports = append $ports .Values.tls.port }}{{ end }}
+{{- if ne (len $ports) (len (uniq $ports)) }}
+{{- fail "containerPort, admin.port and tls.port must differ: each is an address of its own" }}
+{{- end }}
+{{- range .Values.options }}
+{{- if regexMatch "^--(no-)?(preload|workers|canary|canary-share|canary-time|drain-delay|drain-close-after|graceful-timeout|shutdown-timeout|startup-timeout|worker-timeout|forwarded-allow-ips|admin|tls-cert|tls-key)(=|$)" . }}
+{{- fail (printf "options: %s has a value of its own, see values.yaml" .) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.networkPolicy.enabled .Values.admin.enabled (not .Values.networkPolicy.metricsFrom) }}
+{{- fail "networkPolicy.metricsFrom is empty, which would admit everybody to the admin port" }}
+{{- end }}
+{{- if and .Values.tls.enabled (not .Values.tls.secret) }}
+{{- fail "tls.enabled needs tls.secret: the name of a Secret with tls.crt and tls.key" }}
 {{- end }}
 {{- end }}
