@@ -34,7 +34,7 @@ from serve_asgi.worker.bootstrap import (
     take_account,
     welcome,
 )
-from serve_asgi.worker.event_loop import loop_factory
+from serve_asgi.worker.event_loop import loop_factory, run
 from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.worker import WorkerProcess
 
@@ -65,7 +65,7 @@ def main() -> None:
     loops = LoopFactory(loop_factory(config.loop))
     admin = AdminServer(config, Channel(end), view, packet["sockets"], sockets, loops)
     orphan_exit.watch(end.fileno(), lambda: LAST)
-    status = anyio.run(admin.run, backend_options={"loop_factory": loops})
+    status = run(admin.run, loops)
     admin.let_go()
     sys.exit(status)
 
