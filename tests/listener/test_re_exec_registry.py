@@ -234,9 +234,10 @@ def complete_processes(supervisor: dict[str, Any]) -> None:
 
 
 def hub_without_lease(links: dict[str, Any]) -> dict[str, Any]:
-    """What the hub has left, decoded, without the part that did not exist either."""
+    """What the hub has left, decoded, without the parts that did not exist either."""
     hub: dict[str, Any] = unpack_value(base64.b64decode(links.pop("hub")))
     hub["parts"].pop("agent-lease", None)
+    hub["parts"]["messages"].pop("fleet", None)
     return hub
 
 

@@ -28,6 +28,7 @@ from serve_asgi.hub.agent_lease import AgentLease
 from serve_asgi.hub.core import Hub, HubComponent
 from serve_asgi.hub.messages.broker import MessageBroker
 from serve_asgi.hub.messages.dead_letters import LossReports
+from serve_asgi.hub.messages.fleet_work import FleetWork
 from serve_asgi.hub.presence import PresenceBroadcast
 from serve_asgi.hub.schedules.commands import ScheduleCommands
 from serve_asgi.hub.schedules.definitions import ScheduleRegistry
@@ -304,7 +305,7 @@ class Carried:
 
 HUB: Final = (
     *(AgentLease, Hub, HubComponent, PresenceBroadcast, LossReports, MessageBroker, ScheduleCommands, ScheduleRegistry),
-    *(ScheduleState, Scheduler, MemberReplica, PendingRequests, Replication, SharedState, StoreChanges),
+    *(ScheduleState, Scheduler, MemberReplica, PendingRequests, Replication, SharedState, StoreChanges, FleetWork),
 )
 """What the hub carries over (`links`): the hub itself writes and reads it."""
 CARRIED: Final = (
