@@ -119,13 +119,12 @@ def _until(end: float) -> str:
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:
-    row = "{:>5} {:>3} {:>7} {:<12} {:>5} {:>6} {:>4} {:>8} {:>8} {:>6} {:>6}"
-    yield row.format(*("slot", "gen", "pid", "state", "conns", "active", "ws", "requests", "memory", "cpu", "oldest"))
+    row = "{:>5} {:>4} {:<13} {:>6} {:>6} {:>4} {:>9} {:>8} {:>8} {:>7}"
+    yield row.format(*("slot", "gen", "state", "conns", "active", "ws", "requests", "memory", "cpu", "oldest"))
     for worker in sorted(found["workers"], key=lambda w: (w["generation"], w["slot"])):
         yield row.format(
             worker["slot"],
             worker["generation"],
-            worker.get("pid", "-"),  # an earlier version's server does not say
             state_of(worker),
             worker["connections"],
             worker["in_flight"],
@@ -138,10 +137,10 @@ def _workers(found: dict[str, Any]) -> Iterator[str]:
         if worker.get("recycling"):
             yield f"           to be replaced: {worker['recycling']}"
     for agent in found.get("agents", []):
-        who = ("agent", agent["generation"], agent.get("pid", "-"), state_of(agent))
-        yield row.format(*who, *["-"] * 4, memory(agent["rss"]), span(agent["cpu"]), "-")
+        figures = (memory(agent["rss"]), span(agent["cpu"]))
+        yield row.format("agent", agent["generation"], state_of(agent), *["-"] * 4, *figures, "-")
     for template in found.get("templates", []):
-        yield row.format("", template["generation"], "-", "template", *["-"] * 4, memory(template["rss"]), "-", "-")
+        yield row.format("", template["generation"], "template", *["-"] * 4, memory(template["rss"]), "-", "-")
 
 
 COMMANDS: Final = {

@@ -69,8 +69,8 @@ def status(
     now = time.monotonic()
     current = 0 if supervisor.current is None else supervisor.current.number
     living = [children[pid] for pid in sorted(children)]
-    workers = [_worker(c.worker, c.pid, c.counts.words(), now) for c in living if isinstance(c.worker, Worker)]
-    agents = [_agent(c.worker, c.pid, c.counts.words(), now) for c in living if isinstance(c.worker, Agent)]
+    workers = [_worker(c.worker, c.counts.words(), now) for c in living if isinstance(c.worker, Worker)]
+    agents = [_agent(c.worker, c.counts.words(), now) for c in living if isinstance(c.worker, Agent)]
     filled = {w["slot"] for w in workers if w["state"] == "serving" and w["generation"] == current}
     totals = _totals(scoreboard, children)
     return {
@@ -161,11 +161,10 @@ def _generation(generation: Generation, now: float) -> dict[str, Any]:
     return {"number": generation.number, "state": generation.state.value, "size": generation.size, **left}
 
 
-def _agent(agent: Agent, pid: int, cells: Words, now: float) -> dict[str, Any]:
+def _agent(agent: Agent, cells: Words, now: float) -> dict[str, Any]:
     return {
         "slot": "agent",
         "generation": agent.generation.number,
-        "pid": pid,
         "state": agent.state.value,
         "cause": agent.cause.value,
         "rss": cells[Cell.RSS],
@@ -185,11 +184,10 @@ def _health(cells: Words, now: float) -> dict[str, Any]:
     }
 
 
-def _worker(worker: Worker, pid: int, cells: Words, now: float) -> dict[str, Any]:
+def _worker(worker: Worker, cells: Words, now: float) -> dict[str, Any]:
     return {
         "slot": worker.slot,
         "generation": worker.generation.number,
-        "pid": pid,
         "state": worker.state.value,
         "cause": worker.cause.value,
         **({"recycling": worker.recycling} if worker.recycling else {}),
