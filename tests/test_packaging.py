@@ -63,3 +63,32 @@ def test_the_workflows_are_such_and_run_what_everybody_runs() -> None:
     assert told == set(tests["strategy"]["matrix"]["python"])
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert [hook["entry"] for hook in hooks] == ["python3 tests/run.py --checks"]
+
+
+BUILD = """
+import importlib.abc, sys
+
+class Nothing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in {*sys.stdlib_module_names, "serve_asgi", *sys.argv[1:]}:
+            raise ModuleNotFoundError(f"no module {name} at the build")
+
+sys.meta_path.insert(0, Nothing())
+from serve_asgi.cli.man_pages import pages
+assert len(pages()) > 10
+"""
+
+
+def test_the_manual_pages_are_made_with_what_the_build_asks_for() -> None:
+    """pip builds in an environment that has nothing else (PEP 517)."""
+    asked = {re.split("[>=<]", each)[0] for each in PROJECT["build-system"]["requires"]}
+    assert asked == {"hatchling", "click", "python-dotenv"}
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, "click", "dotenv"],
+        cwd=ROOT / "server",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

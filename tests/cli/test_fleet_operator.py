@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from serve_asgi.cli import fleet_operator
+from serve_asgi.cli.fleet import NODE_TIMEOUT
 from serve_asgi.cli.fleet_operation import FleetOperation, FleetPhase, FleetStepState, operation_from
 from serve_asgi.cli.fleet_operator import FleetOperator, OperatorOptions
 from serve_asgi.errors import StartError
@@ -102,7 +103,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def operator(store: SimulatedStore, said: list[str] | None = None, **options: Any) -> FleetOperator:
     return FleetOperator(
         store,
-        OperatorOptions("alice", "alice on desk", **options),
+        OperatorOptions(**{"who": "alice", "operator": "alice on desk", "node_timeout": NODE_TIMEOUT, **options}),
         lambda event, text, server: None if said is None else said.append(text),
     )
 

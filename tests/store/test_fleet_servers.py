@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from serve_asgi.cli import control_client, load
+from serve_asgi.cli.fleet import NODE_TIMEOUT
 from serve_asgi.cli.fleet_operation import operation_from
 from serve_asgi.cli.fleet_operator import FleetOperator, OperatorOptions
 from serve_asgi.cli.fleet_view import FleetServer, servers
@@ -258,8 +259,8 @@ def test_two_operators_are_one_too_many(fleet: Fleet, capsys: pytest.CaptureFixt
                 said.append(event)
                 begun.set()
 
-            first = FleetOperator(access, OperatorOptions("one", "one", resume=False), say)
-            second = FleetOperator(access, OperatorOptions("two", "two"), say)
+            first = FleetOperator(access, OperatorOptions("one", "one", NODE_TIMEOUT, resume=False), say)
+            second = FleetOperator(access, OperatorOptions("two", "two", NODE_TIMEOUT), say)
 
             async def reload() -> None:
                 with pytest.raises(StartError, match="another operator has gone on"):

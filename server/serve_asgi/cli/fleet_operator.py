@@ -40,8 +40,6 @@ RENEW: Final = TURN / 4
 """Seconds after which the operator's turn is renewed."""
 TAKE: Final = 2 * BEAT
 """Seconds that a server has to take its order: it asks for one each `BEAT`, if nothing wakes it before."""
-LONGEST: Final = 900.0
-"""Seconds that one server may take for its order, unless --node-timeout says otherwise."""
 GO_ON: Final = (
     "`serve fleet reload` goes on with it, `serve fleet reload --restart` begins anew with all servers, and "
     "`serve fleet rollback` takes back what it has reloaded"
@@ -66,7 +64,8 @@ class OperatorOptions:
     who: str
     operator: str
     """Who runs this command, for another operator."""
-    node_timeout: float = LONGEST
+    node_timeout: float
+    """Seconds that one server may take for its order."""
     skip_silent: bool = False
     resume: bool | None = None
     """Go on with an unfinished operation (True), begin a new one (False), or what is usual."""
