@@ -161,7 +161,7 @@ def test_a_release_that_is_rolled_back_while_its_switch_is_watched_is_taken_back
         done = serve(server, "deploy", str(releases.make("3")), "--keep", "2")
         assert (done.returncode, done.stderr) == (0, "")
         assert "the server watches the switch for 1 s" in done.stdout
-        assert "removed older releases: 01, 02, 2" in done.stdout.splitlines()
+        assert done.stdout.splitlines()[-1] == "removed older releases: 01, 02, 2"  # after the outcome
         assert (version(server), releases.target) == ("3", "releases/3")
         assert len(server.logged("generation 3 stays")) == 1
 
@@ -197,6 +197,33 @@ def test_a_virtual_environment_that_was_built_elsewhere_is_deployed(tmp_path: Pa
 def _python_of(server: RunningServer) -> str:
     options = control_client.ask(server.control, "config")["config"]["options"]
     return str(next(option["resolved"] for option in options if option["name"] == "python"))
+
+
+def test_a_link_that_was_switched_by_hand_is_told_of_and_goes_back_to_what_serves(releases: Releases) -> None:
+    bad = releases.make("2", "raise ValueError('not today')\n")
+    first, told = releases.directory / "1", f"{releases.link} leads to {bad}, but {releases.directory / '1'} serves"
+    with served(releases) as server:
+        assert " leads to " not in serve(server, "status").stdout
+        link = ReleaseLink(str(releases.link))
+        link.point_to("releases/2")
+        assert f"{told}: a restart would start {bad}" in serve(server, "status").stdout
+        done = serve(server, "reload")
+        assert done.returncode == 1
+        assert told in done.stderr
+        assert releases.target == "releases/2"  # which `serve reload` leaves alone
+        done = serve(server, "deploy", str(bad))
+        assert done.returncode == 1
+        assert done.stdout.splitlines()[-1] == f"{releases.link} -> releases/1"
+        assert (releases.target, link.release) == ("releases/1", str(first))
+
+        link.point_to("releases/2")
+        done = serve(server, "deploy", str(releases.make("3", "raise ValueError('nor tomorrow')\n")))
+        assert (done.returncode, releases.target) == (1, "releases/1")
+
+        link.point_to("releases/2")
+        assert serve(server, "deploy", str(releases.make("4"))).returncode == 0
+        assert (version(server), releases.target) == ("4", "releases/4")
+        assert link.deployed()[-1] == str(releases.directory / "4")
 
 
 # The link alone

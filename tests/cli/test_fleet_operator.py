@@ -38,6 +38,7 @@ class Simulated:
     outcome: OrderOutcome | None = None
     allowed: bool = True
     canary: bool = False
+    moved_link: str = ""
 
     def ordered(self, order: FleetOrder) -> None:
         self.orders.append(order)
@@ -50,6 +51,7 @@ class Simulated:
             canary=self.canary,
             takes_orders=self.allowed,
             order=self.outcome,
+            moved_link=self.moved_link,
         )
         return HeardServer(self.name, encoded(record), now - self.since, False)
 
@@ -321,3 +323,13 @@ def test_an_operation_that_cannot_be_read_is_replaced_only_if_that_is_meant() ->
     with pytest.raises(StartError, match=r"cannot be read.*begun by another version"):
         reload(store)
     assert reload(store, resume=False) == "3 servers reloaded"
+
+
+def test_a_link_that_leads_elsewhere_is_told_of_where_the_operation_stops_and_is_taken_back() -> None:
+    store, a, b, _ = fleet(does=OrderState.REFUSED)
+    a.moved_link = b.moved_link = "/srv/current leads to /srv/4"
+    with pytest.raises(StartError, match=r"stopped: web:/srv/b: because\. /srv/current leads to /srv/4\. 1 of 3"):
+        reload(store)
+    said: list[str] = []
+    rollback(store, said)
+    assert said == ["web:/srv/a: roll back", "web:/srv/a: generation 7 serves again. /srv/current leads to /srv/4"]

@@ -54,6 +54,12 @@ def test_a_server_that_is_silent_is_named_and_later_forgotten() -> None:
     assert rows[2].split()[:5] == ["web1:/srv/b", "9", "3", "silent", "?"]
 
 
+def test_a_link_that_leads_elsewhere_is_told_of_unless_a_reload_is_under_way() -> None:
+    told = "/srv/current leads to /srv/4"
+    found = seen(announced("a", moved_link=told), announced("b"), announced("c", moved_link=told, starting=4))
+    assert list(fleet_view.moved_links(found)) == [f"web1:/srv/a: {told}"]
+
+
 def test_a_server_that_was_killed_and_started_again_is_one() -> None:
     killed = announced("old", SILENT + 10, pid=1, directory="/srv")
     (found,) = seen(killed, announced("new", pid=2, directory="/srv", up=20.0))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.config import release
+from serve_asgi.config.code_places import MovedLink, moved_link
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import commit_of, interpreter_flags, logical_directory, resolve
 from serve_asgi.errors import UsageError
@@ -214,3 +215,18 @@ def test_a_deploy_tool_may_say_which_revision_it_is(tmp_path: Path) -> None:
     assert commit_of(str(tmp_path / "src" / "site")) == "v1.4.2"
     (tmp_path / "REVISION").write_text("\x1b[31m and more\n")
     assert commit_of(str(tmp_path)) == ""
+
+
+def test_a_link_that_leads_elsewhere_by_now_is_found(tmp_path: Path) -> None:
+    link, first, second = tmp_path / "current", tmp_path / "1", tmp_path / "2"
+    for each in (first, second):
+        (each / "site").mkdir(parents=True)
+    link.symlink_to("1")
+    places = {str(tmp_path): str(tmp_path), str(link / "site"): str(first / "site"), str(link): str(first)}
+    assert moved_link(places) is None
+    link.unlink()
+    link.symlink_to("2")
+    moved = moved_link(places)
+    assert moved == MovedLink(str(link), str(second), str(first))
+    assert str(moved) == f"{link} leads to {second}, but {first} serves: a restart would start {second}"
+    assert moved_link({str(link / "site"): "/srv/elsewhere"}) is None  # by a link within the release: nothing is known

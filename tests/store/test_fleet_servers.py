@@ -37,7 +37,7 @@ async def asgi(scope, receive, send):
     await send({{"type": "http.response.start", "status": 200, "headers": head}})
     await send({{"type": "http.response.body", "body": b"v{version}"}})
 """
-OPTIONS = ("--workers", "1", "--fleet-orders", "--keep-previous", "600", "--no-access-log")
+OPTIONS = ("--workers", "1", "--env-file", "current.env", "--fleet-orders", "--keep-previous", "600", "--no-access-log")
 
 
 class Fleet:
@@ -50,6 +50,9 @@ class Fleet:
         self.places = [directory / name for name in ("a", "b", "c")]
         for place in self.places:
             place.mkdir()
+            for name in ("1.env", "2.env"):
+                (place / name).touch()
+            (place / "current.env").symlink_to("1.env")
         self.deploy(1)
         self.servers = [RunningServer("app:asgi", *OPTIONS, "--state", url, directory=place) for place in self.places]
 
@@ -226,6 +229,9 @@ def test_it_stops_where_it_is_refused_and_goes_on_from_there(fleet: Fleet, capsy
 def test_a_roll_back_takes_back_what_was_reloaded(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     fleet.deploy(4)
     fleet.deploy_broken(2)
+    link = fleet.places[0] / "current.env"
+    link.unlink()
+    link.symlink_to("2.env")
     assert fleet.run(capsys, "reload", "--restart")[0] == 1
     assert fleet.versions() == [b"v4", b"v4", b"v3"]
     with Load(fleet) as clients:
@@ -235,6 +241,10 @@ def test_a_roll_back_takes_back_what_was_reloaded(fleet: Fleet, capsys: pytest.C
     assert [each["event"] for each in steps] == [*["fleet_server_ordered", "fleet_server_restored"] * 2, "outcome"]
     assert [each["server"][-1] for each in steps[:-1]] == ["b", "b", "a", "a"]
     assert steps[-1]["text"].startswith("2 of 3 servers taken back")
+    older, newer = link.with_name("1.env"), link.with_name("2.env")
+    told = f"{link} leads to {newer}, but {older} serves: a restart would start {newer}"
+    assert [each["text"].endswith(f" serves again. {told}") for each in steps[:-1]] == [False, False, False, True]
+    assert fleet.run(capsys, "status")[1].count(told) == 1
     assert fleet.versions() == [b"v3"] * 3
     assert not clients.failures
     status, out = fleet.run(capsys, "rollback")

@@ -85,9 +85,15 @@ class ReleaseDeploy:
         self._release = release
         self._keep = keep
         self._as_json = as_json
-        self._before = link.release
-        self._target_before = link.target
-        self._generation = control_client.look(path)["generation"]
+        found = control_client.look(path)
+        self._generation = found["generation"]
+        self._linked = link.release
+        serving = link.serving(found["places"])
+        if not os.path.isdir(serving):
+            serving = ""
+        self._before = serving or self._linked
+        """What the link leads to unless the release serves: what serves, also if the link was switched by hand."""
+        self._target_before = link.target if self._before == self._linked else link.text_for(self._before)
         self._done = False
         self._watched = False
         """The server may still roll the release back by itself."""
@@ -95,10 +101,13 @@ class ReleaseDeploy:
     def run(self, wish: dict[str, Any], *, retired: bool) -> int:
         """Deploy; return the exit status. Raises RequestRefused if the release does not serve."""
         try:
-            if self._release != self._before:
+            if self._release != self._linked:
                 self._point_to(self._link.text_for(self._release), "link_switched")
             wish = {**wish, "deploy": True}
-            return followed(self._path, "reload", wish, retired=retired, as_json=self._as_json, settle=self._settle)
+            status = followed(self._path, "reload", wish, retired=retired, as_json=self._as_json, settle=self._settle)
+            if not self._as_json:
+                self._prune()
+            return status
         except BaseException as error:
             if not self._done and not self._ended_otherwise(error):
                 self._take_back()
@@ -112,6 +121,11 @@ class ReleaseDeploy:
         self._watch()
         self._done = True
         self._remember(self._link.deployed_last, self._before, self._release)
+        if self._as_json:  # whose last object is the outcome
+            self._prune()
+
+    def _prune(self) -> None:
+        """Remove older releases; for people after the outcome, since it may take long."""
         if self._keep is not None:
             removed, troubles = self._link.prune(self._keep)
             for each in troubles:

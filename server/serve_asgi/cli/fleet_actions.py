@@ -78,8 +78,8 @@ async def _status(state: str, as_json: bool) -> int:
         return 0
     lines = [f"fleet of {shown(state)}: {fleet_view.summary(found)}"]
     if found:
-        lines += ["", *fleet_view.table(found), *([""] if any(not each.answers for each in found) else [])]
-        lines += fleet_view.silent(found)
+        notes = [*fleet_view.silent(found), *fleet_view.moved_links(found)]
+        lines += ["", *fleet_view.table(found), *([""] if notes else []), *notes]
     else:
         lines.append("none has announced itself there: is it the --state of the servers, prefix and all?")
     if unreadable:

@@ -178,12 +178,12 @@ class FleetOperator:
                 self._say("fleet_server_ordered", f"{place}: reload", step.label)
                 await self._write(step, FleetOrder(step.reload, OrderKind.RELOAD, self._options.who))
             began = time.monotonic()
-            outcome = await self._outcome(step, step.reload)
+            outcome, moved = await self._outcome(step, step.reload)
         except _NotDone as error:
             raise self._stopped(f"{step.label} {error}") from None
         if outcome.state is not OrderState.DONE:
             step.state, step.text = FleetStepState.REFUSED, outcome.text
-            raise self._stopped(f"{step.label}: {outcome.text}")
+            raise self._stopped(f"{step.label}: {outcome.text}{moved}")
         step.state = FleetStepState.RELOADED
         took = span(time.monotonic() - began)
         self._say("fleet_server_reloaded", f"{place}: generation {outcome.generation} serves, after {took}", step.label)
@@ -229,7 +229,7 @@ class FleetOperator:
                 await self._write(
                     step, FleetOrder(step.rollback, OrderKind.ROLLBACK, self._options.who, of=step.reload)
                 )
-            outcome = await self._outcome(step, step.rollback)
+            outcome, moved = await self._outcome(step, step.rollback)
             if outcome.state is not OrderState.DONE:
                 raise _NotDone(f"refused: {outcome.text}")
         except _NotDone as error:
@@ -239,7 +239,7 @@ class FleetOperator:
         else:
             step.state = FleetStepState.TAKEN_BACK
             said = f"generation {outcome.generation} serves again" if outcome.generation else outcome.text
-            self._say("fleet_server_restored", f"{step.label}: {said}", step.label)
+            self._say("fleet_server_restored", f"{step.label}: {said}{moved}", step.label)
             await self._write()
 
     # One server
@@ -249,8 +249,11 @@ class FleetOperator:
         found = fleet_view.servers(await self._look())
         return next((each for each in found if each.name == step.name), None)
 
-    async def _outcome(self, step: FleetStep, order: str) -> OrderOutcome:
-        """Wait until the server has carried out the order. Raises _NotDone."""
+    async def _outcome(self, step: FleetStep, order: str) -> tuple[OrderOutcome, str]:
+        """Wait until the server has carried out the order; return how, and what is to be said of its links.
+
+        Raises _NotDone.
+        """
         began = time.monotonic()
         while True:
             view = await self._look(step.name)
@@ -259,7 +262,7 @@ class FleetOperator:
                 raise _NotDone("has left the fleet before it had carried out its order")
             server, outcome = found[0], found[0].record.order
             if outcome is not None and outcome.id == order and outcome.state is not OrderState.RUNNING:
-                return outcome
+                return outcome, f". {server.record.moved_link}" if server.record.moved_link else ""
             if not server.answers:
                 raise _NotDone(f"does not answer any more: it was last heard {span(server.since)} ago")
             elapsed = time.monotonic() - began

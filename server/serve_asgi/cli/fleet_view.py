@@ -81,6 +81,13 @@ def silent(found: Sequence[FleetServer]) -> Iterator[str]:
             )
 
 
+def moved_links(found: Sequence[FleetServer]) -> Iterator[str]:
+    """A line for each server that would start another release than the one that serves."""
+    for each in found:
+        if each.answers and each.record.moved_link and each.record.starting is None:
+            yield f"{each.label}: {each.record.moved_link}"
+
+
 def table(found: Sequence[FleetServer]) -> Iterator[str]:
     """What is printed: a row for each server."""
     widest = min(WIDEST, max((len(each.label) for each in found), default=0))

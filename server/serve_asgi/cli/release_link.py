@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from serve_asgi.config.code_places import upwards
 from serve_asgi.errors import InUseError, UsageError
 from serve_asgi.ipc.path_lock import PathLock
 
@@ -180,13 +181,6 @@ def kept(places: Mapping[str, str]) -> Iterator[ReleaseLink]:
     for path in dict.fromkeys(path for place in places for path in upwards(place) if os.path.islink(path)):
         if (link := ReleaseLink(path)).is_kept():
             yield link
-
-
-def upwards(path: str) -> Iterator[str]:
-    """A path and all directories above it, but for the root."""
-    while path not in ("/", ""):
-        yield path
-        path = os.path.dirname(path)
 
 
 def is_within(path: str, directory: str) -> bool:

@@ -33,6 +33,7 @@ from serve_asgi.cli.reload_progress import (
     remains,
     settled,
 )
+from serve_asgi.config.code_places import moved_link
 from serve_asgi.errors import UsageError
 
 LISTENER_TIME: Final = 120.0
@@ -136,6 +137,8 @@ def followed(
             response = _transaction(path, command, wish, show)
             if settle is not None:
                 settle(response)
+            elif not response["ok"] and (moved := moved_link(before.get("places", {}))):
+                response["text"] = f"{response['text'].rstrip('.')}. {moved}"
             show.outcome(response)
             if response["ok"]:
                 show.left(_afterwards(path, before, show, retired=retired))

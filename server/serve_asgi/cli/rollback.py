@@ -7,10 +7,11 @@ from typing import Final
 import click
 
 from serve_asgi.cli import control_client
-from serve_asgi.cli.command import as_json, command, failed_as_json, tell, tell_outcome
+from serve_asgi.cli.command import as_json, command, complain, failed_as_json, tell, tell_outcome
 from serve_asgi.cli.control_client import PATIENCE, RequestRefused
 from serve_asgi.cli.deploy import follow_rollback
 from serve_asgi.cli.reload import followed
+from serve_asgi.config.code_places import moved_link
 from serve_asgi.errors import UsageError
 
 
@@ -28,6 +29,8 @@ def rollback(control: str, pid_file: str, wait: bool, retired: bool, as_json: bo
             status = followed(path, "rollback", {}, retired=retired, as_json=as_json)
             if status == 0:
                 follow_rollback(path, as_json=as_json)
+                if not as_json and (moved := moved_link(control_client.look(path).get("places", {}))):
+                    complain(str(moved))
             return status
         text = control_client.ask(path, "rollback", wait=False, patience=PATIENCE)["text"]
     except (RequestRefused, UsageError) as error:

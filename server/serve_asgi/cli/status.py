@@ -11,6 +11,7 @@ from serve_asgi.cli import control_client
 from serve_asgi.cli.canary_summary import failures, trial
 from serve_asgi.cli.command import as_json, command, counted, memory, show, span
 from serve_asgi.cli.deploys import outcome, requester
+from serve_asgi.config.code_places import moved_link
 from serve_asgi.ipc.health_verdict import HEALTHY, is_blocked
 
 AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was recycled or blocked"}
@@ -75,6 +76,8 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
     if (deploy := found.get("last_deploy")) and deploy["kind"] != "start":
         ago = span(max(0.0, time.time() - deploy["at"]))
         yield f"last deploy {ago} ago by {requester(deploy)}: {outcome(deploy)}"
+    if found["starting"] is None and not found["reload_waiting"] and (moved := moved_link(found.get("places", {}))):
+        yield str(moved)
     again = {cause: count for cause, count in found.get("starts", {}).items() if cause in AGAIN}
     if again:
         yield "workers replaced: " + ", ".join(f"{count} {AGAIN[cause]}" for cause, count in again.items())

@@ -1,19 +1,59 @@
 """Where the code of a release comes from: every path by which a server finds it, before and after links are followed.
 
-It owns the order of these paths and which of them has the application. `serve deploy` and `serve rollback` look in them
-for the link to switch, and the list of deploys names the one with the code. It knows nothing of deploys.
+It owns the order of these paths, which of them has the application, and whether they lead elsewhere by now. `serve
+deploy` and `serve rollback` look in them for the link to switch, and the list of deploys names the one with the code.
+It knows nothing of deploys.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from serve_asgi.config.application_name import holds
 from serve_asgi.config.options import Config
 from serve_asgi.config.values import read_static
 
 PYTHONPATH = "PYTHONPATH"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MovedLink:
+    """A link through which the server has found its code, and which leads elsewhere by now."""
+
+    link: str
+    leads_to: str
+    """The directory or file that it leads to."""
+    serves: str
+    """What it led to when the generation that serves was started."""
+
+    def __str__(self) -> str:
+        return f"{self.link} leads to {self.leads_to}, but {self.serves} serves: a restart would start {self.leads_to}"
+
+
+def moved_link(places: Mapping[str, str]) -> MovedLink | None:
+    """The first link in `places` (as below) that would have a restart find other code; None if there is none.
+
+    It reads links, and nothing else, from the disk.
+    """
+    for name, resolved in places.items():
+        now = os.path.realpath(name)
+        if now == resolved:
+            continue
+        for link in filter(os.path.islink, upwards(name)):
+            leads_to, rest = os.path.realpath(link), name[len(link) :]
+            serves = resolved.removesuffix(rest)
+            if leads_to + rest == now and serves + rest == resolved and serves != leads_to:
+                return MovedLink(link, leads_to, serves)
+    return None
+
+
+def upwards(path: str) -> Iterator[str]:
+    """A path and all directories above it, but for the root."""
+    while path not in ("/", ""):
+        yield path
+        path = os.path.dirname(path)
 
 
 def resolved_pythonpath(environment: Mapping[str, str], directory: str) -> str:

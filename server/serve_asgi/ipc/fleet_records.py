@@ -97,6 +97,8 @@ class ServerRecord(msgspec.Struct):
     """--fleet-orders"""
     order: OrderOutcome | None = None
     """The latest order, if there was one."""
+    moved_link: Sentence = ""
+    """Which link leads to another release than the one that serves, so that a restart would start that one."""
 
 
 _RECORD: Final = msgspec.json.Decoder(ServerRecord)

@@ -10,7 +10,7 @@ How the server is reloaded, and what it says of itself, is not known here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 import anyio
@@ -53,17 +53,20 @@ class FleetMember:
         carry_out: CarryOut,
         happened: Callable[[actions.LogEvent], None],
         left: State | None = None,
+        look_around: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         """`describe` makes the record, without the order; `send` queues a frame for the store, or drops it.
 
         `carry_out` reloads or rolls back on behalf of somebody, and says whether, in a sentence, and which generation
         serves then; a roll-back may be of one generation. `left` is the state of an earlier program of this process.
+        `look_around` finds out what `describe` cannot know without waiting; nothing is announced later because of it.
         """
         self._describe = describe
         self._send = send
         self._allowed = allowed
         self._carry_out = carry_out
         self._happened = happened
+        self._look_around = look_around
         self._news = anyio.Event()
         self._latest: OrderOutcome | None = None
         self._reload: OrderOutcome | None = None  # the latest order to reload
@@ -85,6 +88,8 @@ class FleetMember:
                 self._announce()
             except Exception:  # the server serves on, and is silent to its fleet
                 log.exception("the server could not be announced to its fleet; please report this")
+            if self._look_around is not None:
+                self.tasks.start_soon(self._look_around)
             with anyio.move_on_after(BEAT):
                 await self._news.wait()
                 await anyio.sleep(SOON)

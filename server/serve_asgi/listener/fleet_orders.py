@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from serve_asgi import __version__
+from serve_asgi.config.code_places import moved_link
 from serve_asgi.config.state_location import is_url
 from serve_asgi.ipc.fleet_records import OrderKind, ServerRecord
 from serve_asgi.ipc.untrusted_input import sayable
@@ -25,6 +26,10 @@ from serve_asgi.supervisor.lifecycles import AT_WORK, Generation, WorkerState
 if TYPE_CHECKING:
     from serve_asgi.listener.listener import Listener
 
+LONGEST: Final = 2_000
+"""Most characters of a sentence."""
+LINKS_TIME: Final = 1.0
+"""Seconds that the outcome of an order waits for what the links lead to."""
 LOOK: Final = 0.25
 """Seconds between two looks at whether the switch is still watched."""
 
@@ -41,6 +46,7 @@ def member(listener: Listener, store: StoreProcess | None, left: State | None) -
         orders.carry_out,
         listener.recorder.record,
         left,
+        orders.look_at_links,
     )
     store.for_fleet = found.took
     return found
@@ -52,6 +58,8 @@ class FleetOrders:
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._host = socket.gethostname()[:200]
+        self._moved_link = ""
+        self._looking = False
 
     def describe(self) -> ServerRecord:
         """The record of the server, without orders."""
@@ -73,6 +81,7 @@ class FleetOrders:
             starting=None if supervisor.candidate is None else supervisor.candidate.number,
             agent=self._agent(),
             release=self._release(current),
+            moved_link=self._moved_link,
             canary=config.canary,
             takes_orders=config.fleet_orders,
         )
@@ -87,6 +96,23 @@ class FleetOrders:
         found = self._listener.configs.of(current)
         release = "" if found is None else sayable(found.release.directory)
         return release if release != self._directory() else ""
+
+    async def look_at_links(self) -> None:
+        """Find out whether a restart would start another release than the one that serves, for the next record.
+
+        A thread does that, since the disk may be slow: no second one while it lasts.
+        """
+        found = self._listener.configs.of(self._listener.supervisor.current)
+        if found is None or self._looking:
+            return
+        self._looking = True
+        try:
+            moved = await anyio.to_thread.run_sync(moved_link, found.release.places, abandon_on_cancel=True)
+        finally:
+            self._looking = False
+        before, self._moved_link = self._moved_link, "" if moved is None else sayable(str(moved))[:LONGEST]
+        if self._moved_link != before and self._listener.fleet is not None:
+            self._listener.fleet.changed()
 
     def _health(self) -> str:
         supervisor = self._listener.supervisor
@@ -113,6 +139,10 @@ class FleetOrders:
         event = e.ReloadAsked(by=by) if kind is OrderKind.RELOAD else e.RollbackAsked(by=by, of=of)
         done, text = await self._listener.control.commands.order(event, who)
         generation = self._generation()
+        with anyio.move_on_after(LINKS_TIME):
+            while self._looking:
+                await anyio.sleep(0.01)
+            await self.look_at_links()
         if done and kind is OrderKind.RELOAD:
             while self._listener.supervisor.watches_switch and self._generation() == generation:
                 await anyio.sleep(LOOK)
