@@ -83,7 +83,7 @@ function paintNow() {
   const at = hovered === null ? null : nearest(shown, window, hovered);
   const folded = charts.filter(chart => chart.card && (chart.card.hidden = chart.isEmpty(shown)));
   $("folded").hidden = !folded.length;
-  $("folded").textContent = `Nothing in this time: ${folded.map(chart => chart.name.toLowerCase()).join(", ")}.`;
+  $("folded").textContent = `Nothing in this time: ${folded.map(chart => chart.name.toLowerCase()).join(" · ")}`;
   for (const chart of charts) {
     if (chart.card?.hidden) continue;
     chart.draw(shown, window, data.reloads, at);
