@@ -367,7 +367,7 @@ CARRIED: Final = (
         FleetMember.to_state,
         frozenset(
             {
-                *("_describe", "_send", "_allowed", "_carry_out", "_happened"),
+                *("_describe", "_send", "_allowed", "_carry_out", "_happened", "_look_around"),
                 *("_news", "_under_way", "tasks"),
             }
         ),
