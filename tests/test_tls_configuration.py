@@ -366,7 +366,7 @@ def test_the_hook_for_certbot(server: RunningServer, project: Path) -> None:
     """deploy/certbot: what certbot runs when it has renewed a certificate."""
     command = f"{sys.executable} -m serve_asgi"
     hook = project / "hook"
-    hook.write_text(example("certbot/serve-tls-reload", **{"/srv/app/current/venv/bin/serve": command}))
+    hook.write_text(example("certbot/serve-tls-reload", **{"/srv/app/current/venv/bin/python -m serve_asgi": command}))
     hook.chmod(0o755)
     ROOT.server("new.example").write(project)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "SERVE_CONTROL": str(server.control)}

@@ -11,20 +11,20 @@ from tests.running import ROOT
 
 DEPLOY = ROOT / "deploy"
 
-SERVE = """\
+PROGRAM = """\
 #!/bin/sh
 export PYTHONPATH={root}
-exec {python} -m serve_asgi "$@"
+exec {program} "$@"
 """
 
 
-def put_serve(directory: Path) -> Path:
-    """The `serve` command of an environment, for this checkout and interpreter; the PID stays that of the script."""
-    command = directory / "serve"
+def put_programs(directory: Path) -> None:
+    """The `python` and `serve` of an environment, for this checkout and interpreter; the script keeps its PID."""
     directory.mkdir(parents=True, exist_ok=True)
-    command.write_text(SERVE.format(root=ROOT, python=sys.executable))
-    command.chmod(0o755)
-    return command
+    for name, program in (("python", sys.executable), ("serve", f"{sys.executable} -m serve_asgi")):
+        script = directory / name
+        script.write_text(PROGRAM.format(root=ROOT, program=program))
+        script.chmod(0o755)
 
 
 def example(name: str, **changes: str) -> str:

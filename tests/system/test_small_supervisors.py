@@ -15,7 +15,7 @@ from loadtest.app import EXECUTIONS
 from loadtest.servers import free_port
 from serve_asgi.cli import control_client
 from tests.running import PATIENCE, answer, children, request, running, until
-from tests.system.deployed import example, generation, put_serve
+from tests.system.deployed import example, generation, put_programs
 from tests.system.light_load import light_load, put_application
 
 pytestmark = [
@@ -33,7 +33,7 @@ class Service:
         self.control = directory / "control.sock"
         self.executions = directory / "executions.log"
         environment = put_application(directory)
-        put_serve(directory / "venv/bin")
+        put_programs(directory / "venv/bin")
         place = directory / "service"
         place.mkdir()
         changes = {

@@ -18,7 +18,7 @@ from loadtest.ledger import parse_executions
 from loadtest.servers import free_port
 from serve_asgi.cli import control_client
 from tests.running import PATIENCE, answer, children, request, state_of, until
-from tests.system.deployed import example, generation, put_serve
+from tests.system.deployed import example, generation, put_programs
 from tests.system.light_load import light_load, put_application
 
 pytestmark = pytest.mark.once
@@ -49,7 +49,7 @@ class Supervisord:
         self.control = directory / "control.sock"
         self.executions = directory / "executions.log"
         environment = put_application(directory)
-        put_serve(directory / "venv/bin")
+        put_programs(directory / "venv/bin")
         changes = {
             "/srv/app/current": str(directory),
             "/run/serve/control.sock": str(self.control),

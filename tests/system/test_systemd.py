@@ -16,7 +16,7 @@ import pytest
 from loadtest.app import EXECUTIONS
 from loadtest.servers import free_port
 from tests.running import PATIENCE, ROOT, answer, children, request, running, until
-from tests.system.deployed import DEPLOY, changed, example, generation, put_serve
+from tests.system.deployed import DEPLOY, changed, example, generation, put_programs
 from tests.system.light_load import light_load, put_application
 from tests.system.systemd import Systemd, version
 
@@ -46,7 +46,7 @@ class Site:
         put_application(place)
         if broken:
             (place / "app.py").write_text("import nothing_of_this_name\n")
-        put_serve(place / "venv/bin")
+        put_programs(place / "venv/bin")
         new = self.systemd.site / "new"
         new.symlink_to(f"releases/{name}")
         new.rename(self.systemd.site / "current")
