@@ -191,6 +191,13 @@ def test_log_files_are_opened_anew(server: RunningServer) -> None:
     assert (done.returncode, done.stdout) == (0, "the log files are being reopened\n")
     server.reload()
     assert f"generation {server.status()['generation']} serves" in (server.directory / "log").read_text()
+    (server.directory / "log").rename(server.directory / "log.2")
+    (server.directory / "log").mkdir()  # as what logrotate has created for somebody else
+    done = serve(server, "logs-reopen")
+    (server.directory / "log").rmdir()
+    assert done.returncode == 1
+    assert f"the log file {server.directory}/log cannot be reopened: Is a directory; the old one" in done.stderr
+    assert serve(server, "logs-reopen").returncode == 0
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -117,6 +117,8 @@ def test_a_canary_is_taken_back_and_an_interrupted_deploy_is_given_up(releases: 
         assert releases.target == "releases/1"
         server.wait_until(lambda status: status["starting"] is None)
         assert version(server) == "1"
+        told = control_client.ask(server.control, "deploys")["deploys"][0]["text"]
+        assert told == "it was given up by serve deploy: the command was interrupted"
 
         deploying = start(server, "deploy", str(failing), "--canary", "50%", "--for", "60")
         server.wait_until(_on_trial)

@@ -192,6 +192,25 @@ def test_only_what_differs_is_named() -> None:
     assert list(changes(deploy(to=None))) == []
 
 
+def test_of_a_start_it_is_always_named_what_was_started() -> None:
+    again = deploy(kind="start", outcome="started")
+    assert list(changes(again)) == ["app:app", "/srv/app/releases/41", "a" * 9]
+    assert list(changes({**again, "from": None})) == ["app:app", "/srv/app/releases/41", "a" * 9]
+    newer = {**again["to"], "directory": "/srv/app/releases/42", "commit": ""}
+    assert list(changes({**again, "to": newer})) == ["app:app", "41 → 42", "aaaaaaaaa → ?"]
+
+
+def test_several_servers_of_one_host_are_told_apart_by_their_directories() -> None:
+    def servers(*deploys: dict[str, Any]) -> list[str]:
+        table = rows(list(deploys))
+        return [row[table[0].index("server")] for row in table[1:]] if "server" in table[0] else []
+
+    first, second = deploy(place="/srv/a"), deploy(place="/srv/b")
+    assert servers(first, first, deploy()) == []
+    assert servers(first, second, deploy()) == ["one:/srv/a", "one:/srv/b", "one"]
+    assert servers(first, deploy(server="two", place="/srv/a")) == ["one", "two"]
+
+
 def test_a_row_says_all_in_few_words() -> None:
     head, row = plain(rows([deploy(who="alice, from make", text="it does not start", outcome="given_up")])).splitlines()
     assert head.split() == ["when", "by", "generation", "took", "moved", "cut", "outcome"]

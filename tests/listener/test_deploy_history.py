@@ -109,6 +109,22 @@ def test_one_that_comes_before_the_end_of_another_supersedes_it() -> None:
     assert superseded["text"] == "app.py has changed came before its end"
 
 
+def test_a_start_is_compared_with_what_ran_in_the_same_directory() -> None:
+    def found(*places: str) -> object:
+        others, history = [DeployHistory(), DeployHistory()], DeployHistory()
+        history.place = "/srv/a"
+        for number, (place, other) in enumerate(zip(places, others, strict=True), 1):
+            other.place = place
+            started(other, number)
+            history.others[place] = [*other.own]
+        started(history, 3)
+        return (history.last(1)[0]["from"] or {}).get("generation")
+
+    assert found("/srv/a", "/srv/b") == 1
+    assert found("/srv/b", "") == 2  # of an earlier version, which did not say where it was
+    assert found("/srv/b", "/srv/c") is None
+
+
 def test_the_end_of_the_server_ends_what_is_under_way() -> None:
     history = DeployHistory()
     started(history)

@@ -248,6 +248,27 @@ def test_lines_of_a_server_that_nobody_reads_along_are_json(tmp_path: Path) -> N
     assert [(line["request_id"], line["traceparent"]) for line in access] == [("id-1", TRACE), (None, None)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        ([], 1, "the application app:app cannot be imported"),
+        (["--python", "nothing"], 2, "the interpreter nothing cannot be run"),  # before anything else is opened
+    ],
+)
+def test_a_start_that_fails_is_in_the_log_file(tmp_path: Path, arguments: list[str], status: int, reason: str) -> None:
+    (tmp_path / "app.py").write_text("1 / 0\n")
+    command = [sys.executable, "-m", "serve_asgi", "app:app", "--bind", "127.0.0.1:0", "--log-file", "log", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "server")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert reason in done.stderr
+    lines = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    (failed,) = [each for each in lines if each["event"] == "server_start_failed"]
+    assert (failed["level"], reason in failed["reason"]) == ("error", True)
+    assert failed["text"] == f"the server has not started: {failed['reason']}"
+    assert ("ZeroDivisionError" in failed.get("exception", "")) == (status == 1)
+
+
 @pytest.mark.parametrize(("environment", "coloured"), [({"TERM": "xterm"}, True), ({"NO_COLOR": "1"}, False)])
 def test_lines_on_a_terminal_are_for_people(tmp_path: Path, environment: dict[str, str], coloured: bool) -> None:
     (tmp_path / "app.py").write_text(BROKEN)

@@ -59,7 +59,7 @@ def _in_words(act: Callable[..., int]) -> Callable[..., int]:
 
 def _reach() -> list[click.Parameter]:
     """The options that select the running server."""
-    place = click.Path()
+    place = click.Path(readable=False)  # what is wrong with it is said by whoever uses it
     return [
         click.Option(
             ["--control"], metavar="PATH", type=place, default="", envvar="SERVE_CONTROL", help="Its control socket."

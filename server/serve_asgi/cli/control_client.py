@@ -23,6 +23,7 @@ from typing import Any, Final
 import click
 
 from serve_asgi.config import config_file
+from serve_asgi.config.accounts import name_of
 from serve_asgi.config.invoker import invoker
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import control_protocol
@@ -75,6 +76,7 @@ class ControlConversation:
         except OSError as error:
             self._connection.close()
             hint = "; is it running?" if isinstance(error, FileNotFoundError | ConnectionRefusedError) else ""
+            hint = f"; {_whose(path)}" if isinstance(error, PermissionError) else hint
             raise UsageError(f"the server at {path} cannot be reached: {error.strerror or error}{hint}") from None
         except UsageError:
             self._connection.close()
@@ -312,6 +314,16 @@ def _directories() -> list[Path]:
     places = dict.fromkeys([*control_protocol.runtime_directories(), *sorted(SERVICES.glob("*/serve"))])
     root = os.geteuid() == 0
     return [directory for directory in places if control_protocol.private(directory, any_owner=root)]
+
+
+def _whose(path: Path) -> str:
+    """Who may use a socket that this user may not: the owner of it, or of the directory that keeps others out."""
+    for each in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            name = name_of(each.stat().st_uid)
+            way = "" if name == "root" else f"as that user (sudo -u {name.replace('number ', '#')} …) or "
+            return f"{each} belongs to user {name}: run this {way}as root"
+    return "run this as the server's user or as root"
 
 
 def _answers(path: Path) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from serve_asgi.cli.command import as_json, command, complain, failed_as_json, t
 from serve_asgi.cli.control_client import PATIENCE, RequestRefused
 from serve_asgi.cli.release_link import ReleaseLink
 from serve_asgi.cli.reload import TRIAL, followed, trial_wish
+from serve_asgi.config.accounts import own_name
 from serve_asgi.errors import ServeError, UsageError
 
 LOOK: Final = 0.5
@@ -60,8 +62,7 @@ def deploy(
         path = control_client.find(control, pid_file)
         wish = trial_wish(canary, no_canary, trial, hold)
         directory = os.path.realpath(release)
-        if not os.path.isdir(directory):
-            raise UsageError(f"{release} is not a directory: give the one of the release")
+        _check(release, directory)
         if not (places := control_client.look(path).get("places")):  # of an earlier version
             raise UsageError(
                 "the server does not say by which paths it finds its code: run `serve reload --listener` and `serve "
@@ -74,6 +75,24 @@ def deploy(
         if as_json:
             return failed_as_json(error)
         raise
+
+
+def _check(release: str, directory: str) -> None:
+    """Raises UsageError unless `release`, which leads to `directory`, is a directory that can be read."""
+    try:
+        is_directory = stat.S_ISDIR(os.stat(directory).st_mode)
+        readable = os.access(directory, os.R_OK | os.X_OK)
+    except PermissionError:
+        is_directory, readable = True, False
+    except OSError:
+        is_directory = False
+    if not is_directory:
+        raise UsageError(f"{release} is not a directory: give the one of the release")
+    if not readable:
+        raise UsageError(
+            f"user {own_name()} may not read {release}: give that user, who is the server's or root, and the server's "
+            "user the right to read the release"
+        )
 
 
 class ReleaseDeploy:
@@ -168,7 +187,7 @@ class ReleaseDeploy:
         with contextlib.suppress(ServeError):
             found = control_client.look(self._path)
             if isinstance(error, KeyboardInterrupt | SystemExit) and _is_under_way(found):
-                control_client.ask(self._path, "rollback", patience=PATIENCE)
+                control_client.ask(self._path, "rollback", deploy=True, patience=PATIENCE)
             while _is_under_way(found := control_client.look(self._path)):
                 time.sleep(LOOK)
             if found["generation"] != self._generation and self._serves(found):
@@ -230,11 +249,11 @@ COMMANDS: Final = {
     "deploy": command(
         "deploy",
         deploy,
-        click.Argument(["release"], metavar="RELEASE_DIR", type=click.Path()),
+        click.Argument(["release"], metavar="RELEASE_DIR", type=click.Path(readable=False)),
         click.Option(
             ["--link"],
             metavar="PATH",
-            type=click.Path(),
+            type=click.Path(readable=False),
             default="",
             help="The link; by default the one in the server's paths that leads to a neighbour of RELEASE_DIR.",
         ),

@@ -67,11 +67,16 @@ def changes(deploy: dict[str, Any]) -> Iterator[str]:
     before, after = deploy["from"], deploy["to"]
     if after is None:
         return
-    if before is None:
-        yield after["app"]
-        yield after["directory"]
-        if after["commit"]:
-            yield after["commit"][:COMMIT]
+    if before is None or deploy["kind"] == "start":  # what has started, also if it is what ran before
+        before = before or after
+        for name in ("app", "directory", "commit"):
+            older, newer = before[name], after[name]
+            if name == "commit":
+                older, newer = older[:COMMIT], newer[:COMMIT]
+            if older != newer:
+                yield "{} → {}".format(*_shortened(older or "?", newer or "?"))
+            elif newer:
+                yield newer
         return
     for name in ("app", "directory", "python"):
         if before[name] != after[name]:
@@ -91,14 +96,16 @@ def _shortened(before: str, after: str) -> tuple[str, str]:
 
 def rows(found: list[dict[str, Any]]) -> list[list[str]]:
     """The table, its head first."""
-    several = len({each["server"] for each in found}) > 1
-    table = [["when", *(["server"] if several else []), "by", "generation", *RIGHT, "outcome", ""]]
+    places = {(each["server"], each.get("place", "")) for each in found if each.get("place")}  # no earlier version's
+    hosts = {each["server"] for each in found}
+    crowded = len(places) > len({host for host, _ in places})  # several servers on one host
+    table = [["when", *(["server"] if crowded or len(hosts) > 1 else []), "by", "generation", *RIGHT, "outcome", ""]]
     for each in found:
         why = [each["text"]] if each["text"] else []
         table.append(
             [
                 time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(each["at"])),
-                *([each["server"]] if several else []),
+                *([_server(each, crowded)] if crowded or len(hosts) > 1 else []),
                 requester(each),
                 _generations(each),
                 took(each),
@@ -109,6 +116,11 @@ def rows(found: list[dict[str, Any]]) -> list[list[str]]:
             ]
         )
     return table
+
+
+def _server(deploy: dict[str, Any], crowded: bool) -> str:
+    place = deploy.get("place", "")
+    return f"{deploy['server']}:{place}" if crowded and place else str(deploy["server"])
 
 
 def plain(table: list[list[str]]) -> str:

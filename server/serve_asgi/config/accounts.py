@@ -31,17 +31,24 @@ if sys.platform != "win32":
             raise KeyError(name)
         return number
 
+    def name_of(number: int) -> str:
+        """The name of the user with this number, or "number N" if it has none."""
+        try:
+            return pwd.getpwuid(number).pw_name
+        except KeyError:
+            return f"number {number}"
+
     def own_name() -> str:
         """The name of the user that this process runs as, or "number N" if it has none."""
-        try:
-            return pwd.getpwuid(os.geteuid()).pw_name
-        except KeyError:
-            return f"number {os.geteuid()}"
+        return name_of(os.geteuid())
 
 else:  # where there are no such accounts
     import getpass
 
     own_name = getpass.getuser
+
+    def name_of(number: int) -> str:
+        return f"number {number}"
 
     def find_user(name: str) -> NoReturn:
         raise KeyError(name)

@@ -98,6 +98,9 @@ class Controlled(Protocol):
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows: each option's value and where it came from."""
 
+    def log_files_trouble(self) -> str:
+        """Which log file cannot be reopened, why, and what to do about it; "" if all can."""
+
     async def reload_certificates(self) -> tuple[bool, str]:
         """Look at the files of certificates now; whether all is well, and a sentence."""
 
@@ -175,7 +178,8 @@ class ControlCommands:
         if request.version != control_protocol.VERSION:
             return {"ok": False, "text": f"this server speaks control version {control_protocol.VERSION}"}
         follows = request.follow
-        if request.command in control_protocol.DEPLOYING:
+        interrupted = request.deploy and request.command == "rollback"  # it ends a deploy, and begins none
+        if request.command in control_protocol.DEPLOYING and not interrupted:
             self._server.deploys.requested(_requester(request), request.who or _user(stream))
         match request.command:
             case "reload":
@@ -186,7 +190,7 @@ class ControlCommands:
                 await self._server.replace(stream.extra(SocketAttribute.raw_socket).fileno())
                 return {"ok": False, "text": "the listener was not replaced"}  # otherwise this task would be gone
             case "rollback":
-                return await self._rollback(stream, wait=request.wait, follows=follows)
+                return await self._rollback(stream, request)
             case "drain":
                 on = not request.off
                 self._server.post(e.DrainAsked(on=on, by_control=True))
@@ -199,6 +203,8 @@ class ControlCommands:
                 return self._scale(request.to)
             case "logs-reopen":
                 self._server.post(e.ReopenAsked())
+                if trouble := self._server.log_files_trouble():
+                    return {"ok": False, "text": trouble}
                 return {"ok": True, "text": "the log files are being reopened"}
             case "tls-reload":
                 ok, text = await self._server.reload_certificates()
@@ -261,13 +267,14 @@ class ControlCommands:
         )
         return await self._tell(stream, waiting)
 
-    async def _rollback(self, stream: SocketStream, *, wait: bool, follows: bool) -> dict[str, Any]:
-        ticket, waiting = self._next_ticket, PendingAnswer(follows=follows)
+    async def _rollback(self, stream: SocketStream, request: ControlRequest) -> dict[str, Any]:
+        ticket, waiting = self._next_ticket, PendingAnswer(follows=request.follow)
         self._next_ticket += 1
-        if wait:
+        if request.wait:
             self._tickets[ticket] = waiting
-        self._server.post(e.RollbackAsked(ticket))
-        return await self._tell(stream, waiting) if wait else {"ok": True, "text": "roll-back requested"}
+        reason = "the command was interrupted" if request.deploy else ""
+        self._server.post(e.RollbackAsked(ticket, by=_requester(request), reason=reason))
+        return await self._tell(stream, waiting) if request.wait else {"ok": True, "text": "roll-back requested"}
 
     async def _drained(self, on: bool) -> bool:
         """Wait until the drain has begun or ended, as requested: the pre_drain hooks are done, or out of time."""

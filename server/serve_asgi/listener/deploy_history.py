@@ -78,6 +78,8 @@ class Deploy(msgspec.Struct, rename={"before": "from"}):
     """The user, and the program that ran the command, if that is known."""
     server: Short = ""
     """The host."""
+    place: PathText = ""
+    """The directory of the server there, links and all; "" from an earlier version."""
     before: DeployedVersion | None = None
     to: DeployedVersion | None = None
     """None if it was refused before a generation began."""
@@ -98,6 +100,9 @@ class Deploy(msgspec.Struct, rename={"before": "from"}):
 
 class DeployHistory:
     """The last deploys of one server, and of those before it."""
+
+    place = ""
+    """The directory of this server: several on one host have one each, and may share a store."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock` is the time of day (unix time, s)."""
@@ -129,7 +134,8 @@ class DeployHistory:
         self._requests.clear()
         if kind is DeployKind.START:
             self._current = self._before_the_start()
-        self.own.append(Deploy(kind, by[:200], round(self._clock(), 3), _cut(who), self._host, before=self._current))
+        at, place = round(self._clock(), 3), sayable(self.place)[:LONGEST_PATH]
+        self.own.append(Deploy(kind, by[:200], at, _cut(who), self._host, place, before=self._current))
         self.own[-1].text = _cut(reason)
 
     def generation_begins(self, version: DeployedVersion, options: list[str]) -> None:
@@ -205,8 +211,9 @@ class DeployHistory:
             self._end(DeployOutcome.ROLLED_BACK, deploy.text, record.get("seconds"))
 
     def _before_the_start(self) -> DeployedVersion | None:
-        """What an earlier server on this host ran last, if that was kept."""
+        """What an earlier server in this directory of this host ran last, if that was kept."""
         theirs = [each for found in self.others.values() for each in found if each.server == self._host]
+        theirs = [each for each in theirs if each.place in ("", sayable(self.place)[:LONGEST_PATH])]
         effective = [each for each in theirs if each.outcome in _TOOK_EFFECT]
         return sorted(effective, key=lambda each: each.at)[-1].to if effective else None
 

@@ -56,6 +56,7 @@ from serve_asgi.listener.signal_handlers import SignalHandlers
 from serve_asgi.listener.status import admin_state, briefly, effective_config, past, shown_deploys, status
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.listener.stored_deploys import StoredDeploys
+from serve_asgi.logs import log_access
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import ServerState, Worker
@@ -336,6 +337,7 @@ class Listener:
 
     def _begin(self) -> None:
         """Start the first generation, or continue with the workers of an earlier program of this process."""
+        self.deploys.place = self._directory()
         if self._inherited is None:
             agent_lock.remove_unused()
             self.deploys.begin("start", DeployKind.START, invoker())
@@ -499,11 +501,18 @@ class Listener:
     def _places(self) -> dict[str, Any]:
         """Where it finds its code, links and all, and the directories of the release that serves."""
         found = self._release()  # known before it serves
-        directory = os.path.normpath(os.path.join(self.start_directory, self.settings.config.chdir))
-        places: dict[str, Any] = {"directory": directory, "places": {} if found is None else found.places}
+        places: dict[str, Any] = {"directory": self._directory(), "places": {} if found is None else found.places}
         if found is not None and self.supervisor.current is not None:
             places |= {"release": found.code or found.directory, "app_dir": found.app_dir}
         return places
+
+    def log_files_trouble(self) -> str:
+        """Which log file cannot be reopened, why, and what to do about it; "" if all can."""
+        config = self.settings.config
+        return log_access.trouble((config.log_file, config.access_log_file), config.user, config.group)
+
+    def _directory(self) -> str:
+        return os.path.normpath(os.path.join(self.start_directory, self.settings.config.chdir))
 
     def _files(self) -> dict[str, Any]:
         control = "" if self.control.path is None else os.path.join(self.start_directory, self.control.path)

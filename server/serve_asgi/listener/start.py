@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from serve_asgi.config import release
+from serve_asgi.config.options import Config
 from serve_asgi.config.sources import Settings, SourcePriority
 from serve_asgi.config.tls_files import TlsFiles
 from serve_asgi.config.unknown_options import told_of
-from serve_asgi.errors import StartError, UsageError
+from serve_asgi.errors import ServeError, StartError, UsageError
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.listener import reload_on_change
 from serve_asgi.listener.binding import bind, bind_admin
@@ -44,8 +46,17 @@ log = logging.getLogger("serve")
 def run(settings: Settings) -> int:
     """Run a server until it ends; return its exit status.
 
-    Raises UsageError for invalid settings (exit status 2), StartError if the application did not start (1).
+    Raises UsageError for invalid settings (exit status 2), StartError if the application did not start (1); the log
+    file has that as well.
     """
+    try:
+        return _run(settings)
+    except ServeError as error:
+        _log_failure(settings.config, error)
+        raise
+
+
+def _run(settings: Settings) -> int:
     config = settings.config
     descriptors.raise_limit()
     first = resolve_config(settings, release.logical_directory())
@@ -77,6 +88,17 @@ def run(settings: Settings) -> int:
             raise
         end = serve(listener)
     return conclude(end, settings)
+
+
+def _log_failure(config: Config, error: ServeError) -> None:
+    """Have the log file say why the server did not start, as stderr does: only one of them may be kept."""
+    if not config.log_file:
+        return
+    with contextlib.suppress(ServeError):  # it may be what cannot be opened
+        if not logs.is_configured():
+            logs.configure(config, "listener")
+        about = logs.about("server_start_failed", reason=str(error), detail=getattr(error, "detail", ""))
+        log.error("the server has not started: %s", error, extra=about)
 
 
 def load_tls(settings: Settings) -> tuple[TlsFiles, LoadedTls] | None:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from serve_asgi.config.accounts import own_name
 from serve_asgi.errors import UsageError
 from serve_asgi.logs.nonblocking_sink import Sink
 
@@ -30,7 +31,10 @@ class LogFile:
         try:
             self.sink = Sink(self._open())
         except OSError as error:
-            raise UsageError(f"the log file {path} cannot be opened: {error.strerror}; give another path") from None
+            way = f"let user {own_name()} write it, or " if isinstance(error, PermissionError) else ""
+            raise UsageError(
+                f"the log file {path} cannot be opened: {error.strerror}; {way}give another path"
+            ) from None
 
     def _open(self) -> int:
         if sys.platform == "win32":
@@ -55,9 +59,10 @@ class LogFile:
             fresh = Sink(self._open())
         except OSError as error:
             logging.getLogger("serve").error(
-                "the log file %s cannot be reopened: %s; the old one stays in use",
+                "the log file %s cannot be reopened: %s; let user %s write it; the old one stays in use",
                 self.path,
                 error.strerror,
+                own_name(),
                 extra={"event": "log_reopen_failed", "about": {"path": self.path}},
             )
             return

@@ -247,6 +247,11 @@ def is_coloured(path: str) -> bool:
 _handler: _LineHandler | None = None
 
 
+def is_configured() -> bool:
+    """Whether `configure` has been called."""
+    return _handler is not None
+
+
 def current() -> _LineHandler:
     """What writes this process's own lines, once `configure` has been called."""
     assert _handler is not None, "configure() comes first"
