@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.cli import control_client, release_link
+from serve_asgi.cli import control_client, load, release_link
 from serve_asgi.cli.release_link import ReleaseLink
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.path_lock import PathLock
@@ -226,6 +226,18 @@ def test_a_link_that_was_switched_by_hand_is_told_of_and_goes_back_to_what_serve
         assert serve(server, "deploy", str(releases.make("4"))).returncode == 0
         assert (version(server), releases.target) == ("4", "releases/4")
         assert link.deployed()[-1] == str(releases.directory / "4")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_who_may_not_read_the_release_is_told_so(releases: Releases) -> None:
+    command = load("deploy")
+    arguments = [str(releases.directory / "1"), "--control", "/nowhere"]
+    os.seteuid(65534)  # whom pytest's own directory keeps out
+    try:
+        with pytest.raises(UsageError, match=r"user nobody may not read .*/1: run this as the server's user or"):
+            command.main(arguments, standalone_mode=False)
+    finally:
+        os.seteuid(0)
 
 
 # The link alone

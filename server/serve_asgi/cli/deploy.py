@@ -90,8 +90,8 @@ def _check(release: str, directory: str) -> None:
         raise UsageError(f"{release} is not a directory: give the one of the release")
     if not readable:
         raise UsageError(
-            f"user {own_name()} may not read {release}: give that user, who is the server's or root, and the server's "
-            "user the right to read the release"
+            f"user {own_name()} may not read {release}: run this as the server's user or as root, and let the server's "
+            "user read the release"
         )
 
 
