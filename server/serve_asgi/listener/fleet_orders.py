@@ -108,6 +108,8 @@ class FleetOrders:
         self._looking = True
         try:
             moved = await anyio.to_thread.run_sync(moved_link, found.release.places, abandon_on_cancel=True)
+        except RuntimeError:  # no thread can be started (RLIMIT_NPROC, pids.max): looked at again with the next record
+            return
         finally:
             self._looking = False
         before, self._moved_link = self._moved_link, "" if moved is None else sayable(str(moved))[:LONGEST]
