@@ -212,7 +212,7 @@ def test_those_that_stay_blocked_are_ended_and_what_that_cost_is_counted(directo
 
 def test_replacements_that_block_as_well_come_at_longer_and_longer_intervals(directory: Path) -> None:
     """No storm of processes: the slot backs off, the other one serves on."""
-    blocks = "import asyncio\nasyncio.get_running_loop().call_later(0.5, until, 'never')\n"
+    blocks = "import asyncio\nasyncio.get_event_loop().call_later(0.5, until, 'never')\n"
     with running("app:app", *REPLACE, "--workers", "2", directory=directory) as server:
         (directory / "app.py").write_text(APP + blocks)
         os.kill(server.worker_pids()[0], signal.SIGKILL)

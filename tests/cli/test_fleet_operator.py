@@ -23,7 +23,7 @@ from serve_asgi.ipc.fleet_records import (
     encoded,
     order_from,
 )
-from serve_asgi.store.fleet_access import FleetAccess, FleetView, HeardServer
+from serve_asgi.store.fleet_access import FleetAccess, FleetUnreachable, FleetView, HeardServer
 
 
 @dataclasses.dataclass
@@ -64,10 +64,13 @@ class SimulatedStore(FleetAccess):
         self.now = 1_000_000.0
         self.version, self.document = 0, b""
         self.withdrawn: list[str] = []
+        self.faults: list[str] = []
+        """Where it does not answer, one after another: to a look, before an advance, or after it."""
         self.when: Callable[[FleetOrder], object] = lambda _: None
         """Called with each order before its server gets it."""
 
     async def look(self, name: str = "") -> FleetView:
+        self._fail("look")
         self.now += 1.0
         await anyio.lowlevel.checkpoint()
         found = [each.heard(self.now) for each in self.servers if name in ("", each.name)]
@@ -75,6 +78,7 @@ class SimulatedStore(FleetAccess):
 
     async def advance(self, version: int, document: bytes, name: str = "", order: bytes = b"") -> bool:
         await anyio.lowlevel.checkpoint()
+        self._fail("advance")
         if version != self.version:
             return False
         self.version, self.document = version + 1, document
@@ -85,7 +89,13 @@ class SimulatedStore(FleetAccess):
             for each in self.servers:
                 if each.name == name:
                     each.ordered(order_from(order))
+        self._fail("answer")
         return True
+
+    def _fail(self, where: str) -> None:
+        if self.faults and self.faults[0] == where:
+            del self.faults[0]
+            raise FleetUnreachable("the store did not answer in time")
 
     def operation(self) -> FleetOperation:
         found = operation_from(self.document)
@@ -165,6 +175,24 @@ def test_it_stops_at_the_first_that_does_not_do_it_and_goes_on_from_there(more: 
     assert said[0] == "going on with the reload that alice began: 1 of 3 servers reloaded (web:/srv/a)"
     assert (len(a.orders), len(b.orders), len(c.orders)) == (1, 1 if under_way else 2, 1)
     assert len({order.id for order in b.orders}) == len(b.orders)
+
+
+@pytest.mark.parametrize("faults", [["look"], ["look", "look", "look"], ["advance"], ["answer"], ["answer", "look"]])
+def test_a_store_that_does_not_answer_for_a_moment_stops_nothing(faults: list[str]) -> None:
+    store, a, b, c = fleet()
+    store.when = lambda _: store.faults.extend(faults) if store.states()[1] == "ordered" else None
+    assert reload(store) == "3 servers reloaded"
+    assert not store.faults
+    assert [len(each.orders) for each in (a, b, c)] == [1, 1, 1]
+
+
+def test_a_store_that_stays_away_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_operator, "PATIENCE", 0.05)
+    store, _, b, c = fleet()
+    store.when = lambda _: store.faults.extend(["look"] * 1_000_000) if store.states()[1] == "ordered" else None
+    with pytest.raises(FleetUnreachable, match="did not answer in time"):
+        reload(store)
+    assert (len(b.orders), len(c.orders)) == (1, 0)
 
 
 def test_a_server_that_falls_silent_while_it_reloads_is_named() -> None:

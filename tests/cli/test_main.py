@@ -132,8 +132,9 @@ def test_a_command_line_of_gunicorn_is_told_at_once(capfd: pytest.CaptureFixture
     line = "app:app -w 4 -k uvicorn.workers.UvicornWorker --timeout 120 --access-logfile - --preload"
     assert said(capfd, *line.split()) == (
         "-k is not needed: every worker runs ASGI; the event loop is chosen with --loop; --timeout is --worker-timeout "
-        "120 here (how long an event loop may be blocked; how long a retiring worker has for its requests is "
-        "--graceful-timeout); --access-logfile is --access-log here (it goes to stdout)"
+        "120 here (how long an event loop may be blocked; how long a request may take is --request-timeout, and how "
+        "long a retiring worker has for its requests --graceful-timeout); --access-logfile is --access-log here "
+        "(it goes to stdout)"
     )
 
 

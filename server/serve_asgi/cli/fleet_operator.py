@@ -32,7 +32,7 @@ from serve_asgi.cli.fleet_operation import (
 from serve_asgi.cli.fleet_view import FleetServer
 from serve_asgi.errors import StartError
 from serve_asgi.ipc.fleet_records import BEAT, FleetOrder, OrderKind, OrderOutcome, OrderState, encoded
-from serve_asgi.store.fleet_access import FleetAccess, FleetView
+from serve_asgi.store.fleet_access import FleetAccess, FleetUnreachable, FleetView
 
 LOOK: Final = 0.2
 """Seconds between two looks at a server that has an order."""
@@ -40,6 +40,9 @@ RENEW: Final = TURN / 4
 """Seconds after which the operator's turn is renewed."""
 TAKE: Final = 2 * BEAT
 """Seconds that a server has to take its order: it asks for one each `BEAT`, if nothing wakes it before."""
+PATIENCE: Final = 10.0
+"""Seconds for which a store that does not answer is asked again, since an operation outlasts a short fault; less than
+the operator's turn."""
 GO_ON: Final = (
     "`serve fleet reload` goes on with it, `serve fleet reload --restart` begins anew with all servers, and "
     "`serve fleet rollback` takes back what it has reloaded"
@@ -300,9 +303,17 @@ class FleetOperator:
         return view, last
 
     async def _look(self, name: str = "") -> FleetView:
-        view = await self._access.look(name)
-        self._now = view.now
-        return view
+        patience = time.monotonic() + PATIENCE
+        while True:
+            try:
+                view = await self._access.look(name)
+            except FleetUnreachable:
+                if time.monotonic() > patience:
+                    raise
+                await anyio.sleep(LOOK)
+            else:
+                self._now = view.now
+                return view
 
     async def end_turn(self) -> None:
         """Write the operation as it is; anybody may go on with it."""
@@ -321,12 +332,22 @@ class FleetOperator:
         operation.operator, operation.touched = self._options.operator, self._now
         operation.until = self._now + TURN if keep else 0.0
         name, data = "" if step is None else step.name, b"" if order is None else encoded(order)
-        if not await self._access.advance(self._version, operation.encoded(), name, data):
+        if not await self._advance(operation.encoded(), name, data):
             raise StartError(
                 "another operator has gone on with this operation, so that this command has given no further order; "
                 "`serve fleet status` shows how far it has come"
             )
         self._version += 1
+
+    async def _advance(self, document: bytes, name: str, order: bytes) -> bool:
+        """Write, once: if the store has not answered it says by its version whether it had written. Whether it has."""
+        try:
+            return await self._access.advance(self._version, document, name, order)
+        except FleetUnreachable:
+            view = await self._look()
+            if view.version == self._version:
+                return await self._access.advance(self._version, document, name, order)
+            return view.version == self._version + 1 and view.document == document
 
 
 class _Turn:

@@ -1,7 +1,7 @@
 """What `serve fleet` reads and writes in the store that servers share, without being one of them.
 
 It owns the connection, for as long as one command runs. What the records, orders and the operation mean is not known
-here: bytes. Every failure is one sentence. Nothing is tried again: an operation that stops can be gone on with.
+here: bytes. Every failure is one sentence, and nothing is tried again here: that is up to who carries an operation out.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class PostgresFleet:
 
 
 class PostgresFleetAccess(FleetAccess):
-    """The fleet in one PostgreSQL, over a connection of the caller's."""
+    """The fleet in one PostgreSQL, over a connection that is made anew where it was cut."""
 
     def __init__(self, connector: PostgresConnector, connection: Connection) -> None:
         self._connector = connector
@@ -141,11 +141,20 @@ class PostgresFleetAccess(FleetAccess):
 
     async def look(self, name: str = "") -> FleetView:
         with _in_words(self._connector):
-            return await self._fleet.look(self._connection, name)
+            return await self._fleet.look(await self._open(), name)
 
     async def advance(self, version: int, document: bytes, name: str = "", order: bytes = b"") -> bool:
         with _in_words(self._connector):
-            return await self._fleet.advance(self._connection, version, document, name, order)
+            return await self._fleet.advance(await self._open(), version, document, name, order)
+
+    async def _open(self) -> Connection:
+        if self._connection.closed:
+            self._connection = await self._connector.connect()
+        return self._connection
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -155,10 +164,11 @@ async def postgres_fleet(address: PostgresAddress) -> AsyncIterator[PostgresFlee
     connector.check()
     with _in_words(connector):
         connection = await connector.connect()
+    access = PostgresFleetAccess(connector, connection)
     try:
-        yield PostgresFleetAccess(connector, connection)
+        yield access
     finally:
-        await connection.close()
+        await access.close()
 
 
 @contextlib.contextmanager
