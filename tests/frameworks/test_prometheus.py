@@ -5,6 +5,7 @@ Whichever worker is asked, and the admin process, all show what the clients have
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -104,7 +105,8 @@ def kill_and_reload(shop: Shop) -> None:
         try:
             while not over.wait(0.05):
                 at_admin.see(scrape(shop.admin))
-                at_application.see(parsed(fetch(shop.address, "/own")[2]))
+                with contextlib.suppress(ConnectionError):  # of the worker that is killed
+                    at_application.see(parsed(fetch(shop.address, "/own")[2]))
         except BaseException as error:
             failures.append(error)
 
