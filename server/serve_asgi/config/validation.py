@@ -190,18 +190,23 @@ def _check_health(found: Found) -> None:
 
 
 def _check_request_timeout(found: Found) -> None:
-    rules = found.get("request_timeout")
+    _check_prefixes(found, "request_timeout", read_path_time, "the time for all paths")
+
+
+def _check_prefixes(found: Found, name: str, read: Callable[[str], tuple[str, object]], of_all: str) -> None:
+    """Each prefix has one rule; `of_all` names the one without a prefix."""
+    rules = found.get(name)
     if rules is None:
         return
     prefixes = []
     for text in rules.value:
         try:
-            prefixes.append(read_path_time(text)[0])
+            prefixes.append(read(text)[0])
         except ValueError as error:
             raise UsageError(f"{rules.source}: {error}") from None
     for prefix in prefixes:
         if prefixes.count(prefix) > 1:
-            raise UsageError(f"{rules.source}: {prefix or 'the time for all paths'} is given twice: leave one out")
+            raise UsageError(f"{rules.source}: {prefix or of_all} is given twice: leave one out")
 
 
 def _check_static(found: Found) -> None:
@@ -210,18 +215,7 @@ def _check_static(found: Found) -> None:
             read_static(text)
         except ValueError as error:
             raise UsageError(f"{found['static'].source}: {error}") from None
-    if (ages := found.get("static_max_age")) is None:
-        return
-    prefixes = []
-    for text in ages.value:
-        try:
-            prefixes.append(read_max_age(text)[0])
-        except ValueError as error:
-            raise UsageError(f"{ages.source}: {error}") from None
-    for prefix in prefixes:
-        if prefixes.count(prefix) > 1:
-            what = prefix or "the lifetime of all files"
-            raise UsageError(f"{ages.source}: {what} is given twice: leave one out")
+    _check_prefixes(found, "static_max_age", read_max_age, "the lifetime of all files")
 
 
 def _check_unix(found: Found) -> None:
