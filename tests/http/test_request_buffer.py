@@ -178,7 +178,7 @@ def test_bytes_around_chunks_are_paid_for_by_their_content() -> None:
 
 
 def test_a_memory_that_does_not_pay_rests() -> None:
-    cache: BoundedCache[int, int] = BoundedCache()
+    cache = BoundedCache()
     for number in range(CAPACITY + 1):
         cache.keep(number, number, number)
     assert cache.resting == REST

@@ -10,13 +10,13 @@ import pytest
 
 from serve_asgi.http import write_batching as batching
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
-from serve_asgi.http.write_batching import PATIENCE, WriteBatch
+from serve_asgi.http.write_batching import PATIENCE, Holder, WriteBatch
 from tests.http.http_server import GET, HttpServer, respond
 
 Serve = Callable[..., HttpServer]
 
 
-class Writes:
+class Writes(Holder):
     """Counts the moments at which it was written."""
 
     def __init__(self) -> None:

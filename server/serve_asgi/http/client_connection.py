@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, cast
 
+from serve_asgi.http.client_end import ClientEnd
 from serve_asgi.http.client_socket import hang_up
 from serve_asgi.http.closing import PoliteClose
 from serve_asgi.http.connection_states import CLOSED, CLOSING, NEW, ConnectionState, check_transition
@@ -27,24 +28,17 @@ _TLS_NOT_MOVED: Final = int(Cell.TLS_NOT_MOVED)
 _RETIRING: Final = frozenset({WorkerPhase.HANDING_OVER, WorkerPhase.CLOSING})
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(ClientEnd, asyncio.Protocol):
     """One client connection; see `serve_asgi.http.worker_context.ClientConnection` for what the worker asks of it."""
 
     __slots__ = (
         "_closing",
-        "client",
         "deadline",
         "eof",
         "hand_over",
-        "number",
         "output",
-        "read_paused",
-        "scheme",
-        "server",
         "state",
-        "tls",
         "transport",
-        "trusted",
         "worker",
     )
 
@@ -72,6 +66,7 @@ class HttpConnection(asyncio.Protocol):
         self.eof = False
         """The client has shut down its write side. It may still read: what it has sent whole is answered."""
         self.read_paused = False
+        self.life = None
 
     def become(self, state: ConnectionState) -> None:
         """Change the state, by a way that the table has."""

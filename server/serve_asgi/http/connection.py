@@ -66,7 +66,10 @@ class Http1Connection(HttpConnection):
     is in the middle of a response, and the application is called for its next life.
     """
 
-    __slots__ = ("life", "pipeline", "records", "timeouts")
+    __slots__ = ("pipeline", "records", "timeouts")
+
+    life: Http1Life | None
+    """Of the response in progress, if that is to survive."""
 
     def __init__(
         self, worker: WorkerContext, record: HandOverRecord | None = None, survival: SurvivalRecord | None = None
@@ -74,8 +77,6 @@ class Http1Connection(HttpConnection):
         super().__init__(worker, HandOver(record, survival))
         self.timeouts = Timeouts(worker, self.output)
         self.pipeline = RequestPipeline(worker, self.output, self.timeouts)
-        self.life: Http1Life | None = None
-        """Of the response in progress, if that is to survive."""
         self.deadline = INFINITY
         self.records = RecordTimes()
 

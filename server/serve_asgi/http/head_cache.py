@@ -7,8 +7,8 @@ it is small; where little repeats it soon stops looking up and storing, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Final
 
 from serve_asgi.http.head_parsers import Parser
 from serve_asgi.http.request_head import Head
@@ -25,22 +25,19 @@ REST: Final = 60
 
 _REQUESTS: Final = int(Cell.REQUESTS)
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
 
-
-class BoundedCache(Generic[K, V]):
+class BoundedCache:
     """One cache. `known.get(key)` looks up, if `resting` is 0; `keep` adds what had to be worked out."""
 
     __slots__ = ("_asked", "known", "resting")
 
     def __init__(self) -> None:
-        self.known: dict[K, V] = {}
+        self.known: dict[Any, Any] = {}
         self.resting = 0
         """Ticks for which the cache is still not to be used."""
         self._asked = 0
 
-    def keep(self, key: K, value: V, asked: int) -> None:
+    def keep(self, key: Any, value: Any, asked: int) -> None:
         """Add a result; `asked` counts all look-ups that there were in this process."""
         known = self.known
         if len(known) >= CAPACITY:
@@ -65,7 +62,7 @@ class CachedHeadReader:
         """`check` raises BadRequest for a head that the configured limits refuse."""
         self._check = check
         self._parser = new_parser()
-        self._heads: BoundedCache[bytes, Head] = BoundedCache()
+        self._heads = BoundedCache()
 
     def read(self, data: bytes, cells: memoryview) -> Head:
         """The head that `data` is, from the request line up to and including CRLFCRLF; `cells` is the worker's row.
@@ -75,7 +72,7 @@ class CachedHeadReader:
         heads = self._heads
         if heads.resting or len(data) > LARGEST_HEAD:
             return self._parse(data)
-        head = heads.known.get(data)
+        head: Head | None = heads.known.get(data)
         if head is None:
             head = self._parse(data)
             heads.keep(data, head, cells[_REQUESTS])

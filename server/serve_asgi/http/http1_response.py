@@ -105,22 +105,22 @@ class Http1Response(Response):
         ends = phase is _CLOSING or (phase is _HANDING_OVER and connection.is_stationary())
         return ends and not connection.requests_wait()
 
+    def _leaves_body(self) -> bool:
+        """Whether too much of the request's body is still to come for it to be read after the response."""
+        body = self.request.body
+        return body is not None and not body.whole and not body.discardable()
+
     def _head_bytes(self, framing: ResponseFraming, more: bool) -> bytes:
         """The head; decides whether the connection persists. With `more`, body is still to come on the wire."""
         worker, head, flags, request_body = self.worker, self.head, self._flags, self.request.body
         self.close = close = (
             not head.keep_alive
-            or (worker.phase is not _SERVING and self._is_last())
-            or (worker.announce_close and not self._connection.requests_wait())
+            or bool(worker.phase is not _SERVING and self._is_last())
+            or bool(worker.announce_close and not self._connection.requests_wait())
             or not worker.config.keep_alive
             or flags & _CLOSE != 0
             or framing.kind is BodyFraming.CLOSE
-            or (
-                not (more and framing.kind is not NONE)
-                and request_body is not None
-                and not request_body.whole
-                and not request_body.discardable()
-            )
+            or (not (more and framing.kind is not NONE) and self._leaves_body())
         )
         if request_body is not None:
             request_body.may_continue = False

@@ -85,6 +85,7 @@ class Request:
         "_gone",
         "_identity",
         "_told",
+        "_waits_for_gone",
         "_worker",
         "begun",
         "body",
@@ -112,6 +113,10 @@ class Request:
         """Set when the response is complete, or lost: `receive` says from then on that the client has gone."""
         self.waiters: list[asyncio.Future[None]] | None = None
         """Who waits in `receive`: to be told by `wake` when there is something new."""
+        self._gone = self._waits_for_gone = False
+        """Whether the client that has shut down its side is taken to be gone, or will be soon."""
+        self._told = False
+        """Whether `receive` has said that the response has ended, or its life."""
         path, raw_path, root_path = head.text, head.path, worker.root_path
         if root_path and not (path + "/").startswith(root_path + "/"):
             # A proxy may or may not have taken the mount point off; the application always sees the whole path.
@@ -158,11 +163,6 @@ class Request:
                 forwarded.apply(self.scope)
                 self.client = forwarded.client
 
-    _gone: bool
-    """Not set until `receive` finds that the client has shut down its side."""
-    _told: bool
-    """Not set until `receive` says that the response has ended, or its life."""
-
     # ---- the application's side
 
     async def receive(self) -> Message:
@@ -199,8 +199,8 @@ class Request:
 
         Frameworks end their work at http.disconnect, and a client that waits for its response is to have it.
         """
-        if not hasattr(self, "_gone"):
-            self._gone = False
+        if not self._waits_for_gone:
+            self._waits_for_gone = True
             self._worker.loop.call_later(HALF_CLOSED_TIME, self._take_for_gone)
         return self._gone
 
@@ -234,7 +234,7 @@ class Request:
 
     def knows_of_end(self) -> bool:
         """Whether the application has received that the response has ended, or its life."""
-        return hasattr(self, "_told")
+        return self._told
 
     def client_has_ended(self) -> bool:
         """Whether the client has shut down its side."""

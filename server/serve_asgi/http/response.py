@@ -150,8 +150,6 @@ class Response:
     """In state OVER."""
     _dropped_since: float
     """In state LOST: when the first message that nobody can get was sent (loop time, s), or 0."""
-    _first_at: float
-    """When the first byte was written (time.perf_counter, s), if more was to follow."""
     _length: int
     """The application's Content-Length, or -1."""
     _flags: int
@@ -170,6 +168,8 @@ class Response:
         self.close = False
         """Whether the connection ends with this response."""
         self._framing: ResponseFraming | None = None
+        self._first_at = 0.0
+        """When the first byte was written (time.perf_counter, s), if more was to follow; or 0."""
 
     # ---- the application's messages
 
@@ -438,7 +438,7 @@ class Response:
             "sent": self.sent,
             "close": self.close,
             "framing": self._framing.travels(),
-            "first": getattr(self, "_first_at", 0.0),
+            "first": self._first_at,
         }
 
     def resume(self, values: dict[str, Any]) -> None:
@@ -520,7 +520,7 @@ class Response:
 
     def _count_stream(self, took: float) -> bool:
         """Whether this was a stream (`STREAM_TIME`), which is then counted as such; `took`: from its request on (s)."""
-        first = getattr(self, "_first_at", 0.0) - self.request.begun
+        first = self._first_at - self.request.begun
         if first < 0 or took - first <= STREAM_TIME:
             return False
         cells = self.worker.cells

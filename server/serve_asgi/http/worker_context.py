@@ -271,7 +271,7 @@ class WorkerContext:
         self.not_survived = RareLine(NOT_SURVIVED_EVERY)
         """Connections that were to survive and did not."""
         self.heads = CachedHeadReader(self.new_parser, self.check_head)
-        self.encoded_headers: BoundedCache[Any, tuple[bytes, int, int]] = BoundedCache()
+        self.encoded_headers = BoundedCache()
         """What `serve_asgi.http.response_head.encode_headers` made of the headers that applications sent recently."""
 
     @property

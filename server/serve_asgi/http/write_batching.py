@@ -10,8 +10,8 @@ requests take longer than that, responses do not wait for each other at all.
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import Final, Protocol
+from time import perf_counter
+from typing import Final
 
 PATIENCE: Final = 0.0005
 """Seconds that a response may wait while further ones are made."""
@@ -20,11 +20,14 @@ SLOW: Final = 1.0
 """Seconds for which responses are written at once after a request that kept the others waiting for longer."""
 
 
-class Holder(Protocol):
+class Holder:
     """Something that holds bytes back."""
+
+    __slots__ = ()
 
     def flush(self) -> None:
         """Write them."""
+        raise NotImplementedError
 
 
 class WriteBatch:
@@ -41,7 +44,7 @@ class WriteBatch:
 
     def add(self, holder: Holder) -> None:
         """`flush` is called soon, or at once."""
-        now = time.perf_counter()
+        now = perf_counter()
         waiting = self._waiting
         if waiting:
             waiting.append(holder)

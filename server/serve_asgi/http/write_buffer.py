@@ -13,6 +13,7 @@ from typing import Final
 
 from serve_asgi.http.client_socket import unacknowledged
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
+from serve_asgi.http.write_batching import Holder
 
 HOLD_LIMIT: Final = 65536
 """This many held bytes are written at once."""
@@ -23,7 +24,7 @@ LARGE: Final = 16384
 _SERVING: Final = WorkerPhase.SERVING
 
 
-class WriteBuffer:
+class WriteBuffer(Holder):
     """What the responses of one connection are written through. `hold` is for bytes that others will follow, `write`
     for the last of them.
     """

@@ -13,6 +13,7 @@ import math
 from typing import Final, Protocol
 
 from serve_asgi.http import refusals
+from serve_asgi.http.client_end import ClientEnd
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.error_codes import ErrorCode
 from serve_asgi.http.h2.events import Fields
@@ -78,7 +79,7 @@ class StreamConnection(Protocol):
         """The worker retires, and something has happened to a stream that is to survive."""
 
 
-class Exchange:
+class Exchange(ClientEnd):
     """One of them: source of the request, sink of the response, and what that is written through.
 
     It is `serve_asgi.http.request_receive.RequestSource` and `serve_asgi.http2.response.ResponseStream`.
@@ -89,22 +90,17 @@ class Exchange:
         "_returned",
         "_sent",
         "_waiters",
-        "client",
         "connection",
         "core",
         "deadline",
-        "life",
-        "number",
         "paused",
         "request",
         "response",
-        "scheme",
-        "server",
         "stream_id",
-        "tls",
-        "trusted",
     )
 
+    life: StreamLife | None
+    """Of the response, if that is to survive."""
     request: Request
     response: Http2Response
 
@@ -118,8 +114,8 @@ class Exchange:
         self.trusted = connection.trusted
         self.tls = connection.tls
         self.number = connection.number
-        self.life: StreamLife | None = None
-        """Of the response, if that is to survive."""
+        self.life = None
+        self.read_paused = False  # a stream never is: its window closes
         self.paused = False
         """Enough of the response waits for the client's window."""
         self.deadline = INFINITY
@@ -177,11 +173,6 @@ class Exchange:
     def eof(self) -> bool:
         """The client has shut down its side of the connection."""
         return self.connection.eof
-
-    @property
-    def read_paused(self) -> bool:
-        """A stream is never paused: its window closes."""
-        return False
 
     @property
     def begun(self) -> float:

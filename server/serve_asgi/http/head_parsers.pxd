@@ -1,0 +1,16 @@
+from serve_asgi.http.request_head cimport Head, make_head
+
+
+cdef class HttptoolsParser:
+    cdef object _httptools
+    cdef list _headers
+    cdef bytes _url
+    cdef object _parser
+
+    cpdef Head parse_head(self, bytes data)
+
+
+cdef class H11Parser:
+    cdef object _h11
+
+    cpdef Head parse_head(self, bytes data)

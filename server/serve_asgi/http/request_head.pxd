@@ -1,0 +1,23 @@
+cdef frozenset _WATCHED
+cdef int _MAX_LENGTH_DIGITS
+
+
+cdef class Head:
+    cdef public str method
+    cdef public bytes target
+    cdef public str version
+    cdef public list headers
+    cdef public bytes path
+    cdef public str text
+    cdef public bytes query
+    cdef public Py_ssize_t body
+    cdef public bint keep_alive
+    cdef public bint expect_continue
+    cdef public bint te_trailers
+    cdef public bint websocket
+    cdef public bint forwarding
+    cdef public object logged
+
+
+cpdef Head make_head(str method, bytes target, str version, list headers)
+cdef bint _is_plain(Head head, list headers, str version) except -1

@@ -1,0 +1,16 @@
+cdef object perf_counter
+
+
+cdef class Holder:
+    cpdef flush(self)
+
+
+cdef class WriteBatch:
+    cdef object _loop
+    cdef list _waiting
+    cdef double _due
+    cdef double _last
+    cdef double _at_once_until
+
+    cpdef add(self, Holder holder)
+    cpdef end(self)

@@ -1,0 +1,19 @@
+from serve_asgi.http.worker_context cimport WorkerContext
+from serve_asgi.http.write_batching cimport Holder
+
+cdef object _SERVING
+
+
+cdef class WriteBuffer(Holder):
+    cdef list _held
+    cdef Py_ssize_t _held_size
+    cdef Py_ssize_t _unread
+    cdef list _waiters
+    cdef public bint batching
+    cdef public Py_ssize_t file_left
+    cdef public bint paused
+    cdef public object transport
+    cdef public WorkerContext worker
+
+    cpdef write(self, bytes data)
+    cpdef hold(self, bytes data)
