@@ -2,6 +2,9 @@ from serve_asgi.http.client_end cimport ClientEnd
 from serve_asgi.http.worker_context cimport WorkerContext
 from serve_asgi.http.write_buffer cimport WriteBuffer
 
+cdef Py_ssize_t _CONNECTIONS
+cdef Py_ssize_t _TLS_NOT_MOVED
+
 
 cdef class HttpConnection(ClientEnd):
     cdef object _closing

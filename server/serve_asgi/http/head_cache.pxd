@@ -10,9 +10,10 @@ cdef class BoundedCache:
 
 
 cdef class CachedHeadReader:
+    cdef const unsigned long long[:] _cells
     cdef object _check
     cdef object _parser
     cdef BoundedCache _heads
 
-    cpdef Head read(self, bytes data, const unsigned long long[:] cells)
+    cpdef Head read(self, bytes data)
     cdef Head _parse(self, bytes data)

@@ -56,16 +56,17 @@ class BoundedCache:
 class CachedHeadReader:
     """Reads whole heads for all connections of a worker."""
 
-    __slots__ = ("_check", "_heads", "_parser")
+    __slots__ = ("_cells", "_check", "_heads", "_parser")
 
-    def __init__(self, new_parser: Callable[[], Parser], check: Callable[[Head], None]) -> None:
-        """`check` raises BadRequest for a head that the configured limits refuse."""
+    def __init__(self, new_parser: Callable[[], Parser], check: Callable[[Head], None], cells: memoryview) -> None:
+        """`check` raises BadRequest for a head that the configured limits refuse; `cells` is the worker's row."""
+        self._cells = cells
         self._check = check
         self._parser = new_parser()
         self._heads = BoundedCache()
 
-    def read(self, data: bytes, cells: memoryview) -> Head:
-        """The head that `data` is, from the request line up to and including CRLFCRLF; `cells` is the worker's row.
+    def read(self, data: bytes) -> Head:
+        """The head that `data` is, from the request line up to and including CRLFCRLF.
 
         It is shared by equal requests: nobody may change it. Raises BadRequest.
         """
@@ -75,7 +76,7 @@ class CachedHeadReader:
         head: Head | None = heads.known.get(data)
         if head is None:
             head = self._parse(data)
-            heads.keep(data, head, cells[_REQUESTS])
+            heads.keep(data, head, self._cells[_REQUESTS])
         return head
 
     def _parse(self, data: bytes) -> Head:

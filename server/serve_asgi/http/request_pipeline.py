@@ -186,7 +186,7 @@ class RequestPipeline:
         worker = self._worker
         cells = worker.cells
         try:
-            head = worker.heads.read(data, cells)
+            head = worker.heads.read(data)
         except BadRequest as refused:
             if data == PRIOR_KNOWLEDGE and self._begins_http2(connection):
                 connection.upgrade_to_http2(data + rest + self.buffer)

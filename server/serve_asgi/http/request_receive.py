@@ -1,3 +1,4 @@
+# cython: annotation_typing=True
 """A request as its application has it: the scope, and `receive`.
 
 It owns the scope, the application's task, and whoever waits in `receive`. Rules: `receive` gives the body in the order

@@ -1,3 +1,5 @@
+cimport cython
+
 from serve_asgi.http.client_end cimport ClientEnd
 from serve_asgi.http.head_cache cimport BoundedCache
 from serve_asgi.http.request_head cimport Head
@@ -7,6 +9,18 @@ from serve_asgi.http.worker_context cimport WorkerContext
 
 cdef object perf_counter
 cdef object bisect_left
+cdef object WAITING
+cdef object STARTED
+cdef object DONE
+cdef object LOST
+cdef object STREAMING
+cdef dict STATUS_LINES
+cdef Py_ssize_t _REQUESTS
+cdef Py_ssize_t _STATUS
+cdef Py_ssize_t _TRAILERS
+cdef Py_ssize_t _BODILESS
+cdef object _SERVING
+cdef frozenset NO_CONTENT
 
 
 cdef class Response:
@@ -27,11 +41,14 @@ cdef class Response:
     cdef public Py_ssize_t status
     cdef public WorkerContext worker
 
+    @cython.locals(worker=WorkerContext, known=BoundedCache, block=bytes, length=Py_ssize_t, flags=Py_ssize_t)
     cpdef _start(self, message)
     cpdef _first(self, bytes body, bint more)
     cpdef write_next(self, bytes body, bint more)
     cpdef _go_on_streaming(self)
     cpdef ResponseFraming _frame(self, Py_ssize_t size, bint more)
     cpdef _body_sent(self, ResponseFraming framing)
+    @cython.locals(request=Request)
     cpdef _complete(self)
+    @cython.locals(worker=WorkerContext, request=Request, took=double)
     cpdef _count(self)

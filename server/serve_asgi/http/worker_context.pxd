@@ -9,7 +9,7 @@ cdef class WorkerContext:
     cdef public object access_log
     cdef public object app
     cdef public object catch_up
-    cdef public object cells
+    cdef public unsigned long long[:] cells
     cdef public object config
     cdef public object connections
     cdef public object context
@@ -38,8 +38,7 @@ cdef class WorkerContext:
     cdef public long long numbers
     cdef public bytes persistent
     cdef public object phase
-    cdef const unsigned long long[:] _published
-    cdef public object published
+    cdef public const unsigned long long[:] published
     cdef public bytes raw_root_path
     cdef public long long received
     cdef public object request_ids
@@ -55,5 +54,4 @@ cdef class WorkerContext:
     cdef public object tls_at_plain_address
     cdef public Py_ssize_t to_lend
     cdef public double took
-    cdef unsigned long long[:] row
     cdef public WriteBatch write_batch

@@ -270,7 +270,7 @@ class WorkerContext:
         """Clients that speak TLS to an address that does not."""
         self.not_survived = RareLine(NOT_SURVIVED_EVERY)
         """Connections that were to survive and did not."""
-        self.heads = CachedHeadReader(self.new_parser, self.check_head)
+        self.heads = CachedHeadReader(self.new_parser, self.check_head, cells)
         self.encoded_headers = BoundedCache()
         """What `serve_asgi.http.response_head.encode_headers` made of the headers that applications sent recently."""
 
