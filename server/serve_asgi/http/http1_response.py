@@ -50,7 +50,7 @@ class Http1Response(Response):
 
     def _first(self, body: bytes, more: bool) -> None:
         """Write the head together with the first of the body."""
-        worker, head, length, size = self.worker, self.head, self._length, len(body)
+        worker, head, output, length, size = self.worker, self.head, self.output, self._length, len(body)
         request_body = self.request.body
         if (
             more
@@ -65,12 +65,11 @@ class Http1Response(Response):
             framing = self._frame(size, more)
             start = self._head_bytes(framing, more)
             if framing.kind is NONE:
-                self.output.write(start)
+                output.write(start)
                 self._end_without_body(more)
                 return
             payload = framing.payload(body, more)
             self.sent = size
-            output = self.output
             if size > LARGE and payload:
                 output.write_large(start, payload)
                 start = b""
@@ -86,11 +85,11 @@ class Http1Response(Response):
                 self._go_on_streaming()
         elif length == size:
             self.sent = size
-            self.output.write(b"".join((STATUS_LINES[self.status], self._block, worker.persistent, b"\r\n", body)))
+            output.write(b"".join((STATUS_LINES[self.status], self._block, worker.persistent, b"\r\n", body)))
             self._complete()
         elif length < 0:
             self.sent = size
-            self.output.write(
+            output.write(
                 b"%b%b%bcontent-length: %d\r\n\r\n%b"
                 % (STATUS_LINES[self.status], self._block, worker.persistent, size, body)
             )
