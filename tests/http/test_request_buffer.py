@@ -193,21 +193,19 @@ def test_a_memory_that_does_not_pay_rests() -> None:
 
 def test_heads_that_come_again_are_read_once() -> None:
     checked: list[Head] = []
-    reader, row = CachedHeadReader(HttptoolsParser, checked.append), cells()
-    try:
-        assert reader.read(GET, row) is reader.read(GET, row)
-        large = GET[:-2] + b"A: " + b"b" * LARGEST_HEAD + b"\r\n\r\n"
-        assert reader.read(large, row) is not reader.read(large, row)
-        assert len(checked) == 3
-        for number in range(CAPACITY + 1):
-            row[Cell.REQUESTS] += 1
-            reader.read(GET.replace(b"/", b"/%d" % number, 1), row)
-        assert reader.read(GET, row) is not reader.read(GET, row)  # it rests
-        for _ in range(REST):
-            reader.tick()
-        assert reader.read(GET, row) is reader.read(GET, row)
-    finally:
-        row.release()
+    row = cells()
+    reader = CachedHeadReader(HttptoolsParser, checked.append, row)
+    assert reader.read(GET) is reader.read(GET)
+    large = GET[:-2] + b"A: " + b"b" * LARGEST_HEAD + b"\r\n\r\n"
+    assert reader.read(large) is not reader.read(large)
+    assert len(checked) == 3
+    for number in range(CAPACITY + 1):
+        row[Cell.REQUESTS] += 1
+        reader.read(GET.replace(b"/", b"/%d" % number, 1))
+    assert reader.read(GET) is not reader.read(GET)  # it rests
+    for _ in range(REST):
+        reader.tick()
+    assert reader.read(GET) is reader.read(GET)
 
 
 def test_hosts_that_were_found_valid_are_remembered_up_to_a_limit() -> None:

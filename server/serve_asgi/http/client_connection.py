@@ -73,6 +73,10 @@ class HttpConnection(ClientEnd, asyncio.Protocol):
         check_transition(self.state, state)
         self.state = state
 
+    def has_ended(self) -> bool:
+        """Whether the client has shut down its side."""
+        return self.eof
+
     # ---- its beginning
 
     def attach(self, transport: asyncio.BaseTransport, counted: bool = False) -> None:

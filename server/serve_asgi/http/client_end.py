@@ -1,7 +1,8 @@
 """The client's end of a request and its response: a connection of HTTP/1.1, or a stream of one of HTTP/2.
 
-It owns what each request reads of it, so that this is in the same place whatever the client speaks (for the compiled
-core that is a field of a struct). What a request and its response ask it to do is `RequestSource` and `ResponseSink`.
+It owns what requests read of it and ask of it, in the same place whatever the client speaks: for the compiled core that
+is a field of a struct. What they mean is said where they are asked for: `serve_asgi.http.request_receive.RequestSource`
+and `serve_asgi.http.response.ResponseSink`.
 """
 
 from __future__ import annotations

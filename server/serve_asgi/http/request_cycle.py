@@ -27,6 +27,7 @@ from serve_asgi.logs.server_log import about
 
 _log: Final = logging.getLogger("serve.error")
 
+_Task: Final = asyncio.Task
 _EAGER: Final = sys.version_info >= (3, 12)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _EXCUSED_5XX: Final = int(Cell.EXCUSED_5XX)
@@ -39,7 +40,7 @@ def call_application(worker: WorkerContext, request: Request, response: Response
     worker.cells[_IN_FLIGHT] += 1  # until the end of run_cycle(); now, since a task that is not eager begins later
     cycle = run_cycle(worker, request, response)
     if _EAGER:
-        task = asyncio.Task(cycle, loop=worker.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
+        task = _Task(cycle, loop=worker.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
     else:
         task = worker.loop.create_task(cycle, context=context)
     if not task.done():

@@ -61,12 +61,11 @@ class RequestSource(Protocol):
         """By which an application's call finds it (`serve_asgi.http.worker_context.WorkerContext.numbered`)."""
 
     @property
-    def eof(self) -> bool:
-        """The client has shut down its side."""
-
-    @property
     def read_paused(self) -> bool:
         """Nothing is read from it."""
+
+    def has_ended(self) -> bool:
+        """Whether the client has shut down its side."""
 
     def new_body(self, head: Head) -> RequestBody:
         """What holds the body that this head announces."""
@@ -101,13 +100,14 @@ class Request:
 
     def __init__(self, connection: RequestSource, worker: WorkerContext, head: Head) -> None:
         self._connection = connection
+        end = self._connection  # of whose type more is known than of the argument's
         self._worker = worker
         self.head = head
         self.begun = perf_counter()
         """When it began (time.perf_counter, s)."""
         self.task: asyncio.Task[None] | None = None
         """Runs the application, if that has not returned before its first wait."""
-        self.body = connection.new_body(head) if head.body else None
+        self.body = end.new_body(head) if head.body else None
         self.taken = False
         """The application has had the whole body."""
         self.ended = False
@@ -129,37 +129,37 @@ class Request:
             "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
             "http_version": head.version,
             "method": head.method,
-            "scheme": connection.scheme,
+            "scheme": end.scheme,
             "path": path,
             "raw_path": raw_path,
             "query_string": head.query,
             "root_path": root_path,
             "headers": head.headers.copy(),  # the head is shared with equal requests
-            "client": connection.client,
-            "server": connection.server,
+            "client": end.client,
+            "server": end.server,
             "state": worker.state.copy() if worker.state else {},
             "extensions": {
                 "http.response.pathsend": {},
                 "http.response.zerocopysend": {},
-                "serve": {"generation": worker.generation, "slot": worker.slot, "connection": connection.number},
+                "serve": {"generation": worker.generation, "slot": worker.slot, "connection": end.number},
                 EXTENSION: {},
             },
         }
         if worker.early_hints:
             self.scope["extensions"][EARLY_HINT] = {}
-        if connection.tls is not None:
-            self.scope["extensions"]["tls"] = tls_extension(connection.tls.info)
-            if connection.tls.stays():
+        if end.tls is not None:
+            self.scope["extensions"]["tls"] = tls_extension(end.tls.info)
+            if end.tls.stays():
                 del self.scope["extensions"][EXTENSION]
         if head.te_trailers:
             self.scope["extensions"]["http.response.trailers"] = {}
         self._identity = (
             worker.request_ids.keep_or_generate(self.scope["headers"]) if worker.request_ids.generates else ""
         )
-        self.client = connection.client
+        self.client = end.client
         """Whose request it is: the connection's client, or who a trusted proxy says."""
-        if head.forwarding and connection.trusted:
-            forwarded = worker.forwarding.understand(head.headers, connection.client)
+        if head.forwarding and end.trusted:
+            forwarded = worker.forwarding.understand(head.headers, end.client)
             if forwarded is not None:
                 forwarded.apply(self.scope)
                 self.client = forwarded.client
@@ -186,7 +186,7 @@ class Request:
                 if more or self._connection.read_paused:  # also after the last: the client's end is to be noticed
                     self._connection.adjust_reading()
                 return {"type": "http.request", "body": data, "more_body": more}
-            if self._connection.eof and self._taken_for_gone():
+            if self._connection.has_ended() and self._taken_for_gone():
                 return {"type": "http.disconnect"}
             if body is not None and body.awaits_continue and body.may_continue:
                 # RFC 9110 10.1.1: while no byte of the final response is written. Not held back after a mere
@@ -239,7 +239,7 @@ class Request:
 
     def client_has_ended(self) -> bool:
         """Whether the client has shut down its side."""
-        return self._connection.eof
+        return self._connection.has_ended()
 
     def wake(self) -> None:
         """Let `receive` look again."""

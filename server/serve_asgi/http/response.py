@@ -159,7 +159,7 @@ class Response:
         self.output: PieceOutput = connection.output
         self.worker = worker
         self.request = request
-        self.head = request.head
+        self.head = self.request.head
         self.state = WAITING
         self.status = 0
         """As the application has given it, or 0."""

@@ -1,6 +1,7 @@
 from serve_asgi.http.head_cache cimport BoundedCache, CachedHeadReader
 from serve_asgi.http.request_head cimport Head
 from serve_asgi.http.write_batching cimport WriteBatch
+from serve_asgi.logs.request_ids cimport RequestIds
 
 
 cdef class WorkerContext:
@@ -41,7 +42,7 @@ cdef class WorkerContext:
     cdef public const unsigned long long[:] published
     cdef public bytes raw_root_path
     cdef public long long received
-    cdef public object request_ids
+    cdef public RequestIds request_ids
     cdef public double retire_deadline
     cdef public object retiring
     cdef public str root_path

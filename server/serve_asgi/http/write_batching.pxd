@@ -9,6 +9,7 @@ cdef class WriteBatch:
     cdef object _loop
     cdef list _waiting
     cdef double _due
+    cdef object _end
     cdef double _last
     cdef double _at_once_until
 

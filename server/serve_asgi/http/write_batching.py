@@ -33,11 +33,12 @@ class Holder:
 class WriteBatch:
     """Who holds a response until the loop's turn ends. One object per worker."""
 
-    __slots__ = ("_at_once_until", "_due", "_last", "_loop", "_waiting")
+    __slots__ = ("_at_once_until", "_due", "_end", "_last", "_loop", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: list[Holder] = []
+        self._end = self.end  # a method is made anew each time that it is asked for
         self._due = 0.0  # times are time.perf_counter()'s, s
         self._last = 0.0
         self._at_once_until = 0.0
@@ -58,7 +59,7 @@ class WriteBatch:
         else:
             waiting.append(holder)
             self._due = now + PATIENCE
-            self._loop.call_soon(self.end)
+            self._loop.call_soon(self._end)
         self._last = now
 
     def end(self) -> None:

@@ -169,9 +169,8 @@ class Exchange(ClientEnd):
 
     # ---- RequestSource
 
-    @property
-    def eof(self) -> bool:
-        """The client has shut down its side of the connection."""
+    def has_ended(self) -> bool:
+        """Whether the client has shut down its side of the connection."""
         return self.connection.eof
 
     @property
