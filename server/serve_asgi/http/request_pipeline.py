@@ -56,6 +56,10 @@ class PipelinedConnection(RequestSource, Http1Sink, Protocol):
     state: ConnectionState
     deadline: float
 
+    @property
+    def eof(self) -> bool:
+        """The client has shut down its side."""
+
     def become(self, state: ConnectionState) -> None:
         """Change the state, by a way that the table has."""
 
