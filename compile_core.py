@@ -50,7 +50,7 @@ def compile_modules(target: Path, sources: Path) -> None:
             )
             for path in modules(Path())
         ]
-        made = cythonize(
+        made = cythonize(  # type: ignore[no-untyped-call]
             extensions, compiler_directives=DIRECTIVES, build_dir=f"{scratch}/c", force=True, nthreads=cores, quiet=True
         )
         command = Distribution({"name": PACKAGE, "ext_modules": made}).get_command_obj("build_ext")

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def compiled_core(root: Path, place: Path) -> list[Path]:
         if os.environ.get("SERVE_ASGI_COMPILE") == "always":
             print(done.stdout, file=sys.stderr)
         said = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise CannotCompile(said[-1])
+        raise CannotCompile(textwrap.shorten(said[-1].rpartition("Error: ")[2], 160, placeholder=" …"))
     if not (compiled := sorted(place.rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"))):
         raise CannotCompile("no module has a .pxd file beside it")
     return compiled
