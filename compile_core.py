@@ -33,30 +33,34 @@ def modules(sources: Path) -> list[Path]:
 
 
 def compile_modules(target: Path, sources: Path) -> None:
-    """Compile all of them, on every core. What goes wrong is an exception, or on stderr and a SystemExit."""
+    """Compile all of them, on every core; an empty file first, since what is missing is told sooner by it."""
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
+
+    def build(extensions: list[Extension], place: Path) -> None:
+        command = Distribution({"name": PACKAGE, "ext_modules": extensions}).get_command_obj("build_ext")
+        command.build_lib, command.build_temp, command.parallel = str(place), f"{scratch}/o", cores
+        command.ensure_finalized()
+        command.run()
 
     target, cores = target.resolve(), os.cpu_count() or 1
     os.chdir(sources)  # so that tracebacks name serve_asgi/x.py, and no directory of the build
     with tempfile.TemporaryDirectory() as scratch:
         flags = [*OPTIMIZED, f"-ffile-prefix-map={scratch}=.", *os.environ.get("CFLAGS", "").split()]
+        stripped = [] if "CFLAGS" in os.environ else [STRIPPED]  # who sets CFLAGS may want symbols
+        probe = Path(scratch, "probe.c")
+        probe.write_text("#include <Python.h>\n")
+        build([Extension("probe", [str(probe)], extra_compile_args=flags, extra_link_args=stripped)], Path(scratch))
         extensions = [
             Extension(
-                ".".join(path.with_suffix("").parts),
-                [str(path)],
-                extra_compile_args=flags,
-                extra_link_args=[] if "CFLAGS" in os.environ else [STRIPPED],  # who sets CFLAGS may want symbols
+                ".".join(path.with_suffix("").parts), [str(path)], extra_compile_args=flags, extra_link_args=stripped
             )
             for path in modules(Path())
         ]
         made = cythonize(  # type: ignore[no-untyped-call]
             extensions, compiler_directives=DIRECTIVES, build_dir=f"{scratch}/c", force=True, nthreads=cores, quiet=True
         )
-        command = Distribution({"name": PACKAGE, "ext_modules": made}).get_command_obj("build_ext")
-        command.build_lib, command.build_temp, command.parallel = str(target), f"{scratch}/o", cores
-        command.ensure_finalized()
-        command.run()
+        build(made, target)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -83,7 +84,8 @@ def compiled_core(root: Path, place: Path) -> list[Path]:
         if os.environ.get("SERVE_ASGI_COMPILE") == "always":
             print(done.stdout, file=sys.stderr)
         said = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise CannotCompile(textwrap.shorten(said[-1].rpartition("Error: ")[2], 160, placeholder=" …"))
+        reason = re.sub(r"Command '\['(.+?)'.*\]'", r"\1", said[-1].rpartition("Error: ")[2])  # without its arguments
+        raise CannotCompile(textwrap.shorten(reason, 160, placeholder=" …"))
     if not (compiled := sorted(place.rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"))):
         raise CannotCompile("no module has a .pxd file beside it")
     return compiled
