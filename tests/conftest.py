@@ -14,19 +14,19 @@ if shutil.which("initdb") is None:  # Debian has PostgreSQL's programs on no PAT
     os.environ["PATH"] += "".join(f":{each}" for each in sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:])
 ROOT = Path(__file__).resolve().parent
 ONCE = (
-    *("admin", "agent_process", "compliance", "examples", "frameworks", "loadtest", "system"),
+    *("admin", "agent_process", "examples", "frameworks", "loadtest", "system"),
     *("cli/test_commands.py", "cli/test_deploys.py", "cli/test_finding.py", "cli/test_missing_packages.py"),
     *("cli/test_reload.py", "cli/test_schedules.py", "cli/test_stop.py", "cli/test_top.py"),
     *("config/test_live_configuration.py", "config/test_mistakes.py"),
     *("in_process/test_elsewhere.py", "in_process/test_run.py"),
-    *("fuzzing/test_children.py", "fuzzing/test_corpus.py"),
+    "fuzzing/test_children.py",
     *("listener/test_file_watcher.py", "listener/test_hooks.py", "listener/test_reload_on_change.py"),
     *("supervisor/test_canary_verdict.py", "test_balance.py", "test_bare_places.py", "test_blocked.py"),
     *("test_canary_faults.py", "test_canary_load.py", "test_demo.py", "test_dockerfile.py", "test_load.py"),
-    *("test_http2_real_clients.py", "test_messenger_servers.py", "test_packaging.py", "test_proxies.py"),
-    *("test_slow_clients.py", "test_tls_real_clients.py", "test_tls_slow_readers.py"),
+    *("test_messenger_servers.py", "test_packaging.py"),
 )
-"""What does not depend on the interpreter and takes long: run on the newest one alone (the marker `once`)."""
+"""What depends neither on the interpreter nor on the core (compiled or not) and takes long: run on the newest one alone
+(the marker `once`)."""
 assert all((ROOT / each).exists() for each in ONCE), "what was moved is to be moved here too"
 
 

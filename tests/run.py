@@ -1,11 +1,13 @@
 """Install everything that the tests need and run them: `python3 tests/run.py [--checks | pytest's arguments]`.
 
-Needs Python 3 with venv and nothing else. Programs of the system that single tests need are installed where that is
-possible (root, apt-get); where it is not, those tests are skipped and named at the end, which with CI=true is a
-failure. The checks run once, the tests on the oldest and on the newest interpreter from 3.11 on that this machine
-has, or on those that TEST_PYTHONS names ("3.12 3.14"). With --checks only the checks run. Most of the time of the tests
-is that of interpreters that start, so that all code is compiled beforehand. What does not need the other is done at the
-same time: packages and the system's programs, the checks and the coverage.
+Needs Python 3 with venv and a C compiler, and nothing else. Programs of the system that single tests need are installed
+where that is possible (root, apt-get); where it is not, those tests are skipped and named at the end, which with
+CI=true is a failure. The checks run once, the tests on the oldest and on the newest interpreter from 3.11 on that this
+machine has, or on those that TEST_PYTHONS names ("3.12 3.14"). The newest runs the checkout, which is pure Python, the
+others the wheel with the compiled core, built anew whenever a file of the server has changed; or all of them the one
+that TEST_CORE names, "compiled" or "pure". With --checks only the checks run. Most of the time of the tests is that of
+interpreters that start, so that all bytecode is made beforehand. What does not need the other is done at the same time:
+packages and the system's programs, the checks and the coverage.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
+CORES = ("compiled", "pure")
 LOCK = "requirements-dev.txt"
 """The packages of the tests with their versions and the hashes of their files: a run next month is the run of today."""
+BUILT_OF = ("server", "hatch_build.py", "compile_core.py", "pyproject.toml", "README.md", LOCK)
+"""What a wheel depends on."""
 PROGRAMS = {
     "chromium": "chromium",
     "h2load": "nghttp2-client",
@@ -95,24 +100,31 @@ def main() -> int:
         print("no Python from 3.11 on was found here; install one", file=sys.stderr)
         return 2
     chosen = sorted({max(found), min(found)} if "TEST_PYTHONS" not in os.environ else found, reverse=True)
+    core = {version: os.environ.get("TEST_CORE") or CORES[version == chosen[0]] for version in chosen}
+    if not {*core.values()} <= {*CORES}:
+        print(f"TEST_CORE={os.environ['TEST_CORE']} is none of {', '.join(CORES)}", file=sys.stderr)
+        return 2
     if checks_alone:
-        return 0 if passes_checks(environment(found[chosen[0]], chosen[0])) else 1
+        return 0 if passes_checks(environment(found[chosen[0]], chosen[0], core[chosen[0]])) else 1
     with ThreadPoolExecutor(len(chosen) + 2) as pool:
         programs = pool.submit(install_programs)
-        pythons = dict(zip(chosen, pool.map(environment, map(found.__getitem__, chosen), chosen), strict=True))
+        made = pool.map(environment, map(found.__getitem__, chosen), chosen, map(core.__getitem__, chosen))
+        pythons = dict(zip(chosen, made, strict=True))
         newest = pythons[chosen[0]]
         checked = pool.submit(passes_checks, newest)
         compiled = [pool.submit(compile_all, python) for python in pythons.values()]
-        covered = covers(newest)
+        covered = core[chosen[0]] == "compiled" or covers(newest)  # what is compiled cannot be traced
         if not checked.result() or not covered:
             return 1
         for each in (programs, *compiled):
             each.result()
     status = 0
     for version in chosen:
-        print(f"\n=== tests on Python {'.'.join(map(str, version))}", flush=True)
+        running = {"compiled": "the wheel, with the compiled core", "pure": "the checkout, pure Python"}[core[version]]
+        print(f"\n=== tests on Python {'.'.join(map(str, version))}: {running}", flush=True)
         some = [] if version == chosen[0] else ["-m", "not once"]  # what does not depend on the interpreter ran before
-        status |= run(pythons[version], "-m", "pytest", *XDIST, *some, *sys.argv[1:])
+        tests = ("-m", "pytest", *XDIST, *some, *sys.argv[1:])
+        status |= run(pythons[version], *tests, TEST_CORE=core[version])  # which tests/test_compiled_core.py verifies
     return status
 
 
@@ -145,14 +157,18 @@ def covers(python: Path) -> bool:
     return passed
 
 
-def run(python: Path, *arguments: str) -> int:
+def run(python: Path, *arguments: str, **variables: str) -> int:
     """Run a command of an environment in the checkout and return its exit status."""
     print("$", python.name, *arguments, flush=True)
-    return subprocess.run([str(python), *arguments], cwd=ROOT, env=KEEPING_BYTECODE, check=False).returncode
+    variables = KEEPING_BYTECODE | variables
+    return subprocess.run([str(python), *arguments], cwd=ROOT, env=variables, check=False).returncode
 
 
 def compile_all(python: Path) -> None:
-    """Keep the bytecode of the server for its many starts, and that of the tests for each of pytest's workers."""
+    """Keep the bytecode of the server for its many starts, and that of the tests for each of pytest's workers.
+
+    pip has done it for a wheel.
+    """
     for arguments in (["compileall", "-q", "server", "examples", "loadtest"], ["pytest", "--collect-only", "-qq"]):
         command = [str(python), "-m", *arguments]
         subprocess.run(command, cwd=ROOT, env=KEEPING_BYTECODE, stdout=subprocess.DEVNULL, check=False)
@@ -212,21 +228,47 @@ def candidates() -> Iterator[Path]:
         yield from sorted(path for path in place.glob("python3.*") if re.fullmatch(r"python3\.\d+", path.name))
 
 
-def environment(interpreter: Path, version: tuple[int, int]) -> Path:
-    """A virtual environment of `interpreter` with the server and what the lock file names; return its interpreter."""
+def environment(interpreter: Path, version: tuple[int, int], core: str) -> Path:
+    """A virtual environment of `interpreter` with the server and what the lock file names; return its interpreter.
+
+    The server is the wheel with the compiled core, which runs no file of the checkout, or an editable install.
+    """
     place = ROOT / f".venv-{version[0]}.{version[1]}"
     python = place / "bin" / "python"
-    asked = hashlib.sha256(b"".join((ROOT / file).read_bytes() for file in (LOCK, "pyproject.toml"))).hexdigest()
-    installed = place / "installed"
-    if python.exists() and installed.is_file() and installed.read_text() == asked:
-        return python
+    pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
     if not python.exists():
         subprocess.run([interpreter, "-m", "venv", place], check=True)
-    pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    subprocess.run([*pip, "--require-hashes", "-r", LOCK], cwd=ROOT, check=True)
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", "."], cwd=ROOT, check=True)
-    installed.write_text(asked)
+    if is_new(place / "installed", digest(LOCK, "pyproject.toml")):
+        subprocess.run([*pip, "--require-hashes", "-r", LOCK], cwd=ROOT, check=True)
+        (place / "installed").write_text(digest(LOCK, "pyproject.toml"))
+        (place / "server").unlink(missing_ok=True)
+    server = f"{core} {digest(*BUILT_OF) if core == 'compiled' else ''}"
+    if is_new(place / "server", server):
+        editable = [] if core == "compiled" else ["--editable"]
+        subprocess.run(
+            [*pip, "--no-deps", "--no-build-isolation", "--force-reinstall", *editable, "."],
+            cwd=ROOT,
+            env={**os.environ, "SERVE_ASGI_COMPILE": "always"},
+            check=True,
+        )
+        (place / "server").write_text(server)
     return python
+
+
+def is_new(marker: Path, what: str) -> bool:
+    """Whether an environment does not have it yet, as its marker says."""
+    return not marker.is_file() or marker.read_text() != what
+
+
+def digest(*names: str) -> str:
+    """The hash of these files of the checkout, and of all files in these directories, with their names."""
+    state = hashlib.sha256()
+    for name in names:
+        place = ROOT / name
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file() and file.suffix != ".pyc":
+                state.update(f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return state.hexdigest()
 
 
 if __name__ == "__main__":

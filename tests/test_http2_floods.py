@@ -230,7 +230,6 @@ def flooding(server: RunningServer, kind: str) -> Iterator[dict[str, Any]]:
         told |= json.loads(process.stdout.readline())
 
 
-@pytest.mark.once
 @pytest.mark.timeout(600)
 def test_other_clients_notice_nothing(tmp_path: Path) -> None:
     """A client floods, and comes back whenever the server has ended its connection; of four others it is counted what

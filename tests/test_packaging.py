@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import re
 import subprocess
 import sys
@@ -61,8 +63,52 @@ def test_the_workflows_are_such_and_run_what_everybody_runs() -> None:
     assert any("tests/run.py" in step.get("run", "") for step in tests["steps"])
     told = {text.rpartition(" ")[2] for text in PROJECT["project"]["classifiers"] if "Python :: 3." in text}
     assert told == set(tests["strategy"]["matrix"]["python"])
+    assert tests["strategy"]["matrix"]["core"] == ["compiled", "pure"]
+    assert tests["steps"][-1]["env"] == {"TEST_PYTHONS": "${{ matrix.python }}", "TEST_CORE": "${{ matrix.core }}"}
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert [hook["entry"] for hook in hooks] == ["python3 tests/run.py --checks"]
+
+
+def test_wheels_are_built_for_every_version_and_platform_that_is_promised() -> None:
+    wheels = PROJECT["tool"]["cibuildwheel"]
+    told = {text.rpartition(" ")[2] for text in PROJECT["project"]["classifiers"] if "Python :: 3." in text}
+    assert wheels["build"] == [f"cp{version.replace('.', '')}-*" for version in sorted(told)]
+    assert wheels["environment"] == {"SERVE_ASGI_COMPILE": "always"}
+    program = wheels["test-command"].split()[2].replace("{project}", str(ROOT))
+    assert Path(program).is_file()
+
+    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    assert release["wheels"]["strategy"]["matrix"] == {
+        "platform": ["manylinux", "musllinux"],
+        "machine": ["x86_64", "aarch64"],
+    }
+    (build,) = [step for step in release["wheels"]["steps"] if "cibuildwheel" in step.get("uses", "")]
+    assert set(build["env"]) == {"CIBW_SKIP"}, "all else is in pyproject.toml"
+    assert "wheels" in release["publish"]["needs"]
+    uploaded = [step["with"]["name"] for step in release["wheels"]["steps"] if "upload" in step.get("uses", "")]
+    (taken,) = [step["with"] for step in release["publish"]["steps"] if "download" in step.get("uses", "")]
+    assert all(fnmatch.fnmatch(name, taken["pattern"]) for name in [*uploaded, "packages"])
+    assert taken["merge-multiple"]
+
+
+def test_a_build_that_cannot_compile_is_a_pure_wheel_and_one_line_says_why(tmp_path: Path) -> None:
+    """`always` makes it a failure, and an editable install is not compiled at all."""
+    for asked, kind, compiler in (("auto", "wheel", "false"), ("always", "wheel", "false"), ("always", "editable", "")):
+        place = tmp_path / f"{asked}-{kind}"
+        place.mkdir()
+        build = f"from hatchling import build; print(build.build_{kind}({str(place)!r}))"
+        environment = {**os.environ, "SERVE_ASGI_COMPILE": asked, "CC": compiler}
+        done = subprocess.run(
+            [sys.executable, "-c", build], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        made = [path.name.partition("-py3")[2] for path in place.glob("*.whl")]
+        if (asked, kind) == ("always", "wheel"):
+            assert (done.returncode, made) == (1, [])
+            assert "CannotCompile: " in done.stderr
+        else:
+            assert (done.returncode, made) == (0, ["-none-any.whl"]), done.stderr
+            told = done.stderr.splitlines()
+            assert [line.partition(":")[0] for line in told] == (["serve-asgi"] if kind == "wheel" else [])
 
 
 BUILD = """
@@ -83,7 +129,7 @@ assert len(pages()) > 10
 def test_the_manual_pages_are_made_with_what_the_build_asks_for() -> None:
     """pip builds in an environment that has nothing else (PEP 517)."""
     asked = {re.split("[>=<]", each)[0] for each in PROJECT["build-system"]["requires"]}
-    assert asked == {"hatchling", "click", "python-dotenv"}
+    assert asked == {"hatchling", "click", "python-dotenv", "cython", "setuptools"}
     done = subprocess.run(
         [sys.executable, "-c", BUILD, "click", "dotenv"],
         cwd=ROOT / "server",

@@ -106,7 +106,6 @@ BROKEN = {
 }
 
 
-@pytest.mark.once
 def test_bad_code_is_refused_with_its_traceback_and_the_old_serves_on(project: Path) -> None:
     """One kind after another in the same server, which the next one finds as it was."""
     wanted = {"syntax": "SyntaxError", "import": "a_module_that_is_not_there", "startup": "no database"}
@@ -126,7 +125,6 @@ def test_bad_code_is_refused_with_its_traceback_and_the_old_serves_on(project: P
         assert server.stop() == 0
 
 
-@pytest.mark.once
 def test_a_hanging_start_ends_at_its_timeout(project: Path) -> None:
     with running("app:app", "--startup-timeout", "5", directory=project) as server, connect(server) as connection:
         told(connection)
@@ -156,7 +154,6 @@ def test_five_hundred_hups_in_a_row(project: Path) -> None:
         assert server.stop() == 0
 
 
-@pytest.mark.once
 def test_the_link_is_followed_anew_for_each_generation(tmp_path: Path) -> None:
     for release in ("1", "2"):
         (tmp_path / release).mkdir()
@@ -184,7 +181,6 @@ def _link(directory: Path, target: str) -> Path:
     return link
 
 
-@pytest.mark.once
 def test_the_environment_file_is_read_anew(project: Path) -> None:
     (project / "app.py").write_text(info().replace('"version": VERSION', '"version": os.environ["RELEASE"]'))
     (project / "env").write_text("RELEASE=one\n")
@@ -212,7 +208,6 @@ def test_the_environment_file_is_read_anew(project: Path) -> None:
         assert server.stop() == 0
 
 
-@pytest.mark.once
 def test_nothing_is_left_behind(project: Path) -> None:
     with running("app:app", "--workers", "2", directory=project) as server:
         server.reload()

@@ -344,7 +344,6 @@ def test_half_a_record_is_waited_for_by_a_worker_that_stops(tmp_path: Path) -> N
         peer.plain.close()
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("request_", [b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\r\n\r\n"])
 def test_a_refused_request_is_logged_with_what_was_negotiated(tmp_path: Path, request_: bytes) -> None:
     """The second one is TLS within TLS: that the address speaks none would be wrong to say."""
@@ -457,7 +456,6 @@ def exchange(address: tuple[str, int], head: str) -> bytes:
         return b"".join(iter(lambda: plain.recv(65536), b""))
 
 
-@pytest.mark.once
 def test_plain_addresses_beside_it_redirect(tmp_path: Path) -> None:
     binds = ("--bind", "https://127.0.0.1:0", "--bind", "http://127.0.0.1:0")
     with serving(tmp_path, *binds, "--https-redirect", bind="") as server:
@@ -475,7 +473,6 @@ def test_plain_addresses_beside_it_redirect(tmp_path: Path) -> None:
         connected.close()
 
 
-@pytest.mark.once
 def test_tls_at_a_plain_address_is_closed_with_a_sentence(tmp_path: Path) -> None:
     binds = ("--bind", "https://127.0.0.1:0", "--bind", "http://127.0.0.1:0")
     with serving(tmp_path, *binds, bind="") as server:

@@ -5,6 +5,8 @@ Names are loaded when they are first asked for: the command blocks its signals b
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False  # `typing` would take two thirds of the time that passes until the signals are blocked
 if TYPE_CHECKING:
     from typing import Any
@@ -37,6 +39,11 @@ __all__ = [
     "survive",
 ]
 __version__ = "0.1.0"
+
+if os.environ.get("SERVE_ASGI_PURE_PYTHON", "0") not in ("", "0"):  # before any module that is compiled is imported
+    from serve_asgi.compiled_core import leave_out
+
+    leave_out()
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 
 import serve_asgi
+from serve_asgi import compiled_core
 from serve_asgi.cli.main import run_command_line
 from serve_asgi.config.options import GROUPS, flag, options
 
-ROOT = Path(serve_asgi.__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +196,9 @@ def test_a_former_name_is_understood_and_not_shown(tmp_path: Path) -> None:
 
 def test_version(tmp_path: Path) -> None:
     done = run("--version", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, f"serve {serve_asgi.__version__}\n")
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    core = compiled_core.core(compiled_core.installed_modules())
+    assert (done.returncode, done.stdout) == (0, f"serve {serve_asgi.__version__}, {python}, {core} core\n")
 
 
 def test_a_mistake_of_a_real_process_has_no_traceback(tmp_path: Path) -> None:

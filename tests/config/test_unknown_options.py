@@ -78,3 +78,8 @@ def test_the_operator_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert told in server.log()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
+
+
+def test_the_variables_of_the_compiled_core_are_known() -> None:
+    assert told_of({"SERVE_ASGI_PURE_PYTHON": "1", "SERVE_ASGI_COMPILE": "never"}) == []
+    assert "did you mean SERVE_ASGI_PURE_PYTHON" in told_of({"SERVE_ASGI_PURE_PYTHN": "1"})[0]

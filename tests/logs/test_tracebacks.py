@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -158,3 +159,15 @@ def test_what_tells_of_a_client_that_has_gone() -> None:
     for _ in range(sys.getrecursionlimit()):
         deep = BaseExceptionGroup("one in another", [deep])
     assert not tells(deep)  # further than anybody looks
+
+
+def test_frames_of_compiled_modules_whose_files_are_relative_are_the_servers() -> None:
+    module: dict[str, Any] = {}
+    exec(compile("def call(function):\n    function()\n", "serve_asgi/http/request_cycle.py", "exec"), module)
+    error = raised(lambda: module["call"](misspelt))
+    assert error.__traceback__ is not None
+    while error.__traceback__.tb_frame.f_code.co_name != "call":
+        error.__traceback__ = error.__traceback__.tb_next
+        assert error.__traceback__ is not None
+    assert "request_cycle" in traceback_text(error)
+    assert "request_cycle" not in application_traceback(error)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import click
 
-from serve_asgi import __version__
+from serve_asgi import __version__, compiled_core
 from serve_asgi.cli import MODULES, WITHOUT_SERVER, load
 from serve_asgi.cli.command import CONTEXT, INTERRUPTED, WIDTH, harmless
 from serve_asgi.config.application_name import holds, suggested
@@ -187,7 +187,20 @@ def _is_module(word: str, values: dict[str, Any]) -> bool:
 
 def _run_command() -> RunCommand:
     command = RunCommand("serve", callback=_run, help=_run.__doc__, params=_parameters(), context_settings=CONTEXT)
-    return click.version_option(__version__, prog_name="serve", message="%(prog)s %(version)s")(command)
+    command.params.append(
+        click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_show_version)
+    )
+    return command
+
+
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the version, and what would run here, and exit."""
+    if wanted and not context.resilient_parsing:
+        import platform
+
+        python = f"{platform.python_implementation()} {platform.python_version()}"
+        click.echo(f"serve {__version__}, {python}, {compiled_core.core(compiled_core.installed_modules())} core")
+        context.exit()
 
 
 def run_command_line(arguments: Sequence[str]) -> int:

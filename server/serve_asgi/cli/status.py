@@ -11,6 +11,7 @@ from serve_asgi.cli import control_client
 from serve_asgi.cli.canary_summary import failures, trial
 from serve_asgi.cli.command import as_json, command, counted, memory, show, span
 from serve_asgi.cli.deploys import outcome, requester
+from serve_asgi.compiled_core import core
 from serve_asgi.config.code_places import moved_link
 from serve_asgi.ipc.health_verdict import HEALTHY, is_blocked
 
@@ -55,13 +56,19 @@ def state_of(worker: dict[str, Any]) -> str:
     return f"blocked {span(silent)}" if silent is not None and is_blocked(state, silent) else state
 
 
+def core_of(found: dict[str, Any]) -> str:
+    """What the workers run that have become ready, such as " (compiled core)"; "" if there are none."""
+    told = {core(number) for each in found["workers"] if (number := each.get("compiled_modules")) is not None}
+    return f" ({' and '.join(sorted(told))} core)" if told else ""
+
+
 def agent_returned(found: dict[str, Any]) -> bool:
     """Whether the agent's function has returned."""
     return any(agent["state"] == "returned" for agent in found.get("agents", []))
 
 
 def _server(found: dict[str, Any]) -> Iterator[str]:
-    yield f"serve {found['server']}, PID {found['pid']}: {found['state']}, {health(found)}"
+    yield f"serve {found['server']}{core_of(found)}, PID {found['pid']}: {found['state']}, {health(found)}"
     yield f"{found['app']} on {', '.join(found['listening'])}, up for {span(found['uptime'])}"
     if found.get("admin"):
         yield f"metrics and a page on {', '.join(found['admin'])}"

@@ -71,8 +71,11 @@ def text_of(value: object) -> str | None:
     return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-OTHERS: Final = ("SERVE_APP", "SERVE_CONTROL", "SERVE_EVENT", "SERVE_LISTENER_PID", "SERVE_RE_EXEC")
-"""Variables of ours that are not options: the application, and those for hooks and for a re-exec."""
+OTHERS: Final = (
+    *("SERVE_APP", "SERVE_CONTROL", "SERVE_EVENT", "SERVE_LISTENER_PID", "SERVE_RE_EXEC"),
+    *("SERVE_ASGI_COMPILE", "SERVE_ASGI_PURE_PYTHON"),
+)
+"""Variables of ours that are not options: the application, those for hooks, for a re-exec and for the compiled core."""
 NEAR: Final = 0.75
 """The similarity (`difflib`, 0 to 1) from which on a name is considered a misspelling of another."""
 _OF_KUBERNETES: Final = re.compile(r".*_(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.*)?)")

@@ -51,6 +51,8 @@ class Ready(Packet, frozen=True, tag="ready"):
 
     stands_by: bool = False
     """It knows the order to stand by; one of an earlier version does not."""
+    compiled_modules: Count = 0
+    """How many it runs (`serve_asgi.compiled_core`); an earlier version has none."""
 
 
 class Accepts(Packet, frozen=True, tag="accepts"):

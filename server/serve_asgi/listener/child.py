@@ -62,6 +62,8 @@ class Child:
         """It has asked for a memory of metrics, and is sent those of all other processes."""
         self.welcome: Welcome | None = None
         """Sent once it has its PID."""
+        self.compiled_modules: int | None = None
+        """How many a worker runs (`serve_asgi.compiled_core`); None until it is ready, and for an agent."""
         self.said: set[type] = set()
         """Types of the packets it has sent that may be sent only once."""
         self.allowance = RateLimit(PACKETS_AT_ONCE, PACKETS_PER_SECOND)
@@ -83,6 +85,7 @@ class Child:
             "serves": self.serves,
             "metrics_series": self.metrics_series,
             "counts_metrics": self.counts_metrics,
+            "compiled_modules": self.compiled_modules,
             "channel": self.channel.fileno(),
             "send_queue": self.send_queue.to_state(descriptors),
             "output": self.output.to_state(descriptors),
@@ -98,6 +101,7 @@ class Child:
         child.serves = state["serves"]
         child.metrics_series = state.get("metrics_series", 0)
         child.counts_metrics = state.get("counts_metrics", False)
+        child.compiled_modules = state.get("compiled_modules")
         for packet, lent, given in state["send_queue"]:
             child.send_queue.put(packet, lent, given)
         if state["watchdog"] is not None:

@@ -133,6 +133,8 @@ class ChildPackets:
             case _ if isinstance(worker, Agent):
                 self._take_from_agent(worker, packet)
             case _:
+                if isinstance(packet, packets.Ready):
+                    child.compiled_modules = packet.compiled_modules
                 self._take_from_worker(worker, packet)
 
     def _admit(self, process: AppProcess, event: e.Event) -> None:

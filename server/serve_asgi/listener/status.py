@@ -69,7 +69,11 @@ def status(
     now = time.monotonic()
     current = 0 if supervisor.current is None else supervisor.current.number
     living = [children[pid] for pid in sorted(children)]
-    workers = [_worker(c.worker, c.counts.words(), now) for c in living if isinstance(c.worker, Worker)]
+    workers = [
+        {**_worker(c.worker, c.counts.words(), now), "compiled_modules": c.compiled_modules}
+        for c in living
+        if isinstance(c.worker, Worker)
+    ]
     agents = [_agent(c.worker, c.counts.words(), now) for c in living if isinstance(c.worker, Agent)]
     filled = {w["slot"] for w in workers if w["state"] == "serving" and w["generation"] == current}
     totals = _totals(scoreboard, children)

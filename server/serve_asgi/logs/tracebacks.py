@@ -44,6 +44,8 @@ CAUSE: Final = "The above exception was the direct cause of the following except
 CONTEXT: Final = "During handling of the above exception, another exception occurred:"
 END: Final = "+------------------------------------"
 PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+FILES: Final = (PACKAGE + os.sep, os.path.basename(PACKAGE) + os.sep)
+"""How the names of this package's files begin: those of compiled modules are relative (`compile_core.py`)."""
 
 
 def traceback_text(error: BaseException) -> str:
@@ -72,7 +74,7 @@ def error_text(error: BaseException) -> str:
 
 def _is_ours(frame: FrameType) -> bool:
     name = frame.f_code.co_filename
-    return name.startswith((PACKAGE + os.sep, "<frozen importlib")) or name == importlib.__file__
+    return name.startswith((*FILES, "<frozen importlib")) or name == importlib.__file__
 
 
 def _text(error: BaseException, first: TracebackType | None) -> str:

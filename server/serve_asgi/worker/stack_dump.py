@@ -27,7 +27,7 @@ import anyio
 from serve_asgi.http.request_cycle import run_cycle
 from serve_asgi.http.request_head import Head
 from serve_asgi.ipc.untrusted_input import sayable
-from serve_asgi.logs.tracebacks import PACKAGE
+from serve_asgi.logs.tracebacks import FILES, PACKAGE
 from serve_asgi.websocket.session import WebSocketSession
 from serve_asgi.worker.event_loop import complete
 from serve_asgi.worker.lifespan import Lifespan
@@ -36,7 +36,7 @@ APPLICATIONS: Final = (os.path.join(PACKAGE, "demo") + os.sep, os.path.join(PACK
 """Applications that are part of this package: they are not machinery."""
 MACHINERY: Final = (
     *(os.path.dirname(module.__file__) + os.sep for module in (asyncio, anyio, importlib) if module.__file__),
-    *(PACKAGE + os.sep, "<frozen ", threading.__file__, selectors.__file__),
+    *(*FILES, "<frozen ", threading.__file__, selectors.__file__),
 )
 """Paths of frames that call an application and are not its own."""
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from serve_asgi import compiled_core
 from serve_asgi.app import hub_link, loading
 from serve_asgi.app.after_fork import after_fork
 from serve_asgi.app.background_work import work
@@ -152,7 +153,9 @@ class WorkerProcess:
                     if self.hub is not None:
                         self.hub.link.send("up")
                     self.watchdog.watch(self.cells, self.config.block_warning)  # from its first moment on
-                    self.send_queue.put({"type": "ready", "stands_by": True})
+                    self.send_queue.put(
+                        {"type": "ready", "stands_by": True, "compiled_modules": compiled_core.loaded_modules()}
+                    )
                     await self._serve_and_retire()
                 elif not starting.cancelled_caught:  # it was told to leave at the very moment that it had started
                     await self._finish_lifespan()
