@@ -1,10 +1,10 @@
 """`python -m loadtest.instructions_driver WHAT CASE COUNT TRANSPORT LOOP`: COUNT requests on one connection.
 
-What `loadtest.instructions` runs under valgrind, in one process. WHAT is "serve", or one of the floors of the bench: "floor" (a canned
-response) or "floor+app" (the application called in a task, then that). TRANSPORT is "memory", which hands each request
-over in a callback of the loop and takes the response as soon as it is written, or "socket", a connection over loopback
-with its client in the same loop. The client sends the next request when it has the whole response, so that whatever
-else the machine does changes nothing. Prints how many modules of the server are compiled.
+What `loadtest.instructions` runs under valgrind, in one process. WHAT is "serve", or one of the floors of the bench:
+"floor" (a canned response) or "floor+app" (the application called in a task, then that). TRANSPORT is "memory", which
+hands each request over in a callback of the loop and takes the response as soon as it is written, or "socket", a
+connection over loopback with its client in the same loop. The client sends the next request when it has the whole
+response, so that whatever else the machine does changes nothing. Prints how many modules of the server are compiled.
 """
 
 from __future__ import annotations
