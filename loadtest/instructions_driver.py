@@ -1,4 +1,4 @@
-"""`python -m loadtest.instructions_driver TRANSPORT LOOP WHAT:CASE:COUNT …`: COUNT requests on one connection, each in a
+"""`python -m loadtest.instructions_driver TRANSPORT LOOP WHAT:CASE:COUNT …`: COUNT requests on a connection, each in a
 process of its own, forked from this one.
 
 What `loadtest.instructions` runs under valgrind, which counts on in a forked process: so all of them have begun alike.
