@@ -36,7 +36,12 @@ from loadtest.servers import PROJECT
 DEFAULT = "plain,browser,unique,echo,stream,websocket"
 SERVE, AGAINST, FLOOR, CALLING = "serve", "against", "floor", "floor+app"
 FLOORS = (FLOOR, CALLING)
-KNOWN = {name: case for name, case in CASES.items() if not (case.tls or case.http2 or case.close or case.framework)}
+KNOWN = {
+    name: case
+    for name, case in CASES.items()
+    if not (case.tls or case.http2 or case.close or case.framework) and case.pipelined == 1
+}
+"""What the driver's client can send."""
 VALGRIND = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
 _COUNT = re.compile(r"==([0-9]+)== I +refs: +([0-9,]+)")
 
