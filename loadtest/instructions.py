@@ -1,7 +1,7 @@
 """`python -m loadtest.instructions`: how many instructions a request takes, counted by valgrind.
 
-    python -m loadtest.instructions                                # six cases: about three minutes
-    python -m loadtest.instructions --cases plain --no-floors      # half a minute
+    python -m loadtest.instructions                                # six cases: a minute
+    python -m loadtest.instructions --cases plain --no-floors
     python -m loadtest.instructions --against ../other-checkout    # another state of this server beside this one
     PYTHONPATH=/compiled/tree python -m loadtest.instructions      # what is found there comes before this checkout
 
@@ -11,13 +11,15 @@ measured with `loadtest.bench` as well.
 
 One connection in one process sends one request after another (`loadtest.instructions_driver`): in memory, so that what
 is counted is this server, the task and the application, with one turn of the loop; with `--transport socket` also what
-the loop does to read and write. Two runs, of COUNT and of 3 × COUNT requests, are subtracted, so that neither the start
-nor what Python learns of code that has run a few times shows. "floor" is a canned response in the same driver,
+the loop does to read and write. The counts of COUNT and of 3 × COUNT requests are subtracted, so that neither the
+start nor what Python learns of code that has run a few times shows. "floor" is a canned response in the same driver,
 "floor+app" the application called in a task before it, and "own" what the server takes beyond "floor".
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import re
 import subprocess
@@ -33,9 +35,15 @@ from loadtest.servers import PROJECT
 
 DEFAULT = "plain,browser,unique,echo,stream,websocket"
 SERVE, AGAINST, FLOOR, CALLING = "serve", "against", "floor", "floor+app"
-KNOWN = {name: case for name, case in CASES.items() if not (case.tls or case.http2 or case.close or case.framework)}
+FLOORS = (FLOOR, CALLING)
+KNOWN = {
+    name: case
+    for name, case in CASES.items()
+    if not (case.tls or case.http2 or case.close or case.framework) and case.pipelined == 1
+}
+"""What the driver's client can send."""
 VALGRIND = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
-_COUNT = re.compile(r"I +refs: +([0-9,]+)")
+_COUNT = re.compile(r"==([0-9]+)== I +refs: +([0-9,]+)")
 
 
 def search_path(tree: Path | None) -> str:
@@ -47,16 +55,25 @@ def search_path(tree: Path | None) -> str:
     return os.pathsep.join([*first, str(PROJECT / "server"), str(PROJECT)])
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counts:
+    """What was counted in one tree."""
+
+    instructions: dict[tuple[str, str], float]
+    """By what answered, and the name of the case."""
+    compiled: int
+    """How many of the server's modules are compiled."""
+
+
 class Driver:
     """Runs the driver; `cache` is a directory for compiled bytecode, so that no run that counts has to compile any."""
 
-    def __init__(self, python: str, cache: str, last: list[str]) -> None:
-        self.python = python
+    def __init__(self, python: str, cache: str, transport: str, loop: str) -> None:
+        self.command = [python, "-m", "loadtest.instructions_driver", transport, loop]
         self.cache = cache
-        self.last = last
 
-    def run(self, before: list[str], tree: Path | None, what: str, case: Case, count: int) -> tuple[str, str]:
-        """What it printed, to both outputs. Raises RuntimeError, with that, if it failed."""
+    def run(self, before: list[str], tree: Path | None, jobs: list[str]) -> tuple[list[str], str]:
+        """The lines that it printed, and its standard error. Raises RuntimeError, with that, if it failed."""
         environment = {
             **os.environ,
             "PYTHONPATH": search_path(tree),
@@ -64,25 +81,22 @@ class Driver:
             "PYTHONDONTWRITEBYTECODE": "",
             "PYTHONPYCACHEPREFIX": self.cache,
         }
-        command = [*before, self.python, "-m", "loadtest.instructions_driver", what, case.name, str(count), *self.last]
+        command = [*before, *self.command, *jobs]
         ended = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False)
         if ended.returncode:
             raise RuntimeError(f"{' '.join(command)} failed: {ended.stderr.strip()[-2000:]}")
-        return ended.stdout, ended.stderr
+        return ended.stdout.splitlines(), ended.stderr
 
-    def instructions(self, tree: Path | None, what: str, case: Case, count: int) -> int:
-        """Of one run under valgrind, from beginning to end."""
-        _, errors = self.run(VALGRIND, tree, what, case, count)
-        found = _COUNT.search(errors)
-        if found is None:
-            raise RuntimeError(f"valgrind has counted nothing: {errors.strip()[-2000:]}")
-        return int(found[1].replace(",", ""))
-
-    def per_request(self, tree: Path | None, what: str, case: Case, count: int) -> tuple[float, int]:
-        """Instructions of a request, and how many of the server's modules are compiled."""
-        output, _ = self.run([], tree, what, case, 10)
-        few, many = (self.instructions(tree, what, case, times * count) for times in (1, 3))
-        return (many - few) / (2 * count), int(output)
+    def per_request(self, tree: Path | None, pairs: list[tuple[str, Case]], count: int) -> Counts:
+        """Instructions of a request, for each pair of what answers it and the case."""
+        self.run([], tree, [f"{what}:{case.name}:2" for what, case in pairs])
+        jobs = [f"{what}:{case.name}:{times * count}" for what, case in pairs for times in (1, 3)]
+        lines, errors = self.run(VALGRIND, tree, jobs)
+        totals = {pid: int(total.replace(",", "")) for pid, total in _COUNT.findall(errors)}
+        counted = [totals[line.split()[0]] for line in lines[:-1]]
+        differences = zip(counted[::2], counted[1::2], strict=True)
+        found = ((many - few) / (2 * count) for few, many in differences)
+        return Counts({(what, case.name): one for (what, case), one in zip(pairs, found, strict=True)}, int(lines[-1]))
 
 
 @click.command(context_settings={"show_default": True})
@@ -105,38 +119,36 @@ def main(cases: str, count: int, transport: str, loop: str, floors: bool, python
         asked: list[Case] = chosen(cases, KNOWN)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    servers = [*([FLOOR, CALLING] if floors else []), SERVE, *([AGAINST] if against else [])]
+    servers = [*(FLOORS if floors else ()), SERVE, *([AGAINST] if against else [])]
     columns = [*servers, *(["own"] if floors else []), *(["serve to against"] if against else [])]
-    compiled: dict[str, int] = {}
-
-    def counted(case: Case, server: str) -> float:
-        if server == CALLING and case.websocket:
-            return float("nan")
-        tree = against if server == AGAINST else None
-        what = SERVE if server == AGAINST else server
-        instructions, compiled[server] = driver.per_request(tree, what, case, count)
-        return instructions
-
+    pairs = [(SERVE, case) for case in asked]
+    ours = pairs + [
+        (one, case) for case in asked for one in servers if one in FLOORS and not (one == CALLING and case.websocket)
+    ]
     try:
-        with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
-            driver = Driver(python, cache, [transport, loop])
-            pending = {(case.name, one): pool.submit(counted, case, one) for case in asked for one in servers}
-            click.echo(f"| case | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
-            for case in asked:
-                found = {one: pending[case.name, one].result() for one in servers}
-                cells = [f"{number:,.0f}" if number == number else "–" for number in found.values()]
-                if floors:
-                    cells.append(f"{found[SERVE] - found[FLOOR]:,.0f}")
-                if against:
-                    cells.append(f"{found[SERVE] / found[AGAINST]:.3f}")
-                click.echo(f"| {case.name} | {' | '.join(cells)} |")
+        with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor() as pool:
+            driver = Driver(python, cache, transport, loop)
+            here = pool.submit(driver.per_request, None, ours, count)
+            there = pool.submit(driver.per_request, against, pairs, count) if against else here
+            trees = {SERVE: here.result(), AGAINST: there.result()}
     except FileNotFoundError as error:
         raise click.ClickException(f"This needs the program {error.filename}; install valgrind.") from error
     except RuntimeError as error:
         raise click.ClickException(str(error)) from error
-    for server in (SERVE, AGAINST):
-        if compiled.get(server):
-            click.echo(f"\n{server}: {compiled[server]} modules of the package are compiled.")
+    click.echo(f"| case | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
+    for case in asked:
+        found = {one: trees[SERVE].instructions.get((one, case.name), math.nan) for one in servers}
+        if against:
+            found[AGAINST] = trees[AGAINST].instructions[SERVE, case.name]
+        cells = ["–" if math.isnan(number) else f"{number:,.0f}" for number in found.values()]
+        if floors:
+            cells.append(f"{found[SERVE] - found[FLOOR]:,.0f}")
+        if against:
+            cells.append(f"{found[SERVE] / found[AGAINST]:.3f}")
+        click.echo(f"| {case.name} | {' | '.join(cells)} |")
+    for server, counts in trees.items():
+        if counts.compiled and server in servers:
+            click.echo(f"\n{server}: {counts.compiled} of its modules are compiled.")
 
 
 if __name__ == "__main__":

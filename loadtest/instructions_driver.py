@@ -1,10 +1,12 @@
-"""`python -m loadtest.instructions_driver WHAT CASE COUNT TRANSPORT LOOP`: COUNT requests on one connection.
+"""`python -m loadtest.instructions_driver TRANSPORT LOOP WHAT:CASE:COUNT …`: COUNT requests on a connection, each in a
+process of its own, forked from this one.
 
-What `loadtest.instructions` runs under valgrind, in one process. WHAT is "serve", or one of the floors of the bench:
-"floor" (a canned response) or "floor+app" (the application called in a task, then that). TRANSPORT is "memory", which
-hands each request over in a callback of the loop and takes the response as soon as it is written, or "socket", a
-connection over loopback with its client in the same loop. The client sends the next request when it has the whole
-response, so that whatever else the machine does changes nothing. Prints how many modules of the server are compiled.
+What `loadtest.instructions` runs under valgrind, which counts on in a forked process: so all of them have begun alike.
+WHAT is "serve", or one of the floors of the bench: "floor" (a canned response) or "floor+app" (the application called
+in a task, then that). TRANSPORT is "memory", which hands each request over in a callback of the loop and takes the
+response as soon as it is written, or "socket", a connection over loopback with its client in the same loop. The client
+sends the next request when it has the whole response, so that whatever else the machine does changes nothing. Prints a
+line for each: its process id, WHAT, CASE, COUNT; and at the end how many modules of the server are compiled.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -22,6 +25,12 @@ import uvloop
 from loadtest import bench_app, bench_websocket
 from loadtest.bench_cases import CASES, COUNTER, Case, fields
 from loadtest.bench_floor import CallingFloor, Floor
+from serve_asgi.app.retiring import RetiringFlag
+from serve_asgi.config.options import Config
+from serve_asgi.http.connection import Http1Connection
+from serve_asgi.http.response_head import default_headers
+from serve_asgi.http.worker_context import WorkerContext
+from serve_asgi.ipc.scoreboard import ROW_WORDS, WORD, Scoreboard
 
 HOST = "127.0.0.1:8000"
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -162,13 +171,6 @@ def server(what: str, case: Case, loop: asyncio.AbstractEventLoop) -> asyncio.Pr
         return Floor(case)
     if what == "floor+app":
         return CallingFloor(case, bench_app.app)
-    from serve_asgi.app.retiring import RetiringFlag
-    from serve_asgi.config.options import Config
-    from serve_asgi.http.connection import Http1Connection
-    from serve_asgi.http.response_head import default_headers
-    from serve_asgi.http.worker_context import WorkerContext
-    from serve_asgi.ipc.scoreboard import ROW_WORDS, WORD, Scoreboard
-
     cells = memoryview(bytearray(ROW_WORDS * WORD)).cast("Q")
     config = Config(http="httptools", ws_ping_interval=0.0)
     worker = WorkerContext(bench_app.app, config, loop, Scoreboard.create(1, 1), cells, RetiringFlag())
@@ -212,10 +214,32 @@ async def main(what: str, case: Case, count: int, transport: str) -> None:
         raise RuntimeError(f"The case {case.name} went wrong: {failed[0]!r}")
 
 
+def run(what: str, case: Case, count: int, transport: str, loop: str) -> None:
+    """All requests, in this process."""
+    LOOPS[loop]().run_until_complete(main(what, case, count, transport))
+
+
+def in_a_fork(what: str, case: Case, count: int, transport: str, loop: str) -> int:
+    """The same in a process of its own; returns its id. Raises RuntimeError if it failed."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            run(what, case, count, transport, loop)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)  # what would end now is of no interest
+    if os.waitpid(pid, 0)[1]:
+        raise RuntimeError(f"The case {case.name} of {what} failed.")
+    return pid
+
+
 if __name__ == "__main__":
-    _, kind, name, number, way, loop_name = sys.argv
-    event_loop = LOOPS[loop_name]()
-    event_loop.run_until_complete(main(kind, CASES[name], int(number), way))
+    _, way, loop_name, *jobs = sys.argv
+    for job in jobs:
+        kind, name, number = job.split(":")
+        print(in_a_fork(kind, CASES[name], int(number), way, loop_name), kind, name, number, flush=True)
     loaded = [module for name, module in sys.modules.items() if name.startswith("serve_asgi")]
-    print(sum(not str(getattr(module, "__file__", "")).endswith(".py") for module in loaded), flush=True)
-    os._exit(0)  # what would end now, with tracebacks, is of no interest
+    print(sum(not str(getattr(module, "__file__", "")).endswith(".py") for module in loaded))

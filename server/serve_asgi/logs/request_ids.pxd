@@ -1,0 +1,5 @@
+cdef class RequestIds:
+    cdef object _random
+    cdef public bint echoes
+    cdef public bint generates
+    cdef public bytes name
