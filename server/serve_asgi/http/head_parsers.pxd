@@ -11,6 +11,6 @@ cdef class HttptoolsParser:
 
 
 cdef class H11Parser:
-    cdef object _h11
+    cdef public object _h11
 
     cpdef Head parse_head(self, bytes data)

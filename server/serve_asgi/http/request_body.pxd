@@ -3,7 +3,7 @@ from serve_asgi.http.request_head cimport Head
 
 cdef class RequestBody:
     cdef public object _chunks
-    cdef list _pieces
+    cdef public list _pieces
     cdef public Py_ssize_t arrived
     cdef public bint awaits_continue
     cdef public Py_ssize_t left

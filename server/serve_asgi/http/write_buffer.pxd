@@ -5,10 +5,10 @@ cdef object _SERVING
 
 
 cdef class WriteBuffer(Holder):
-    cdef list _held
-    cdef Py_ssize_t _held_size
+    cdef readonly list _held
+    cdef readonly Py_ssize_t _held_size
     cdef Py_ssize_t _unread
-    cdef list _waiters
+    cdef readonly list _waiters
     cdef public bint batching
     cdef public Py_ssize_t file_left
     cdef public bint paused
