@@ -21,6 +21,7 @@ DIRECTIVES: Final = {
     "annotation_typing": False,  # annotations are for readers and mypy: only the .pxd files make C types
     "binding": True,  # functions as Python's: inspect.signature(), methods of classes
     "initializedcheck": False,
+    "nonecheck": True,  # what is None raises AttributeError, as it does uncompiled
 }
 OPTIMIZED: Final = ("-O2", "-g0", "-DNDEBUG", "-fvisibility=hidden", "-fno-semantic-interposition")
 STRIPPED: Final = "-Wl,--strip-all"

@@ -270,7 +270,6 @@ class Host:
     def close(self) -> None:
         """Give everything back."""
         self.loop.settle()
-        self.worker.cells.release()
         self._scoreboard.words.release()
         self._scoreboard.close()
         self.loop.close()

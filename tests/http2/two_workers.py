@@ -574,7 +574,6 @@ class History:
             assert not worker.tasks, "a task outlives its connection"
             assert worker.cells[Cell.IN_FLIGHT] == 0, "a request is still counted"
             assert worker.cells[Cell.CONNECTIONS] == 0, "a connection is still counted"
-            worker.cells.release()
         self.scoreboard.words.release()
         self.scoreboard.close()
         self.loop.close()

@@ -7,7 +7,7 @@ cdef Py_ssize_t _TLS_NOT_MOVED
 
 
 cdef class HttpConnection(ClientEnd):
-    cdef object _closing
+    cdef readonly object _closing
     cdef public double deadline
     cdef public bint eof
     cdef public object hand_over

@@ -2,10 +2,10 @@ from serve_asgi.http.request_head cimport Head
 
 
 cdef class ResponseFraming:
-    cdef Py_ssize_t _length
-    cdef Py_ssize_t _remaining
-    cdef Py_ssize_t _sent
-    cdef bytes _trailer_lines
+    cdef public Py_ssize_t _length
+    cdef public Py_ssize_t _remaining
+    cdef public Py_ssize_t _sent
+    cdef public bytes _trailer_lines
     cdef public bytes field
     cdef public object kind
     cdef public bint trailers_follow

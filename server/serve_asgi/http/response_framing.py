@@ -94,7 +94,7 @@ class ResponseFraming:
     @classmethod
     def resumed(cls, values: dict[str, Any]) -> ResponseFraming:
         """From what `travels` has given. Raises LookupError or ValueError for anything else."""
-        framing = ResponseFraming.__new__(ResponseFraming)
+        framing = cls.__new__(cls)
         framing.field = b""
         framing.kind = BodyFraming(values["kind"])
         framing._length, framing._remaining = values["length"], values["remaining"]
