@@ -65,7 +65,6 @@ class HeaderDecoder:
         fields: list[Field] = []
         literals: list[Field] = []
         entries, by_byte = self._entries, self._by_byte
-        append = fields.append
         position, end = 0, len(block)
         updates = 0
         try:
@@ -74,13 +73,13 @@ class HeaderDecoder:
                 position += 1
                 known = by_byte[first]
                 if known is not None:  # RFC 7541 6.1
-                    append(known)
+                    fields.append(known)
                     continue
                 if first >= _INDEXED:
                     if first < _LONG_INDEX:
                         raise IndexError
                     index, position = read_integer(block, position, 0x7F)
-                    append(entries[FIRST_DYNAMIC - 1 - index])
+                    fields.append(entries[FIRST_DYNAMIC - 1 - index])
                     continue
                 if first >= _INCREMENTAL:  # 6.2.1
                     index = first & 0x3F
@@ -118,7 +117,7 @@ class HeaderDecoder:
                 if coded:
                     value = huffman.decode(value)
                 field = (name, value)
-                append(field)
+                fields.append(field)
                 literals.append(field)
                 if first >= _INCREMENTAL:
                     self._insert(field)
@@ -208,7 +207,9 @@ def read_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
 
 def _integer(block: bytes, position: int, first: int, prefix: int) -> tuple[int, int]:
     value = first & prefix
-    return (value, position) if value < prefix else read_integer(block, position, prefix)
+    if value < prefix:
+        return value, position
+    return read_integer(block, position, prefix)
 
 
 def _string(block: bytes, position: int) -> tuple[bytes, int]:

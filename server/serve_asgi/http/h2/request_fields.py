@@ -37,6 +37,7 @@ _MAX_NAMES: Final = 1024
 _names: set[bytes] = set(_PSEUDO)
 """Valid names that were looked at before."""
 
+_ORDINARY: Final = -1
 _METHOD, _SCHEME, _AUTHORITY, _PATH, _PROTOCOL = range(5)
 _FORBIDDEN: Final = 5
 _COOKIE: Final = 6
@@ -108,16 +109,14 @@ def read_request(fields: list[Field], ended: bool) -> tuple[Head, bytes]:
     """
     pseudo: list[bytes | None] = [None] * 5
     headers: list[Field] = []
-    append = headers.append
     watched: list[Field] = []
     cookie = -1
     priority = b""
     te_trailers = False
-    kind_of = _KINDS.get
     for field in fields:
-        kind = kind_of(field[0])
-        if kind is None:
-            append(field)
+        kind = _KINDS.get(field[0], _ORDINARY)
+        if kind == _ORDINARY:
+            headers.append(field)
         elif kind < _FORBIDDEN:  # RFC 9113 8.3: once, before all others
             if headers or pseudo[kind] is not None:
                 raise MalformedRequest(
@@ -127,7 +126,7 @@ def read_request(fields: list[Field], ended: bool) -> tuple[Head, bytes]:
         elif kind == _COOKIE:  # RFC 9113 8.2.3: they were one
             if cookie < 0:
                 cookie = len(headers)
-                append(field)
+                headers.append(field)
             else:
                 headers[cookie] = (b"cookie", headers[cookie][1] + b"; " + field[1])
         elif kind == _FORBIDDEN:
@@ -141,7 +140,7 @@ def read_request(fields: list[Field], ended: bool) -> tuple[Head, bytes]:
                 raise MalformedRequest("The field te says something else than trailers.")
             else:
                 te_trailers = True
-            append(field)
+            headers.append(field)
     method, scheme, authority, path, protocol = pseudo
     if method is None:
         raise MalformedRequest("The pseudo-header field :method is missing.")
@@ -159,12 +158,21 @@ def read_request(fields: list[Field], ended: bool) -> tuple[Head, bytes]:
     if ended:
         if announced:
             raise MalformedRequest("The content-length announces a body, and there is none.")
-    elif not announced and not any(name == b"content-length" for name, _ in watched):
-        head.body = CHUNKED
-        head.expect_continue = any(
-            name == b"expect" and b"100-continue" in value.lower() for name, value in watched
-        )  # that it is nothing else was found out with the head
+    elif not announced:
+        _understand_unknown_length(head, watched)
     return head, priority
+
+
+def _understand_unknown_length(head: Head, watched: list[Field]) -> None:
+    """The request has a body, of a length that is 0 or not announced."""
+    expects = False
+    for name, value in watched:
+        if name == b"content-length":
+            return
+        if name == b"expect" and b"100-continue" in value.lower():  # that it is nothing else was found with the head
+            expects = True
+    head.body = CHUNKED
+    head.expect_continue = expects
 
 
 def _head(

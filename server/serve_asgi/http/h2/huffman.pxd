@@ -1,0 +1,2 @@
+cpdef bytes decode(bytes data)
+cpdef bytes encode(bytes text)
