@@ -1,5 +1,7 @@
 cimport cython
 
+from serve_asgi.http.h2.huffman cimport decode as decode_huffman
+
 cdef int _INDEXED, _FIRST_DYNAMIC_BYTE, _LONG_INDEX, _BYTES, _INCREMENTAL, _TABLE_SIZE, _MAX_INTEGER_SHIFT
 cdef tuple _STATIC_NAMES
 

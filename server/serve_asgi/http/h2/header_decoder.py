@@ -16,8 +16,9 @@ from typing import Final
 
 from hpack.table import HeaderTable
 
-from serve_asgi.http.h2 import huffman
 from serve_asgi.http.h2.error_codes import ConnectionFault, ErrorCode
+from serve_asgi.http.h2.huffman import BadHuffman
+from serve_asgi.http.h2.huffman import decode as decode_huffman
 from serve_asgi.http.h2.limits import MAX_TABLE_SIZE, MAX_TABLE_UPDATES
 
 Field = tuple[bytes, bytes]
@@ -115,7 +116,7 @@ class HeaderDecoder:
                     raise _fault("it ends within a value")
                 position = after
                 if coded:
-                    value = huffman.decode(value)
+                    value = decode_huffman(value)
                 field = (name, value)
                 fields.append(field)
                 literals.append(field)
@@ -123,7 +124,7 @@ class HeaderDecoder:
                     self._insert(field)
         except IndexError:
             raise _fault("it ends within a field, or names an entry that the table does not have") from None
-        except huffman.BadHuffman:
+        except BadHuffman:
             raise _fault("a string that is not in the Huffman code") from None
         return fields, literals
 
@@ -220,7 +221,7 @@ def _string(block: bytes, position: int) -> tuple[bytes, int]:
     text = block[position:end]
     if end > len(block):
         raise _fault("it ends within a name")
-    return (huffman.decode(text) if first & 0x80 else text), end
+    return (decode_huffman(text) if first & 0x80 else text), end
 
 
 def _fault(what: str) -> ConnectionFault:

@@ -31,6 +31,9 @@ from serve_asgi.http.request_head import (
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]++")
 _TOKEN: Final = re.compile(TOKEN)
 _VALUE_BYTES: Final = bytes((0x09, *range(0x20, 0x7F), *range(0x80, 0x100)))
+_COMPILED: Final = not __file__.endswith((".py", ".pyc"))
+_IN_VALUE: Final = bytes(byte in _VALUE_BYTES for byte in range(256))
+_IN_TARGET: Final = bytes(byte in PLAIN_TARGET for byte in range(256))
 _WHITE: Final = 0x20
 _PSEUDO: Final = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol", b":status"))
 _MAX_NAMES: Final = 1024
@@ -81,10 +84,24 @@ def check_fields(fields: list[Field]) -> None:
     for name, value in fields:
         if name not in _names:
             _check_name(name)
-        if value and (value[0] <= _WHITE or value[-1] <= _WHITE or value.translate(None, _VALUE_BYTES)):
+        if value and (
+            value[0] <= _WHITE
+            or value[-1] <= _WHITE
+            or (not consists_of(value, _IN_VALUE) if _COMPILED else value.translate(None, _VALUE_BYTES) != b"")
+        ):
             raise MalformedRequest(
                 f"The value of the field {_shown(name)} has white space around it or a control character."
             )
+
+
+def consists_of(text: bytes, allowed: bytes) -> bool:
+    """Whether all bytes are such for which `allowed` has a 1. Compiled a few instructions a byte, where `translate`
+    takes a thousand before it begins; which else is what is fast.
+    """
+    for byte in text:  # noqa: SIM110 (`all` makes a generator)
+        if not allowed[byte]:
+            return False
+    return True
 
 
 def _check_name(name: bytes) -> None:
@@ -180,7 +197,9 @@ def _head(
 ) -> Head:
     if scheme not in _SCHEMES and scheme.lower() not in _SCHEMES:
         raise BadRequest(400, "The pseudo-header field :scheme is neither http nor https.")
-    if path[:1] == b"/" and not path.translate(None, PLAIN_TARGET):
+    if path[:1] == b"/" and (
+        consists_of(path, _IN_TARGET) if _COMPILED else path.translate(None, PLAIN_TARGET) == b""
+    ):
         raw_path, _, query = path.partition(b"?")
     else:
         if path[:1] != b"/" and not (path == b"*" and method == "OPTIONS"):  # RFC 9113 8.3.1
