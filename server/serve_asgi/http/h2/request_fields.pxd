@@ -9,7 +9,7 @@ cdef dict _KINDS
 cdef set _names
 
 
-@cython.locals(byte=cython.uint)
+@cython.locals(byte=cython.uchar)
 cpdef bint consists_of(bytes text, bytes allowed) except -1
 @cython.locals(name=bytes, value=bytes)
 cpdef check_fields(list fields)

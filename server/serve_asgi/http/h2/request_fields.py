@@ -197,9 +197,7 @@ def _head(
 ) -> Head:
     if scheme not in _SCHEMES and scheme.lower() not in _SCHEMES:
         raise BadRequest(400, "The pseudo-header field :scheme is neither http nor https.")
-    if path[:1] == b"/" and (
-        consists_of(path, _IN_TARGET) if _COMPILED else path.translate(None, PLAIN_TARGET) == b""
-    ):
+    if path[:1] == b"/" and (consists_of(path, _IN_TARGET) if _COMPILED else path.translate(None, PLAIN_TARGET) == b""):
         raw_path, _, query = path.partition(b"?")
     else:
         if path[:1] != b"/" and not (path == b"*" and method == "OPTIONS"):  # RFC 9113 8.3.1
