@@ -78,6 +78,7 @@ class Http2Connection(HttpConnection):
             worker.max_head_size, worker.check_head, config.h2_max_streams, at_once=REQUESTS_AT_ONCE
         )
         self.streams = StreamDispatch()
+        self.deadline = INFINITY
         self.deadlines = Deadlines(worker)
         self.departure = Departure()
         self.lives: StreamLives | None = None
@@ -111,7 +112,7 @@ class Http2Connection(HttpConnection):
         else:
             self.take_ends_from(record)
             import_connection(self.core, record.http2)
-            self.deadlines.begin(record.deadline)
+            self.deadlines.begin(self, record.deadline)
             if record.survives:
                 self.lives = StreamLives(worker, worker.loop.time())
                 streams, self.arrived = unpack_streams(record.leftover)
@@ -127,12 +128,12 @@ class Http2Connection(HttpConnection):
         now = worker.loop.time()
         if record is not None:
             self.take_ends_from(record)
-            self.deadlines.begin(record.deadline)
+            self.deadlines.begin(self, record.deadline)
         elif self._counted:
-            self.deadlines.begin(now + worker.config.first_byte_timeout)
+            self.deadlines.begin(self, now + worker.config.first_byte_timeout)
         else:
             self.ask_for_ends()
-            self.deadlines.begin(now + worker.config.first_byte_timeout)
+            self.deadlines.begin(self, now + worker.config.first_byte_timeout)
         worker.cells[_BEGUN] += 1
         self.core.begin(worker.max_head_size, worker.config.h2_max_streams)
 
@@ -175,7 +176,7 @@ class Http2Connection(HttpConnection):
             self._batching = False
             self.flush()
         if self.state is IDLE:
-            self.deadlines.frame_arriving(core.in_the_middle)
+            self.deadlines.frame_arriving(self, core.in_the_middle)
         if core.shutting_down is not Leaving.NO:
             self.end_if_over()
         if core.more:
@@ -221,7 +222,7 @@ class Http2Connection(HttpConnection):
     def pause_writing(self) -> None:
         """The client reads more slowly than is written: the core keeps what there is."""
         self.output.paused = True
-        self.deadlines.writing_paused(self.output)
+        self.deadlines.writing_paused(self)
 
     def resume_writing(self) -> None:
         """What was to be written is (nearly) written.
@@ -237,7 +238,7 @@ class Http2Connection(HttpConnection):
             self.go_on_closing()
         elif self.state is IDLE or self.state is REQUEST:
             if self.state is IDLE:  # the time begins when the last response has been read
-                self.deadlines.rest()
+                self.deadlines.rest(self)
             self.flush()
             if self.read_paused:
                 self.adjust_reading()
@@ -259,7 +260,7 @@ class Http2Connection(HttpConnection):
         """A request is in progress."""
         if self.state is IDLE:
             self.state = REQUEST
-            self.deadlines.work()
+            self.deadlines.work(self)
             if self.worker.phase is not _SERVING:  # others may follow before it has ended, and the connection leaves
                 self.worker.loop.call_soon(self.settle)
 
@@ -294,7 +295,7 @@ class Http2Connection(HttpConnection):
             return
         worker, core = self.worker, self.core
         self.state = IDLE
-        self.deadlines.rest()
+        self.deadlines.rest(self)
         if worker.phase is not _SERVING or self.eof or core.shutting_down is not Leaving.NO or core.holding:
             worker.loop.call_soon(self.settle)
 
@@ -338,23 +339,15 @@ class Http2Connection(HttpConnection):
 
     # ---- deadlines
 
-    @property
-    def deadline(self) -> float:
-        """When `expire()` is due: loop time (s), or infinity."""
-        return self.deadlines.earliest
-
-    @deadline.setter
-    def deadline(self, deadline: float) -> None:
-        self.deadlines.earliest = deadline
-
     def expect(self, deadline: float) -> None:
         """A handler has a deadline."""
-        self.deadlines.expect(deadline)
+        if deadline < self.deadline:
+            self.deadline = deadline
 
     def record_arriving(self, half: bool) -> None:
         """The beginning of a TLS record has come (`half`), or one that is whole and says nothing to the application."""
         if half and self.state is IDLE:
-            self.deadlines.frame_arriving(True)
+            self.deadlines.frame_arriving(self, True)
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -376,7 +369,7 @@ class Http2Connection(HttpConnection):
             self.core.finish_shutdown()
         else:
             self.core.announce_shutdown()
-            self.deadlines.farewell()
+            self.deadlines.farewell(self)
         self.flush_soon()
         self.worker.loop.call_soon(self.end_if_over)
 

@@ -36,6 +36,8 @@ class TimedConnection(Protocol):
     streams: StreamDispatch
     transport: asyncio.Transport
     state: ConnectionState
+    deadline: float
+    """When `expire()` is due: the earliest of all, those of the streams included; perhaps one that is void."""
 
     def flush(self) -> None:
         """Write what the core has to say."""
@@ -54,14 +56,14 @@ class TimedConnection(Protocol):
 
 
 class Deadlines:
-    """Of one connection. All are loop time (CLOCK_MONOTONIC, s), or infinity."""
+    """Of one connection, which has the earliest of them as its `deadline`. All are loop time (CLOCK_MONOTONIC, s), or
+    infinity.
+    """
 
-    __slots__ = ("_farewell", "_frame", "_unread", "_worker", "_write", "earliest", "idle")
+    __slots__ = ("_farewell", "_frame", "_unread", "_worker", "_write", "idle")
 
     def __init__(self, worker: WorkerContext) -> None:
         self._worker = worker
-        self.earliest = INFINITY
-        """The earliest of all, those of the streams included; perhaps one that has become void."""
         self.idle = INFINITY
         """Of a connection on which nothing is in progress."""
         self._frame = INFINITY
@@ -73,54 +75,49 @@ class Deadlines:
         self._unread = False
         """The connection is idle, and the client had not read everything when that was looked at."""
 
-    def expect(self, deadline: float) -> None:
-        """Somebody has a deadline."""
-        if deadline < self.earliest:
-            self.earliest = deadline
-
-    def begin(self, until: float) -> None:
+    def begin(self, connection: TimedConnection, until: float) -> None:
         """The connection begins to be served, and is idle until then at most."""
-        self.earliest = self.idle = until
+        connection.deadline = self.idle = until
 
-    def work(self) -> None:
+    def work(self, connection: TimedConnection) -> None:
         """A request is in progress."""
-        self.earliest = self._farewell if self._farewell < self._write else self._write
+        connection.deadline = self._farewell if self._farewell < self._write else self._write
 
-    def rest(self) -> None:
+    def rest(self, connection: TimedConnection) -> None:
         """None is any more, or the client has read the response to the last only now."""
         worker = self._worker
         self.idle = worker.loop.time() + worker.keep_alive
-        self.earliest = min(self.idle, self._farewell, self._write)
+        connection.deadline = min(self.idle, self._farewell, self._write)
         self._frame = INFINITY
         self._unread = False
 
-    def rest_shorter(self, seconds: float) -> None:
+    def rest_shorter(self, connection: TimedConnection, seconds: float) -> None:
         """As long as nothing is asked for, do not wait longer."""
         self.idle = min(self.idle, self._worker.loop.time() + seconds)
-        self.expect(self.idle)
+        _expect(connection, self.idle)
 
-    def writing_paused(self, output: WriteBuffer) -> None:
+    def writing_paused(self, connection: TimedConnection) -> None:
         """The client is to take something of what is written in time."""
-        output.watch_client()
+        connection.output.watch_client()
         self._write = self._worker.loop.time() + self._worker.config.write_timeout
-        self.expect(self._write)
+        _expect(connection, self._write)
 
     def writing_resumed(self) -> None:
         """It has taken enough."""
         self._write = INFINITY
 
-    def frame_arriving(self, half: bool) -> None:
+    def frame_arriving(self, connection: TimedConnection, half: bool) -> None:
         """While nothing is in progress: a frame, or a TLS record, has begun to come (`half`), or is whole."""
         if not half:
             self._frame = INFINITY
         elif self._frame == INFINITY:
             self._frame = self._worker.loop.time() + self._worker.config.head_timeout
-            self.expect(self._frame)
+            _expect(connection, self._frame)
 
-    def farewell(self) -> None:
+    def farewell(self, connection: TimedConnection) -> None:
         """The first GOAWAY has been said: the second follows, at the latest when its time has passed."""
         self._farewell = self._worker.loop.time() + FAREWELL_TIME
-        self.expect(self._farewell)
+        _expect(connection, self._farewell)
 
     # ---- what follows
 
@@ -139,9 +136,9 @@ class Deadlines:
             connection.end_if_over()
             if connection.state is not IDLE and connection.state is not REQUEST:
                 return
-        self.earliest = min(self._farewell, self._write)
+        connection.deadline = min(self._farewell, self._write)
         if connection.state is REQUEST:
-            self.expect(connection.streams.expire(now))
+            _expect(connection, connection.streams.expire(now))
         elif connection.state is IDLE:
             self._idle_expired(connection, now)
 
@@ -150,7 +147,7 @@ class Deadlines:
         output = connection.output
         due = min(self.idle, self._frame)
         if now < due:  # the deadline was that of something else, which has ended
-            self.expect(due)
+            _expect(connection, due)
         elif output.paused:
             pass  # it has its own time
         elif output.unwritten():
@@ -158,9 +155,9 @@ class Deadlines:
         elif not connection.core.settled:
             connection.finish()
         elif is_readable(connection.transport):
-            self.expect(now + PEEK_TIME)
+            _expect(connection, now + PEEK_TIME)
         elif self._unread:  # its time begins when everything has been read
-            self.rest()
+            self.rest(connection)
         elif connection.core.shutting_down is Leaving.NO:
             self._frame = INFINITY
             connection.announce_end()
@@ -174,4 +171,9 @@ class Deadlines:
             connection.output.watch_client()
             self._unread = True
         self.idle = now + self._worker.config.write_timeout
-        self.expect(self.idle)
+        _expect(connection, self.idle)
+
+
+def _expect(connection: TimedConnection, deadline: float) -> None:
+    if deadline < connection.deadline:
+        connection.deadline = deadline

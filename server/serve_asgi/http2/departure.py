@@ -127,7 +127,7 @@ class Departure:
         elif worker.phase is WorkerPhase.HANDING_OVER and not connection.is_stationary():
             self._leave_soon(connection)
         elif not core.settled and not worker.last_call:  # its first request is on its way
-            connection.deadlines.rest_shorter(FRESH_TIME)
+            connection.deadlines.rest_shorter(connection, FRESH_TIME)
         elif worker.phase is WorkerPhase.CLOSING or worker.last_call or core.requests:
             worker.cells[_GOAWAYS] += 1
             connection.announce_end()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from serve_asgi.http import refusals
 from serve_asgi.http.client_end import ClientEnd
@@ -147,8 +147,7 @@ class Exchange(ClientEnd):
             self.core.done(self.stream_id)
             if self.core.is_open(self.stream_id):
                 return True
-            del self.request, self.response
-            self.life = None
+            self._release()
             return False
         task.add_done_callback(self._has_returned)
         return self.core.is_open(self.stream_id) or response.state not in _ENDED
@@ -163,9 +162,12 @@ class Exchange(ClientEnd):
         """Nothing is left to do once the stream is closed. A call that goes on after that is no longer its business."""
         if not self.core.is_open(self.stream_id):
             self.connection.forget_stream(self.stream_id)
-            if self._returned and hasattr(self, "request"):
-                del self.request, self.response  # which know this: a cycle
-                self.life = None
+            if self._returned:
+                self._release()
+
+    def _release(self) -> None:
+        """Nobody asks for them any more; and they know this: a cycle."""
+        self.request = self.response = self.life = cast(Any, None)
 
     # ---- RequestSource
 

@@ -51,7 +51,7 @@ class StreamBody(RequestBody):
 
     def take(self) -> bytes:
         """All that has arrived and was not taken before; the client may send as much again."""
-        size, data = self.unread, super().take()
+        size, data = self.unread, RequestBody.take(self)  # `super()` does not work in a method of C
         if size:
             self._taken(size)
         return data

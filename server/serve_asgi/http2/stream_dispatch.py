@@ -10,7 +10,7 @@ must not know how the connection reads, writes, ends or leaves: what it needs of
 from __future__ import annotations
 
 import math
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from serve_asgi.http import health, refusals
 from serve_asgi.http.h2.error_codes import ErrorCode
@@ -70,26 +70,22 @@ class StreamDispatch:
         handlers = self._handlers
         with_body: list[Exchange] = []
         for event in events:
-            kind = type(event)
-            if kind is StreamRequest:
-                self._begin_request(connection, cast(StreamRequest, event), with_body)
-            elif kind is StreamData:
-                stream_id, data = cast(StreamData, event)
-                handler = handlers.get(stream_id)
+            if type(event) is StreamRequest:
+                self._begin_request(connection, event, with_body)
+            elif type(event) is StreamData:
+                handler = handlers.get(event.stream_id)
                 if handler is None:
-                    connection.core.consumed(stream_id, len(data))
+                    connection.core.consumed(event.stream_id, len(event.data))
                 else:
-                    handler.receive_data(data)
-            elif kind is StreamEnd:
-                stream_id, trailers = cast(StreamEnd, event)
-                handler = handlers.get(stream_id)
+                    handler.receive_data(event.data)
+            elif type(event) is StreamEnd:
+                handler = handlers.get(event.stream_id)
                 if handler is not None:
-                    handler.receive_end(trailers)
-            elif kind is StreamReset:
-                stream_id, _, reason = cast(StreamReset, event)
-                if not reason:
+                    handler.receive_end(event.trailers)
+            elif type(event) is StreamReset:
+                if not event.reason:
                     connection.worker.cells[_RESETS_RECEIVED] += 1
-                handler = handlers.get(stream_id)
+                handler = handlers.get(event.stream_id)
                 if handler is not None:
                     handler.receive_reset()
             else:

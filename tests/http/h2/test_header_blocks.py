@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import hpack
 import pytest
 from hpack.huffman import HuffmanEncoder
@@ -18,6 +20,7 @@ from serve_asgi.http.h2.header_encoder import HeaderEncoder, integer
 from serve_asgi.http.h2.limits import MAX_CONTINUATIONS, MAX_TABLE_SIZE
 from tests.http.h2.peer import GET, MAX_HEAD, H2Peer, of
 
+huffman.fill_table()
 COMPRESSION, CALM = ErrorCode.COMPRESSION_ERROR, ErrorCode.ENHANCE_YOUR_CALM
 
 
@@ -246,6 +249,20 @@ def test_huffman_is_read_in_one_way(data: bytes) -> None:
     except huffman.BadHuffman:
         return
     assert huffman.encode(text) == data
+
+
+def read(decode: Callable[[bytes], bytes], data: bytes) -> bytes | None:
+    try:
+        return decode(data)
+    except huffman.BadHuffman:
+        return None
+
+
+@given(st.binary() | st.binary().map(huffman.encode))
+@settings(deadline=None)
+def test_both_ways_to_read_huffman_are_the_same(data: bytes) -> None:
+    """That of the compiled core, and that of Python."""
+    assert read(huffman.decode_by_nibbles, data) == read(huffman.decode, data)
 
 
 @given(st.integers(0, 1 << 21), st.integers(4, 7))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve_asgi.http.h2.header_decoder import Field
-from serve_asgi.http.h2.request_fields import MalformedRequest, check_fields, read_request
+from serve_asgi.http.h2.request_fields import MalformedRequest, check_fields, consists_of, read_request
 from serve_asgi.http.head_parsers import read_head
 from serve_asgi.http.request_head import CHUNKED, BadRequest, Head
 from tests.http.h2.peer import GET, POST
@@ -205,6 +205,15 @@ def test_websockets() -> None:
     head = read([*CONNECT, (b"sec-websocket-version", b"13"), (b"content-length", b"7")], ended=False)
     assert (head.method, head.websocket, head.path, head.body) == ("CONNECT", True, b"/", 0)
     assert head.headers[:2] == [(b"host", b"a"), (b"sec-websocket-version", b"13")]
+
+
+def test_bytes_of_a_value_one_by_one() -> None:
+    """As the compiled core looks at them."""
+    allowed = bytes(byte in b"ab" for byte in range(256))
+    assert consists_of(b"abba", allowed)
+    assert consists_of(b"", allowed)
+    assert not consists_of(b"abc", allowed)
+    assert not consists_of(b"\xff", allowed)
 
 
 def test_many_names_are_forgotten() -> None:

@@ -16,8 +16,9 @@ from typing import Final
 
 from hpack.table import HeaderTable
 
-from serve_asgi.http.h2 import huffman
 from serve_asgi.http.h2.error_codes import ConnectionFault, ErrorCode
+from serve_asgi.http.h2.huffman import BadHuffman
+from serve_asgi.http.h2.huffman import decode as decode_huffman
 from serve_asgi.http.h2.limits import MAX_TABLE_SIZE, MAX_TABLE_UPDATES
 
 Field = tuple[bytes, bytes]
@@ -65,7 +66,6 @@ class HeaderDecoder:
         fields: list[Field] = []
         literals: list[Field] = []
         entries, by_byte = self._entries, self._by_byte
-        append = fields.append
         position, end = 0, len(block)
         updates = 0
         try:
@@ -74,13 +74,13 @@ class HeaderDecoder:
                 position += 1
                 known = by_byte[first]
                 if known is not None:  # RFC 7541 6.1
-                    append(known)
+                    fields.append(known)
                     continue
                 if first >= _INDEXED:
                     if first < _LONG_INDEX:
                         raise IndexError
                     index, position = read_integer(block, position, 0x7F)
-                    append(entries[FIRST_DYNAMIC - 1 - index])
+                    fields.append(entries[FIRST_DYNAMIC - 1 - index])
                     continue
                 if first >= _INCREMENTAL:  # 6.2.1
                     index = first & 0x3F
@@ -116,15 +116,15 @@ class HeaderDecoder:
                     raise _fault("it ends within a value")
                 position = after
                 if coded:
-                    value = huffman.decode(value)
+                    value = decode_huffman(value)
                 field = (name, value)
-                append(field)
+                fields.append(field)
                 literals.append(field)
                 if first >= _INCREMENTAL:
                     self._insert(field)
         except IndexError:
             raise _fault("it ends within a field, or names an entry that the table does not have") from None
-        except huffman.BadHuffman:
+        except BadHuffman:
             raise _fault("a string that is not in the Huffman code") from None
         return fields, literals
 
@@ -208,7 +208,9 @@ def read_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
 
 def _integer(block: bytes, position: int, first: int, prefix: int) -> tuple[int, int]:
     value = first & prefix
-    return (value, position) if value < prefix else read_integer(block, position, prefix)
+    if value < prefix:
+        return value, position
+    return read_integer(block, position, prefix)
 
 
 def _string(block: bytes, position: int) -> tuple[bytes, int]:
@@ -219,7 +221,7 @@ def _string(block: bytes, position: int) -> tuple[bytes, int]:
     text = block[position:end]
     if end > len(block):
         raise _fault("it ends within a name")
-    return (huffman.decode(text) if first & 0x80 else text), end
+    return (decode_huffman(text) if first & 0x80 else text), end
 
 
 def _fault(what: str) -> ConnectionFault:

@@ -182,7 +182,8 @@ class FrameReceiver:
     def _receive_continuation(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         self.blocks.go_on(stream_id, payload)
         if flags & END_HEADERS:
-            self._receive_block(*self.blocks.finish(), events)
+            begun, block, ended = self.blocks.finish()
+            self._receive_block(begun, block, ended, events)
 
     def _receive_block(self, stream_id: int, block: bytes, ended: bool, events: list[Event]) -> None:
         """A whole header block: a request begins, or ends with trailers. Raises StreamFault, ConnectionFault."""

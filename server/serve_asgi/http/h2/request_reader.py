@@ -70,7 +70,7 @@ class RequestReader:
             head, said = read_request(fields, ended)
             self._check(head)
         except BadRequest:
-            self.method = next((value for name, value in fields if name == b":method"), b"")
+            self.method = _method_of(fields)
             raise
         result = head, (read_priority(said) if said else DEFAULT_PRIORITY)
         misses = self._misses = self._misses + 1
@@ -133,6 +133,13 @@ class RequestReader:
         self.decoder.restore(max_size, entries)
         with contextlib.suppress(BadRequest):
             self._check_fields(entries)
+
+
+def _method_of(fields: list[Field]) -> bytes:
+    for name, value in fields:
+        if name == b":method":
+            return value
+    return b""
 
 
 Kept = tuple[Head, StreamPriority]
