@@ -258,8 +258,8 @@ class WebSocketConnection(WebSocketPeer, asyncio.Protocol):
         room = INCOMING_HIGH - messages.size
         events = framing.receive(data, room, asked)
         messages.behind = framing.behind
-        output = framing.output
-        if output and state is not CLOSED:
+        if framing.pongs and state is not CLOSED:
+            output = framing.output
             if self.output.paused and not (events and isinstance(events[-1], End)):
                 self.output.pongs = output
             else:
@@ -292,7 +292,7 @@ class WebSocketConnection(WebSocketPeer, asyncio.Protocol):
         """The application has taken messages: there is room for more."""
         messages = self.messages
         if messages.behind:
-            self._receive_frames(b"", answering=True)
+            self._receive_frames(b"", asked=False, answering=True)
         caught_up = not messages.behind and messages.size <= INCOMING_LOW
         if self.reading_paused and caught_up and self.state is OPEN:
             self._resume_reading()

@@ -119,7 +119,6 @@ class MessageFraming:
         "_mask",
         "_max_size",
         "_message",
-        "_pongs",
         "_rest",
         "_resting",
         "_stuck",
@@ -127,6 +126,7 @@ class MessageFraming:
         "_wire",
         "behind",
         "deflate",
+        "pongs",
         "room",
     )
 
@@ -163,7 +163,8 @@ class MessageFraming:
         self._fin = False
         self._mask = b""
         """That frame's masking key, turned so that it fits the next byte."""
-        self._pongs: list[bytes] = []
+        self.pongs: list[bytes] = []
+        """What `output` comes to."""
 
     # ---- what comes in
 
@@ -213,9 +214,9 @@ class MessageFraming:
     @property
     def output(self) -> bytes:
         """The pongs that are to be written, each once."""
-        if not self._pongs:
+        if not self.pongs:
             return b""
-        pongs, self._pongs = self._pongs, []
+        pongs, self.pongs = self.pongs, []
         return b"".join(pongs)
 
     def _receive(self, data: bytes, events: list[Event]) -> None:
@@ -422,7 +423,7 @@ class MessageFraming:
     def _control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
         """RFC 6455 5.5; a pong says nothing that the arrival of bytes does not."""
         if opcode == PING:
-            self._pongs.append(control_frame(PONG, payload))
+            self.pongs.append(control_frame(PONG, payload))
         elif opcode == CLOSE:
             events.append(self._closed(payload))
 
