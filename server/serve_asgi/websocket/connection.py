@@ -201,7 +201,7 @@ class WebSocketConnection(WebSocketPeer, asyncio.Protocol):
         """The task, unless it has ended at once."""
         worker = self._worker
         session = WebSocketSession(self, worker, self.request, handshake)
-        task = _start(worker, call_application(session))
+        task = _start(worker, call_application(worker, session))
         if task.done():
             return None
         self._task = session.task = task

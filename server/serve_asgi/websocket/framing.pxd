@@ -35,14 +35,14 @@ cdef class MessageFraming:
     cdef public list pongs
     cdef public Py_ssize_t room
 
-    @cython.locals(size=Py_ssize_t, first=int)
+    @cython.locals(size=Py_ssize_t, first=int, octets="const unsigned char*", payload=bytes)
     cpdef single(self, bytes data)
     cpdef list receive(self, bytes data, Py_ssize_t room=*, bint asked=*)
     @cython.locals(position=Py_ssize_t, size=Py_ssize_t, end=Py_ssize_t, after=Py_ssize_t)
     cdef _receive(self, bytes data, list events)
     @cython.locals(
         size=Py_ssize_t, position=Py_ssize_t, room=Py_ssize_t, first=int, length=Py_ssize_t, start=Py_ssize_t,
-        end=Py_ssize_t, payload=bytes, text=str,
+        end=Py_ssize_t, payload=bytes, text=str, octets="const unsigned char*",
     )
     cdef Py_ssize_t _whole_messages(self, bytes data, list events) except -1
     @cython.locals(have=Py_ssize_t, first=int, second=int, opcode=int, after=Py_ssize_t, key=Py_ssize_t)

@@ -1,3 +1,4 @@
+cimport cython
 from serve_asgi.websocket.framing cimport MessageFraming, weigh
 from serve_asgi.websocket.receive_queue cimport ReceiveQueue
 from serve_asgi.websocket.write_flow cimport WriteFlow
@@ -25,9 +26,15 @@ cdef class WebSocketSession:
     cdef object _denial
     cdef double _dropped_since
     cdef object _handshake
-    cdef ReceiveQueue _messages
     cdef object _worker
+    cdef public ReceiveQueue messages
     cdef public object request
     cdef public object task
 
+    @cython.locals(messages=ReceiveQueue, connection=WebSocketPeer)
+    cpdef next_message(self)
+    cpdef send(self, message)
+    @cython.locals(connection=WebSocketPeer, frame=bytes)
+    cdef _send(self, message)
+    @cython.locals(framing=MessageFraming)
     cdef bytes _data_frame(self, message, data)

@@ -8,11 +8,12 @@ deadlines, or how the connection closes: what it needs of the connection is `Web
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any, Final, cast
 
 from serve_asgi.http.dropped_messages import ClientDisconnected, drop_message
 from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on, tells_of_end
-from serve_asgi.http.worker_context import ASGIApplication, Message, Scope, WorkerContext
+from serve_asgi.http.worker_context import Message, Scope, WorkerContext
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import all_tell, is_a
 from serve_asgi.websocket.compression import Deflate
@@ -155,8 +156,8 @@ class WebSocketSession:
         "_denial",
         "_dropped_since",
         "_handshake",
-        "_messages",
         "_worker",
+        "messages",
         "request",
         "task",
     )
@@ -165,7 +166,7 @@ class WebSocketSession:
         self, connection: WebSocketPeer, worker: WorkerContext, request: WebSocketRequest, handshake: Handshake
     ) -> None:
         self._connection = connection
-        self._messages = connection.messages
+        self.messages = connection.messages
         self._worker = worker
         self.request = request
         self._handshake = handshake
@@ -178,13 +179,13 @@ class WebSocketSession:
     _denial: Denial
     """From the beginning of one."""
 
-    def begin(self) -> tuple[ASGIApplication, Scope]:
-        """The application, and what it is called with beside `receive` and `send`."""
+    def scope(self) -> Scope:
+        """What the application is called with."""
         connection = self._connection
         survival = {} if connection.surviving is None else connection.surviving.survival.extension()
         scope = self.request.scope(self._handshake.subprotocols, connection.number, survival)
         connection.extensions = scope["extensions"]
-        return self._worker.app, scope
+        return scope
 
     def failed(self, error: BaseException) -> None:
         """The application has raised, and the connection ends with it.
@@ -226,29 +227,22 @@ class WebSocketSession:
         if self._connection.state is not HANDSHAKE and self.request.status < 500:
             self._worker.cells[_FAILED_WITHOUT_5XX] += 1
 
-    async def receive(self) -> Message:
-        """ASGI `receive`: `websocket.connect`, then messages in order, then `websocket.disconnect` for ever."""
+    def next_message(self) -> Message | None:
+        """What `receive` returns, or None if there is nothing yet: wait until `messages` wakes it, and ask again."""
+        messages = self.messages
         if not self._connect_told:
             self._connect_told = True
             return {"type": "websocket.connect"}
-        connection, messages = self._connection, self._messages
+        connection = self._connection
         while not messages.queue:
             if messages.behind and (connection.state is OPEN or connection.state is CLOSED):
                 connection.read_behind()
-                continue
-            if messages.disconnect is not None:
+            elif messages.disconnect is not None:
                 return dict(messages.disconnect)
-            if connection.state is FINISHING:  # all that came before the client's end is taken, and answered
+            elif connection.state is FINISHING:  # all that came before the client's end is taken, and answered
                 connection.finish()
-                continue
-            waiter: asyncio.Future[None] = self._worker.loop.create_future()
-            messages.waiters.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter in messages.waiters:
-                    messages.waiters.remove(waiter)
-                raise
+            else:
+                return None
         message = messages.queue.pop(0)
         messages.size = messages.size - weigh(message) if messages.queue else 0
         if connection.reading_paused and messages.size <= INCOMING_LOW and connection.state is OPEN:
@@ -257,22 +251,32 @@ class WebSocketSession:
             return {"type": "websocket.receive", "text": message}
         return {"type": "websocket.receive", "bytes": message}
 
-    async def send(self, message: Message) -> None:
-        """ASGI `send`. Returns when the transport is ready for more, and takes nothing before that from another task.
+    def send(self, message: Message) -> Coroutine[Any, Any, None] | None:
+        """What `send` does with a message, but for what it waits for, which is returned.
 
-        Raises ClientDisconnected once the connection has ended; RuntimeError, TypeError or ValueError, with a
-        sentence, for a message that is out of place or not as ASGI has it.
+        Raises RuntimeError, TypeError or ValueError, with a sentence, for a message that is out of place or not as ASGI
+        has it.
         """
+        if self._connection.output.paused:
+            return self._send_when_writable(message)
+        return self._send(message)
+
+    async def _send_when_writable(self, message: Message) -> None:
+        await self._connection.writable()
+        waits = self._send(message)  # the life may have ended meanwhile
+        if waits is not None:
+            await waits
+
+    async def _drop_message(self) -> None:
+        self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
+
+    def _send(self, message: Message) -> Coroutine[Any, Any, None] | None:
         connection = self._connection
-        if connection.output.paused:
-            await connection.writable()
-            connection = self._connection  # the life may have ended meanwhile
         kind = message["type"]
         transport = connection.transport
         state = connection.state
         if transport.is_closing():
-            self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
-            return
+            return self._drop_message()
         if state is OPEN or state is FINISHING:
             if kind == "websocket.send":
                 data = message.get("bytes")
@@ -281,10 +285,10 @@ class WebSocketSession:
                 transport.write(frame)
             elif kind == "websocket.close":
                 connection.close(message.get("code") or 1000, message.get("reason") or "")
-                return
+                return None
             elif kind in (EXTENSION, REFUSAL):
                 self._survive(kind, message)
-                return
+                return None
             else:
                 raise RuntimeError(
                     f"After websocket.accept come websocket.send and websocket.close, not {kind!r}; "
@@ -296,12 +300,10 @@ class WebSocketSession:
             self._deny(kind, message)
         elif state in BETWEEN_LIVES:
             self._send_between_lives(kind, message)
-            return
+            return None
         else:
-            self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
-            return
-        if connection.output.paused:
-            await connection.writable()
+            return self._drop_message()
+        return connection.writable() if connection.output.paused else None
 
     def _data_frame(self, message: Message, data: Any) -> bytes:
         """The frame of a `websocket.send` whose `bytes` are `data`."""
