@@ -33,8 +33,7 @@ cdef class WebSocketSession:
 
     @cython.locals(messages=ReceiveQueue, connection=WebSocketPeer)
     cpdef next_message(self)
-    cpdef send(self, message)
     @cython.locals(connection=WebSocketPeer, frame=bytes)
-    cdef _send(self, message)
+    cpdef send(self, message, bint waited=*)
     @cython.locals(framing=MessageFraming)
     cdef bytes _data_frame(self, message, data)

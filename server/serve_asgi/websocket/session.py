@@ -251,27 +251,15 @@ class WebSocketSession:
             return {"type": "websocket.receive", "text": message}
         return {"type": "websocket.receive", "bytes": message}
 
-    def send(self, message: Message) -> Coroutine[Any, Any, None] | None:
-        """What `send` does with a message, but for what it waits for, which is returned.
+    def send(self, message: Message, waited: bool = False) -> Coroutine[Any, Any, None] | None:
+        """What `send` does with a message, but for what it waits for, which is returned. `waited`: it has, before.
 
         Raises RuntimeError, TypeError or ValueError, with a sentence, for a message that is out of place or not as ASGI
         has it.
         """
-        if self._connection.output.paused:
-            return self._send_when_writable(message)
-        return self._send(message)
-
-    async def _send_when_writable(self, message: Message) -> None:
-        await self._connection.writable()
-        waits = self._send(message)  # the life may have ended meanwhile
-        if waits is not None:
-            await waits
-
-    async def _drop_message(self) -> None:
-        self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
-
-    def _send(self, message: Message) -> Coroutine[Any, Any, None] | None:
         connection = self._connection
+        if connection.output.paused and not waited:
+            return self._send_when_writable(message)
         kind = message["type"]
         transport = connection.transport
         state = connection.state
@@ -304,6 +292,15 @@ class WebSocketSession:
         else:
             return self._drop_message()
         return connection.writable() if connection.output.paused else None
+
+    async def _send_when_writable(self, message: Message) -> None:
+        await self._connection.writable()
+        waits = self.send(message, True)  # the life may have ended meanwhile
+        if waits is not None:
+            await waits
+
+    async def _drop_message(self) -> None:
+        self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
 
     def _data_frame(self, message: Message, data: Any) -> bytes:
         """The frame of a `websocket.send` whose `bytes` are `data`."""
