@@ -24,8 +24,8 @@ cdef class MessageFraming:
     cdef Py_ssize_t _left
     cdef bytes _mask
     cdef Py_ssize_t _max_size
-    cdef bytearray _message
-    cdef bytes _rest
+    cdef public bytearray _message
+    cdef public bytes _rest
     cdef bint _resting
     cdef bint _stuck
     cdef bytes _tail
