@@ -64,6 +64,6 @@ cdef class MessageFraming:
     cdef _failed(self, code, str reason)
     cdef _end(self, code, str reason, bint failed, bytes payload)
     @cython.locals(payload=bytes)
-    cpdef bytes text(self, str text)
+    cpdef bytes text(self, text)  # also of a subclass of str
     cpdef bytes binary(self, bytes payload)
     cdef bytes _data(self, int first, bytes payload)
