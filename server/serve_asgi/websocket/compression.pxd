@@ -6,7 +6,7 @@ cdef class _UnderWay:
 
 
 cdef class Deflate:
-    cdef int _client_bits
+    cdef public int _client_bits
     cdef bint _client_takeover
     cdef object _compressor
     cdef public object _decompressor
