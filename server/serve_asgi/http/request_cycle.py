@@ -1,4 +1,3 @@
-# cython: annotation_typing=True
 """The request/response cycle: an application is called with a request and its response, which is always ended.
 
 It owns the call, and what is logged of an application that does not do its part. Rule: whatever the application

@@ -5,7 +5,6 @@ from serve_asgi.http.http1_response cimport Http1Response
 from serve_asgi.http.request_body cimport RequestBody
 from serve_asgi.http.request_buffer cimport RequestBuffer
 from serve_asgi.http.request_head cimport Head
-from serve_asgi.http.request_cycle cimport call_application
 from serve_asgi.http.request_receive cimport Request
 from serve_asgi.http.response cimport Response
 from serve_asgi.http.timeouts cimport Timeouts

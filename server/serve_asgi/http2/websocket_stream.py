@@ -81,7 +81,6 @@ class WebSocketStream(WebSocketConnection):
     __slots__ = (
         "_calls",
         "_carrier",
-        "_deadline",
         "_responded",
         "_stream_id",
         "drained",
@@ -174,14 +173,9 @@ class WebSocketStream(WebSocketConnection):
         """Whether the WebSocket is open."""
         return self.state is OPEN
 
-    @property
-    def deadline(self) -> float:
-        """When `expire` is due (loop time, s), or infinity."""
-        return self._deadline
-
-    @deadline.setter
-    def deadline(self, deadline: float) -> None:
-        self._deadline = deadline
+    def set_deadline(self, deadline: float) -> None:
+        """See `WebSocketConnection`; the connection beneath is told."""
+        self.deadline = deadline
         self._carrier.expect(deadline)
 
     def _respond(self, data: bytes) -> None:

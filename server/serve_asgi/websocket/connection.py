@@ -34,6 +34,7 @@ from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import exc_info
 from serve_asgi.logs.server_log import about
+from serve_asgi.websocket.application_call import call_application
 from serve_asgi.websocket.closing import (
     CLOSE_TIMEOUT,
     FINISH_TIMEOUT,
@@ -51,7 +52,7 @@ from serve_asgi.websocket.http1_life import Http1WebSocketLife
 from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
 from serve_asgi.websocket.receive_queue import INCOMING_HIGH, INCOMING_LOW, ReceiveQueue, wake
 from serve_asgi.websocket.request import WebSocketRequest
-from serve_asgi.websocket.session import WebSocketSession
+from serve_asgi.websocket.session import WebSocketPeer, WebSocketSession
 from serve_asgi.websocket.states import (
     BETWEEN_LIVES,
     CLOSED,
@@ -90,7 +91,7 @@ else:
         return worker.loop.create_task(run, context=worker.context.copy())
 
 
-class WebSocketConnection(asyncio.Protocol):
+class WebSocketConnection(WebSocketPeer, asyncio.Protocol):
     """A client connection whose request asked for a WebSocket; a `ClientConnection` to the worker.
 
     The caller has set it as the transport's protocol, has put it into `worker.connections` and counted it, calls
@@ -110,16 +111,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_worker",
         "deadline",
         "early",
-        "extensions",
-        "framing",
-        "messages",
-        "number",
-        "output",
-        "reading_paused",
         "request",
-        "state",
-        "surviving",
-        "transport",
         "trusted",
     )
 
@@ -141,10 +133,8 @@ class WebSocketConnection(asyncio.Protocol):
         """
         self._worker = worker
         self.request = WebSocketRequest(worker, head, client, server, scheme, forwarded, tls)
-        self.deadline = math.inf
+        self.set_deadline(math.inf)
         self.state = HANDSHAKE
-        self.transport: asyncio.Transport
-        self.framing: MessageFraming
         self._keep_alive: KeepAlive
         self._denial: Denial
         self._end: End
@@ -173,6 +163,10 @@ class WebSocketConnection(asyncio.Protocol):
     def _respond(self, data: bytes) -> None:
         """Write what answers the request: the head of a response, as over HTTP/1.1, and then the body of a denial."""
         self._write(data)
+
+    def set_deadline(self, deadline: float) -> None:
+        """When `expire` is due (loop time, s), or infinity."""
+        self.deadline = deadline
 
     def enter(self, state: WebSocketState) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
@@ -207,7 +201,7 @@ class WebSocketConnection(asyncio.Protocol):
         """The task, unless it has ended at once."""
         worker = self._worker
         session = WebSocketSession(self, worker, self.request, handshake)
-        task = _start(worker, session.run())
+        task = _start(worker, call_application(worker, session))
         if task.done():
             return None
         self._task = session.task = task
@@ -264,8 +258,8 @@ class WebSocketConnection(asyncio.Protocol):
         room = INCOMING_HIGH - messages.size
         events = framing.receive(data, room, asked)
         messages.behind = framing.behind
-        output = framing.output
-        if output and state is not CLOSED:
+        if framing.pongs and state is not CLOSED:
+            output = framing.output
             if self.output.paused and not (events and isinstance(events[-1], End)):
                 self.output.pongs = output
             else:
@@ -298,7 +292,7 @@ class WebSocketConnection(asyncio.Protocol):
         """The application has taken messages: there is room for more."""
         messages = self.messages
         if messages.behind:
-            self._receive_frames(b"", answering=True)
+            self._receive_frames(b"", asked=False, answering=True)
         caught_up = not messages.behind and messages.size <= INCOMING_LOW
         if self.reading_paused and caught_up and self.state is OPEN:
             self._resume_reading()
@@ -311,7 +305,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.messages.tell_disconnect(1006, "")
         if self.state is not LINGERING and self.state is not CLOSED:
             self.enter(LINGERING)
-            self.deadline = self._worker.loop.time() + min(LINGER_TIMEOUT, self._worker.most_linger)
+            self.set_deadline(self._worker.loop.time() + min(LINGER_TIMEOUT, self._worker.most_linger))
         return False  # the transport writes what it has and closes
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -326,7 +320,7 @@ class WebSocketConnection(asyncio.Protocol):
         elif self.state is not OPEN:
             self.messages.behind = False  # the application has been told of the end, and gets nothing behind it
         self.enter(CLOSED)
-        self.deadline = math.inf
+        self.set_deadline(math.inf)
         self._planned_close.cancel()
         if self.surviving is not None:
             self.surviving.cancel()
@@ -342,7 +336,7 @@ class WebSocketConnection(asyncio.Protocol):
         output.paused = True
         if self.state in (OPEN, DENYING, RESUMING, PARTING, PARTED):
             output.watch(self.transport, self._worker.loop.time() + self._worker.config.write_timeout)
-            self.deadline = min(self.deadline, output.deadline)
+            self.set_deadline(min(self.deadline, output.deadline))
 
     def resume_writing(self) -> None:
         """The transport has caught up."""
@@ -354,9 +348,9 @@ class WebSocketConnection(asyncio.Protocol):
             if output.paused:  # the pongs have filled it again
                 return
         if self.state is OPEN:
-            self.deadline = self._keep_alive.deadline
+            self.set_deadline(self._keep_alive.deadline)
         elif self.state in (DENYING, RESUMING, PARTING, PARTED):
-            self.deadline = math.inf
+            self.set_deadline(math.inf)
         output.caught_up()
         if self.state is PARTED and self.surviving is not None:
             self._worker.loop.call_soon(self.surviving.depart)
@@ -384,7 +378,7 @@ class WebSocketConnection(asyncio.Protocol):
     def _open(self) -> None:
         """Read what the client sends, and has sent already."""
         self._keep_alive = KeepAlive(self._worker.config, self._worker.loop.time())
-        self.deadline = min(self.output.deadline, self._keep_alive.deadline)
+        self.set_deadline(min(self.output.deadline, self._keep_alive.deadline))
         if self.early:
             early, self.early = self.early, b""
             self._receive_frames(early)
@@ -429,14 +423,14 @@ class WebSocketConnection(asyncio.Protocol):
                 self._expire_open(now)
         elif state in (DENYING, RESUMING, PARTING, PARTED):
             if not self._is_stalled(now):
-                self.deadline = self.output.deadline
+                self.set_deadline(self.output.deadline)
         elif state is FINISHING:
             self.finish()
         elif state is CLOSING:
             self._linger()
         elif state is LINGERING:
             if self.output.has_changed(self.transport):  # a slow client still reads the last of what was written
-                self.deadline = now + min(LINGER_TIMEOUT, self._worker.most_linger)
+                self.set_deadline(now + min(LINGER_TIMEOUT, self._worker.most_linger))
             else:
                 self.transport.abort()
 
@@ -446,7 +440,7 @@ class WebSocketConnection(asyncio.Protocol):
         if now >= keep_alive.deadline:
             behind = output.is_behind(self.transport)  # a slow client still takes what was written before the ping
             pulse = keep_alive.expire(now, deaf=self.reading_paused or behind, mute=output.paused)
-        self.deadline = min(output.deadline, keep_alive.deadline)
+        self.set_deadline(min(output.deadline, keep_alive.deadline))
         if pulse is PingVerdict.PING:
             self._write(control_frame(PING, b""))
         elif pulse is PingVerdict.DEAD:
@@ -470,7 +464,7 @@ class WebSocketConnection(asyncio.Protocol):
         if unread:
             self.enter(FINISHING)
             self._planned_close.cancel()
-            self.deadline = self._worker.loop.time() + FINISH_TIMEOUT
+            self.set_deadline(self._worker.loop.time() + FINISH_TIMEOUT)
             self.pause_reading()
         else:
             self.finish()
@@ -494,7 +488,7 @@ class WebSocketConnection(asyncio.Protocol):
             return
         self._write(frame)
         self.enter(CLOSING)
-        self.deadline = self._worker.loop.time() + CLOSE_TIMEOUT
+        self.set_deadline(self._worker.loop.time() + CLOSE_TIMEOUT)
         self._planned_close.cancel()
         self.messages.tell_disconnect(code, reason)
         self._resume_reading()
@@ -533,7 +527,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Nothing more to say: shut down our side, await the client's end (closing with unread bytes would reset)."""
         self.enter(LINGERING)
         self._planned_close.cancel()
-        self.deadline = self._worker.loop.time() + min(LINGER_TIMEOUT, self._worker.most_linger)
+        self.set_deadline(self._worker.loop.time() + min(LINGER_TIMEOUT, self._worker.most_linger))
         self._resume_reading()
         transport = self.transport
         if transport.is_closing():
@@ -593,7 +587,7 @@ class WebSocketConnection(asyncio.Protocol):
         if unfinished:
             self.messages.tell_disconnect(code, "")
             self.enter(LINGERING)
-        self.deadline = self._worker.loop.time()  # what cannot be flushed at once is aborted at the next tick
+        self.set_deadline(self._worker.loop.time())  # what cannot be flushed at once is aborted at the next tick
         if flushed:
             transport.close()
         else:
@@ -647,7 +641,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.extensions = None
         self._accepted = self.request.answered = True
         self.request.status = 101
-        self.deadline = self.output.deadline
+        self.set_deadline(self.output.deadline)
         self._worker.loop.call_soon(self._call_again, survival)
 
     def _call_again(self, survival: SurvivingWebSocket) -> None:

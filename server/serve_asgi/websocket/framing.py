@@ -119,7 +119,6 @@ class MessageFraming:
         "_mask",
         "_max_size",
         "_message",
-        "_pongs",
         "_rest",
         "_resting",
         "_stuck",
@@ -127,6 +126,7 @@ class MessageFraming:
         "_wire",
         "behind",
         "deflate",
+        "pongs",
         "room",
     )
 
@@ -163,7 +163,8 @@ class MessageFraming:
         self._fin = False
         self._mask = b""
         """That frame's masking key, turned so that it fits the next byte."""
-        self._pongs: list[bytes] = []
+        self.pongs: list[bytes] = []
+        """What `output` comes to."""
 
     # ---- what comes in
 
@@ -175,12 +176,14 @@ class MessageFraming:
         size = len(data)
         if not self._resting or not 6 <= size <= SINGLE or data[1] != size + (MASKED - 6):
             return None
-        first = data[0]
+        octets = data  # compiled, a pointer: cheap to slice, within what the length allows
+        first = octets[0]
         if first == FIN_BINARY:
-            return apply_mask(data[6:], data[2:6])
+            return apply_mask(octets[6:size], octets[2:6])
         if first == FIN_TEXT:
             try:
-                return apply_mask(data[6:], data[2:6]).decode()
+                payload = apply_mask(octets[6:size], octets[2:6])
+                return payload.decode()
             except UnicodeDecodeError:
                 return None
         return None
@@ -213,9 +216,9 @@ class MessageFraming:
     @property
     def output(self) -> bytes:
         """The pongs that are to be written, each once."""
-        if not self._pongs:
+        if not self.pongs:
             return b""
-        pongs, self._pongs = self._pongs, []
+        pongs, self.pongs = self.pongs, []
         return b"".join(pongs)
 
     def _receive(self, data: bytes, events: list[Event]) -> None:
@@ -247,18 +250,19 @@ class MessageFraming:
 
         Only spares time: `_frame` would read the same. Returns how many bytes that was.
         """
+        octets = data  # as in `single`
         size = len(data)
         position = 0
         room = self.room
         while size - position >= 6 and room >= 0:
-            first = data[position]
+            first = octets[position]
             if first != FIN_TEXT and first != FIN_BINARY:
                 break
-            length = data[position + 1] - MASKED
+            length = octets[position + 1] - MASKED
             start = position + 6
             if length == 126:
                 start += 2
-                length = data[position + 2] << 8 | data[position + 3]
+                length = octets[position + 2] << 8 | octets[position + 3]
                 if length < 126:
                     break
             elif length < 0 or length == 127:
@@ -266,7 +270,7 @@ class MessageFraming:
             end = start + length
             if end > size or length > self._max_size:
                 break
-            payload = apply_mask(data[start:end], data[start - 4 : start])
+            payload = apply_mask(octets[start:end], octets[start - 4 : start])
             if first == FIN_TEXT:
                 text = payload.decode()
                 events.append(text)
@@ -422,7 +426,7 @@ class MessageFraming:
     def _control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
         """RFC 6455 5.5; a pong says nothing that the arrival of bytes does not."""
         if opcode == PING:
-            self._pongs.append(control_frame(PONG, payload))
+            self.pongs.append(control_frame(PONG, payload))
         elif opcode == CLOSE:
             events.append(self._closed(payload))
 

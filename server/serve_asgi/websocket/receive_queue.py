@@ -7,7 +7,6 @@ transport, nor when reading pauses.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 from serve_asgi.http.worker_context import Message
 
@@ -22,7 +21,7 @@ class ReceiveQueue:
     __slots__ = ("behind", "disconnect", "queue", "size", "waiters")
 
     def __init__(self) -> None:
-        self.queue: deque[str | bytes] = deque()
+        self.queue: list[str | bytes] = []
         self.size = 0
         """What waits, as `serve_asgi.websocket.framing.weigh` has it."""
         self.behind = False

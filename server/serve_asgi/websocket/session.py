@@ -8,14 +8,14 @@ deadlines, or how the connection closes: what it needs of the connection is `Web
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol, cast
+from collections.abc import Coroutine
+from typing import Any, Final, cast
 
 from serve_asgi.http.dropped_messages import ClientDisconnected, drop_message
 from serve_asgi.http.survival import EXTENSION, REFUSAL, gone_on, tells_of_end
-from serve_asgi.http.worker_context import Message, WorkerContext
-from serve_asgi.ipc import forked_children as forks
+from serve_asgi.http.worker_context import Message, Scope, WorkerContext
 from serve_asgi.ipc.scoreboard import Cell
-from serve_asgi.logs.exceptions import all_tell, is_a, is_from_outside
+from serve_asgi.logs.exceptions import all_tell, is_a
 from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.denial import BODY, START, Denial
 from serve_asgi.websocket.framing import MessageFraming, weigh
@@ -40,8 +40,20 @@ from serve_asgi.websocket.write_flow import WriteFlow
 _FAILED_WITHOUT_5XX: Final = int(Cell.FAILED_WITHOUT_5XX)
 
 
-class WebSocketPeer(Protocol):
+class WebSocketPeer:
     """The connection, as far as its application needs it."""
+
+    __slots__ = (
+        "extensions",
+        "framing",
+        "messages",
+        "number",
+        "output",
+        "reading_paused",
+        "state",
+        "surviving",
+        "transport",
+    )
 
     state: WebSocketState
     transport: asyncio.Transport
@@ -59,64 +71,80 @@ class WebSocketPeer(Protocol):
 
     def survive(self) -> SurvivingWebSocket:
         """The application speaks of survival."""
+        raise NotImplementedError
 
     def resume_life(self) -> None:
         """The application of this life has accepted what is open already."""
+        raise NotImplementedError
 
     def refuse_life(self, reason: str) -> None:
         """The application of this life cannot go on."""
+        raise NotImplementedError
 
     def has_ended(self) -> bool:
         """Whether nothing can be sent any more."""
+        raise NotImplementedError
 
     def read_behind(self) -> None:
         """Read frames of what has come and was not read yet, until there is a message."""
+        raise NotImplementedError
 
     def go_on_reading(self) -> None:
         """The application has taken messages: there is room for more."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """The application has taken all that came before the client's end: answer that."""
+        raise NotImplementedError
 
     async def writable(self) -> None:
         """Wait until the transport has caught up."""
+        raise NotImplementedError
 
     def accept(self, response: bytes, deflate: Deflate | None) -> None:
         """The WebSocket is open with this response."""
+        raise NotImplementedError
 
     def refuse(self, refusal: HandshakeRefusal) -> None:
         """There will be no WebSocket."""
+        raise NotImplementedError
 
     def begin_denial(self, denial: Denial) -> None:
         """The application begins an HTTP response instead."""
+        raise NotImplementedError
 
     def deny(self, denial: Denial, data: bytes) -> None:
         """A piece of that response, perhaps its last."""
+        raise NotImplementedError
 
     def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake. Raises ValueError for a code or reason that cannot be sent."""
+        raise NotImplementedError
 
     def application_failed(self) -> None:
         """The application has raised, or has returned before it answered the handshake."""
+        raise NotImplementedError
 
 
-class _EndedLife:
-    """What a call of the application that has ended has in place of its connection: another one goes on with that."""
-
-    state = LEAVING
-    surviving = None
-    reading_paused = False
-
-    def __init__(self) -> None:
-        self.output = self.transport = self
-
-    paused = False
+class _EndedTransport(asyncio.Transport):
+    """In place of one that another life goes on with."""
 
     def is_closing(self) -> bool:
         return False
 
 
-_ENDED_LIFE: Final = cast(WebSocketPeer, _EndedLife())
+def _ended_life() -> WebSocketPeer:
+    """What a call of the application that has ended has in place of its connection: another one goes on with that."""
+    peer = WebSocketPeer()
+    peer.state = LEAVING
+    peer.surviving = None
+    peer.reading_paused = False
+    peer.output = WriteFlow(cast(asyncio.AbstractEventLoop, None))  # it never pauses
+    peer.transport = _EndedTransport()
+    return peer
+
+
+_ENDED_LIFE: Final = _ended_life()
 
 
 class WebSocketSession:
@@ -128,8 +156,8 @@ class WebSocketSession:
         "_denial",
         "_dropped_since",
         "_handshake",
-        "_messages",
         "_worker",
+        "messages",
         "request",
         "task",
     )
@@ -138,7 +166,7 @@ class WebSocketSession:
         self, connection: WebSocketPeer, worker: WorkerContext, request: WebSocketRequest, handshake: Handshake
     ) -> None:
         self._connection = connection
-        self._messages = connection.messages
+        self.messages = connection.messages
         self._worker = worker
         self.request = request
         self._handshake = handshake
@@ -151,28 +179,21 @@ class WebSocketSession:
     _denial: Denial
     """From the beginning of one."""
 
-    async def run(self) -> None:
-        """Run the application to its end and see that the connection ends with it.
-
-        What is said of an application's failure comes before the connection's end, and cannot prevent it.
-        """
+    def scope(self) -> Scope:
+        """What the application is called with."""
         connection = self._connection
         survival = {} if connection.surviving is None else connection.surviving.survival.extension()
         scope = self.request.scope(self._handshake.subprotocols, connection.number, survival)
         connection.extensions = scope["extensions"]
-        try:
-            await self._worker.app(scope, self.receive, self.send)
-        except BaseException as error:
-            forks.leave(error)
-            if is_from_outside(error, self.task):  # the loop is closed, and this coroutine with it
-                raise
-            self._failed(error)
-        else:
-            self._returned()
+        return scope
 
-    def _failed(self, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
+        """The application has raised, and the connection ends with it.
+
+        What is said of the failure comes before the connection's end, and cannot prevent it.
+        """
         if self._connection.state is PARTING and tells_of_end(error):
-            self._returned()
+            self.returned()
             return
         try:
             cancelled = is_a(error, asyncio.CancelledError)
@@ -182,7 +203,7 @@ class WebSocketSession:
         finally:
             self._connection.application_failed()
 
-    def _returned(self) -> None:
+    def returned(self) -> None:
         """The application is done; one that leaves its socket open means it to end well."""
         connection = self._connection
         surviving = connection.surviving
@@ -206,30 +227,23 @@ class WebSocketSession:
         if self._connection.state is not HANDSHAKE and self.request.status < 500:
             self._worker.cells[_FAILED_WITHOUT_5XX] += 1
 
-    async def receive(self) -> Message:
-        """ASGI `receive`: `websocket.connect`, then messages in order, then `websocket.disconnect` for ever."""
+    def next_message(self) -> Message | None:
+        """What `receive` returns, or None if there is nothing yet: wait until `messages` wakes it, and ask again."""
+        messages = self.messages
         if not self._connect_told:
             self._connect_told = True
             return {"type": "websocket.connect"}
-        connection, messages = self._connection, self._messages
+        connection = self._connection
         while not messages.queue:
             if messages.behind and (connection.state is OPEN or connection.state is CLOSED):
                 connection.read_behind()
-                continue
-            if messages.disconnect is not None:
+            elif messages.disconnect is not None:
                 return dict(messages.disconnect)
-            if connection.state is FINISHING:  # all that came before the client's end is taken, and answered
+            elif connection.state is FINISHING:  # all that came before the client's end is taken, and answered
                 connection.finish()
-                continue
-            waiter: asyncio.Future[None] = self._worker.loop.create_future()
-            messages.waiters.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter in messages.waiters:
-                    messages.waiters.remove(waiter)
-                raise
-        message = messages.queue.popleft()
+            else:
+                return None
+        message = messages.queue.pop(0)
         messages.size = messages.size - weigh(message) if messages.queue else 0
         if connection.reading_paused and messages.size <= INCOMING_LOW and connection.state is OPEN:
             connection.go_on_reading()
@@ -237,34 +251,32 @@ class WebSocketSession:
             return {"type": "websocket.receive", "text": message}
         return {"type": "websocket.receive", "bytes": message}
 
-    async def send(self, message: Message) -> None:
-        """ASGI `send`. Returns when the transport is ready for more, and takes nothing before that from another task.
+    def send(self, message: Message, waited: bool = False) -> Coroutine[Any, Any, None] | None:
+        """What `send` does with a message, but for what it waits for, which is returned. `waited`: it has, before.
 
-        Raises ClientDisconnected once the connection has ended; RuntimeError, TypeError or ValueError, with a
-        sentence, for a message that is out of place or not as ASGI has it.
+        Raises RuntimeError, TypeError or ValueError, with a sentence, for a message that is out of place or not as ASGI
+        has it.
         """
         connection = self._connection
-        if connection.output.paused:
-            await connection.writable()
-            connection = self._connection  # the life may have ended meanwhile
+        if connection.output.paused and not waited:
+            return self._send_when_writable(message)
         kind = message["type"]
         transport = connection.transport
         state = connection.state
         if transport.is_closing():
-            self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
-            return
+            return self._drop_message()
         if state is OPEN or state is FINISHING:
             if kind == "websocket.send":
                 data = message.get("bytes")
-                frame = connection.framing.binary(data) if type(data) is bytes else self._data_frame(message)
+                frame = connection.framing.binary(data) if type(data) is bytes else self._data_frame(message, data)
                 self._worker.sent += len(frame)
                 transport.write(frame)
             elif kind == "websocket.close":
                 connection.close(message.get("code") or 1000, message.get("reason") or "")
-                return
+                return None
             elif kind in (EXTENSION, REFUSAL):
                 self._survive(kind, message)
-                return
+                return None
             else:
                 raise RuntimeError(
                     f"After websocket.accept come websocket.send and websocket.close, not {kind!r}; "
@@ -276,17 +288,23 @@ class WebSocketSession:
             self._deny(kind, message)
         elif state in BETWEEN_LIVES:
             self._send_between_lives(kind, message)
-            return
+            return None
         else:
-            self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
-            return
-        if connection.output.paused:
-            await connection.writable()
+            return self._drop_message()
+        return connection.writable() if connection.output.paused else None
 
-    def _data_frame(self, message: Message) -> bytes:
-        """The frame of a `websocket.send` whose content is not plainly bytes."""
+    async def _send_when_writable(self, message: Message) -> None:
+        await self._connection.writable()
+        waits = self.send(message, True)  # the life may have ended meanwhile
+        if waits is not None:
+            await waits
+
+    async def _drop_message(self) -> None:
+        self._dropped_since = await drop_message(self._worker.loop, self._dropped_since)
+
+    def _data_frame(self, message: Message, data: Any) -> bytes:
+        """The frame of a `websocket.send` whose `bytes` are `data`."""
         framing = self._connection.framing
-        data = message.get("bytes")
         if data is not None:
             if not isinstance(data, (bytes, bytearray, memoryview)):
                 raise TypeError(f"websocket.send: bytes is bytes, not {type(data).__name__}")
@@ -339,7 +357,7 @@ class WebSocketSession:
             raise gone_on()
         elif kind == "websocket.send":
             surviving.check_sending()
-            frame = self._data_frame(message)
+            frame = self._data_frame(message, message.get("bytes"))
             self._worker.sent += len(frame)
             connection.transport.write(frame)
         elif kind != "websocket.close":  # that is how code cleans up that takes the connection for closed

@@ -55,13 +55,15 @@ class PartingConnection(SurvivableConnection, Protocol):
     messages: ReceiveQueue
     output: WriteFlow
     request: WebSocketRequest
-    deadline: float
     early: bytes
     """What waits to be read as frames: it is the next life's, or the application has not accepted yet."""
     surviving: SurvivingWebSocket | None
 
     def enter(self, state: WebSocketState) -> None:
         """Change the state, by a way that the table has."""
+
+    def set_deadline(self, deadline: float) -> None:
+        """When it is to be looked at (loop time, s), or infinity."""
 
     def pause_reading(self) -> None:
         """Read nothing of the client any more."""
@@ -135,7 +137,7 @@ class SurvivingWebSocket:
             return
         connection.pause_reading()
         connection.enter(PARTING)
-        connection.deadline = connection.output.deadline
+        connection.set_deadline(connection.output.deadline)
         connection.early = unread
         messages.end_life()
         self._end.begin(self._too_late)

@@ -28,7 +28,7 @@ from serve_asgi.http.request_cycle import run_cycle
 from serve_asgi.http.request_head import Head
 from serve_asgi.ipc.untrusted_input import sayable
 from serve_asgi.logs.tracebacks import FILES, PACKAGE
-from serve_asgi.websocket.session import WebSocketSession
+from serve_asgi.websocket.application_call import call_application
 from serve_asgi.worker.event_loop import complete
 from serve_asgi.worker.lifespan import Lifespan
 
@@ -112,8 +112,8 @@ def request_of(frames: Frames) -> str:
         code = frame.f_code
         if code is run_cycle.__code__:
             head = frame.f_locals["request"].head
-        elif code is WebSocketSession.run.__code__:
-            head = frame.f_locals["self"].request.head
+        elif code is call_application.__code__:
+            head = frame.f_locals["session"].request.head
         else:
             continue
         if isinstance(head, Head):  # the path as sent, which cannot forge a log line
