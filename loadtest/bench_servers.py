@@ -1,6 +1,6 @@
 """The servers of the bench: how each is started, and that it answers rightly before it is measured.
 
-Each has one worker and is pinned to a core; what it needs beside its command line of the load test is here.
+Each is pinned, as a rule with one worker to one core; what it needs beside its command line of the load test is here.
 """
 
 from __future__ import annotations
@@ -73,8 +73,11 @@ class Settings:
     python: str = sys.executable
     http: str = "httptools"
     loop: str = "uvloop"
-    server_core: int = 0
-    load_core: int = 1
+    workers: int = 1
+    """Of each server; socketify has one."""
+    server_core: int | str = 0
+    """One, or several as taskset(1) has them: "0,1"."""
+    load_core: int | str = 1
     against: Path | None = None
     """Another checkout of this server, measured beside this one as "against"."""
     access_log_format: str = COMMON
@@ -82,7 +85,7 @@ class Settings:
 
 
 class BenchServer(Server):
-    """A server with one worker, pinned, that runs an application of the bench."""
+    """A server, pinned, that runs an application of the bench."""
 
     def __init__(self, name: str, directory: Path, case: Case, settings: Settings) -> None:
         """Start it; `directory` must exist and be empty."""
@@ -98,7 +101,7 @@ class BenchServer(Server):
         self.certificate = make_certificate(directory) if case.tls else None
         start = Start(
             port=self.port,
-            workers=1,
+            workers=settings.workers,
             http=settings.http,
             loop=settings.loop,
             directory=directory,
@@ -199,6 +202,6 @@ def module(case: Case) -> str:
     return "bench_app" if case.app == "plain" else f"bench_app_{case.app}"
 
 
-def pinned(core: int) -> list[str]:
-    """The prefix of a command that makes it stay on one core."""
+def pinned(core: int | str) -> list[str]:
+    """The prefix of a command that makes it stay on one core, or on some."""
     return ["taskset", "--cpu-list", str(core)]
