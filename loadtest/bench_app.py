@@ -76,7 +76,7 @@ async def upload(receive: Receive, send: Send) -> None:
 
 async def worker(receive: Receive, send: Send) -> None:
     """Who answers: the version of this code, and the process's id."""
-    time.sleep(BLOCKED)
+    time.sleep(BLOCKED)  # noqa: ASYNC251 - this is what is wanted
     body = f"{VERSION} {os.getpid()}".encode()
     await send(head(len(body)))
     await send({"type": "http.response.body", "body": body})

@@ -82,6 +82,8 @@ class Settings:
     """Another checkout of this server, measured beside this one as "against"."""
     access_log_format: str = COMMON
     """Of this server's access log; the others write the common format, or one like it."""
+    bytecode: Path | None = None
+    """Where Python keeps what it has compiled, so that a second start finds it, whatever the environment says."""
 
 
 class BenchServer(Server):
@@ -108,6 +110,7 @@ class BenchServer(Server):
             certificate=self.certificate,
         )
         self._log_format = settings.access_log_format
+        self._bytecode = settings.bytecode
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*pinned(settings.server_core), self.python, *self.command(start, case)],
@@ -144,7 +147,11 @@ class BenchServer(Server):
 
     def environment(self) -> dict[str, str]:
         """What the server's processes inherit."""
-        return os.environ | {MARK: self.mark, "PYTHONPATH": sources(self.tree) if self.is_own else str(self.directory)}
+        made = os.environ | {MARK: self.mark, "PYTHONPATH": sources(self.tree) if self.is_own else str(self.directory)}
+        if self._bytecode is not None:
+            made.pop("PYTHONDONTWRITEBYTECODE", None)
+            made["PYTHONPYCACHEPREFIX"] = str(self._bytecode)
+        return made
 
     def wait_until_right(self, case: Case) -> None:
         """Wait until it gives the right answer to the case's request. Raises RuntimeError if it does not in time."""

@@ -184,7 +184,7 @@ def at_a_rate(sockets: Sockets, due: Sequence[float], seconds: float) -> Seen:
             started[fd] = waiting.popleft()
             if not sockets.send(fd):
                 del started[fd]
-        if position == len(due) and not started and not waiting or now > seconds + PATIENCE:
+        if (position == len(due) and not started and not waiting) or now > seconds + PATIENCE:
             break
         pause = max(0.0, due[position] - now) if position < len(due) else PATIENCE
         select.select([epoll], [], [], pause)  # to the microsecond, where epoll's own is to the millisecond

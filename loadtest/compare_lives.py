@@ -124,7 +124,7 @@ async def everybody(server: BenchServer, workers: int) -> set[int]:
 
 
 def completed(answers: Sequence[Answer], workers: int) -> float | None:
-    """The moment since which `workers` workers of the new code have answered, and no older one; None if not all have."""
+    """The moment since which all `workers` new ones have answered, and no older one; None if not all have."""
     new: dict[int, float] = {}
     last = 0.0
     for answer in answers:

@@ -14,7 +14,8 @@ from loadtest.report import columns
 RATE, COST = "rate", "cost"
 P99_OF_OWN, P99_OF_SAME = "p99 of own", "p99 of same"
 WORKER, TREE, IDLE = "worker", "tree", "idle"
-START, RELOAD, FIRST_OF_RELOAD, FAILED = "start", "reload", "first of reload", "failed in reload"
+START, START_CPU = "start", "start, CPU"
+RELOAD, FIRST_OF_RELOAD, FAILED = "reload", "reload, first", "reload, failed"
 CONNECTIONS, WORKERS = "connections", "workers"
 MIB = 1 << 20
 NONE = "–"
@@ -26,7 +27,7 @@ class Figure:
 
     what: str
     """RATE: requests/s; COST, CONNECTIONS, WORKERS: µs of CPU time per request; P99_*: ms; WORKER, TREE: bytes; IDLE:
-    bytes per connection; START, RELOAD, FIRST_OF_RELOAD: s; FAILED: connections."""
+    bytes per connection; START, START_CPU, RELOAD, FIRST_OF_RELOAD: s; FAILED: connections."""
     server: str
     value: float
     count: int = 0
@@ -133,6 +134,7 @@ ROWS = [
 BESIDES = [
     Row(COST, "µs CPU per request, saturated", fine),
     Row(TREE, "memory of all processes, MiB", fine, 1 / MIB),
+    Row(START_CPU, "CPU time to the first response, s", fine),
     Row(FIRST_OF_RELOAD, "reload to its first response, s", fine),
     Row(FAILED, "connections failed meanwhile", whole),
 ]
