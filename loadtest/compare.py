@@ -22,7 +22,7 @@ import click
 from loadtest import idle
 from loadtest.compare_report import Findings, markdown, text
 from loadtest.compare_run import IDLE, SHARE, WORKERS, Plan, Run
-from loadtest.servers import COMMANDS, PROJECT, sources
+from loadtest.servers import PROJECT, sources
 
 PARTS: dict[str, Callable[[Run], None]] = {
     "lives": Run.lives,
@@ -31,6 +31,8 @@ PARTS: dict[str, Callable[[Run], None]] = {
     "workers": Run.workers,
 }
 """What can be measured by itself, in this order."""
+SERVERS = ["serve", "h2corn", "granian", "uvicorn", "gunicorn", "hypercorn"]
+"""As they stand in the tables."""
 PROGRAMS = {"wrk": "wrk", "taskset": "util-linux"}
 """What it needs, and where Debian has it."""
 
@@ -80,7 +82,7 @@ def measured(servers: list[str], parts: list[str], **options: Any) -> Findings:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--servers", default=",".join(COMMANDS), help="Which servers, separated by commas.")
+@click.option("--servers", default=",".join(SERVERS), help="Which servers, separated by commas.")
 @click.option("--parts", default=",".join(PARTS), help="What to measure, separated by commas.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Rounds of each server.")
 @click.option("--seconds", type=click.IntRange(1), default=3, help="Length of a round under load.")
@@ -113,7 +115,7 @@ def main(
     if source is not None:
         findings = Findings.read(source.read_text())
     else:
-        findings = measured(several(servers, list(COMMANDS), "server"), several(parts, list(PARTS), "part"), **options)
+        findings = measured(several(servers, SERVERS, "server"), several(parts, list(PARTS), "part"), **options)
     if document is not None:
         document.write_text(findings.document())
     click.echo((markdown if as_markdown else text)(findings))

@@ -12,14 +12,14 @@ from typing import Any
 
 from loadtest.bench_picture import PEER
 from loadtest.bench_report import SERVE
-from loadtest.compare_report import BESIDES, CONNECTIONS, COST, ROWS, WORKERS, Findings, Row
-from loadtest.plot import COLOURS, FAINT, INK, STYLE
+from loadtest.compare_report import BESIDES, CONNECTIONS, COST, ROWS, WORKERS, Findings, Row, fine
+from loadtest.plot import COLOURS, INK, STYLE
 
 OWN = "#4e79a7"
 LINES = dict(zip(("h2corn", "granian", "uvicorn", "gunicorn", "hypercorn"), COLOURS[1:], strict=True))
 """Curves cross, so each peer has a colour of its own, where bars need none."""
 ACROSS = 4
-PANELS = [ROWS[0], *(row for row in BESIDES if row.what == COST), *ROWS[1:]]
+PANELS = [*(row for row in BESIDES if row.what == COST), *ROWS]
 """Under load in the first row; memory and times in the second."""
 EXPLAINED = (
     "All servers in turn within one run, medians. Where there is load, its generator has its share of the two cores. "
@@ -71,10 +71,8 @@ def draw_row(panel: Any, findings: Findings, row: Row) -> None:
     servers = [*unable, *(server for _, server in able)]
     values = [found[server] or 0.0 for server in servers]
     bars = panel.barh(servers, values, color=[OWN if server == SERVE else PEER for server in servers], height=0.74)
-    labels = ["not reached" if found[server] is None else row.cell(findings, server) for server in servers]
-    for text, server in zip(panel.bar_label(bars, labels, padding=3, fontsize=8, color=INK), servers, strict=True):
-        text.set_color(FAINT if found[server] is None else INK)
-    panel.set_title(row.named(findings), fontweight="bold")
+    panel.bar_label(bars, [row.cell(findings, server) for server in servers], padding=3, fontsize=8, color=INK)
+    panel.set_title(row.named(findings), fontweight="bold", fontsize=9)
     panel.set_xlim(0, max(values) * 1.24)
     panel.set_xticks([])
     panel.spines["bottom"].set_visible(False)
@@ -98,10 +96,12 @@ def plot_scaling(findings: Findings, path: Path) -> None:
             1, max(1, len(shown)), figsize=size, squeeze=False, sharey=True, layout=layout, dpi=130
         )
         lines = {(what, server): findings.line(what, server) for what in shown for server in findings.servers()}
-        heights = [math.log(value) for line in lines.values() for _, value in line]
-        room = max(heights) - min(heights)
+        values = [value for line in lines.values() for _, value in line]
         for panel, what in zip(axes.flat, shown, strict=False):
-            draw_curves(panel, what, {server: lines[what, server] for server in findings.servers()}, room)
+            panel.set_xscale("log")
+            panel.set_yscale("log")
+            panel.set_ylim(min(values) / 1.3, max(values) * 1.2)
+            draw_curves(panel, what, {server: lines[what, server] for server in findings.servers()})
         head(
             figure,
             "CPU time per request, µs, with more connections and with more workers",
@@ -112,10 +112,9 @@ def plot_scaling(findings: Findings, path: Path) -> None:
         pyplot.close(figure)
 
 
-def draw_curves(panel: Any, what: str, lines: dict[str, list[tuple[int, float]]], room: float) -> None:
-    """A curve per server, its name at the right end. `room` is the height of the panel, as a logarithm."""
-    panel.set_xscale("log")
-    panel.set_yscale("log")
+def draw_curves(panel: Any, what: str, lines: dict[str, list[tuple[int, float]]]) -> None:
+    """A curve per server, its name and its last value at the right end."""
+    bottom, top = map(math.log, panel.get_ylim())
     able = {server: line for server, line in lines.items() if line}
     for server, line in able.items():
         own = server == SERVE
@@ -129,10 +128,10 @@ def draw_curves(panel: Any, what: str, lines: dict[str, list[tuple[int, float]]]
         )
     last = max(line[-1][0] for line in able.values())
     names = list(able)
-    heights = apart([math.log(able[server][-1][1]) for server in names], GAP * room)
+    heights = apart([math.log(able[server][-1][1]) for server in names], GAP * (top - bottom))
     for server, height in zip(names, heights, strict=True):
         panel.annotate(
-            f"{server} {able[server][-1][1]:.1f}",
+            f"{server} {fine(able[server][-1][1])}",
             (last, math.exp(height)),
             xytext=(8, 0),
             textcoords="offset points",
@@ -148,8 +147,7 @@ def draw_curves(panel: Any, what: str, lines: dict[str, list[tuple[int, float]]]
     panel.set_xlabel(CURVES[what])
     panel.set_yticks(ticks := [5, 10, 20, 50, 100, 200, 500, 1000], [str(tick) for tick in ticks])
     panel.yaxis.set_tick_params(which="minor", length=0)
-    values = [value for line in able.values() for _, value in line]
-    panel.set_ylim(min(values) / 1.3, max(values) * 1.2)
+    panel.set_ylim(math.exp(bottom), math.exp(top))
     panel.grid(axis="y", color="#eeeeee", linewidth=0.8)
     panel.set_axisbelow(True)
 

@@ -125,8 +125,8 @@ ROWS = [
     Row(RATE, "requests/s, {workers} workers on 2 cores", whole, most=True),
     Row(P99_OF_OWN, "p99 at {share} % of that, ms", fine),
     Row(P99_OF_SAME, "p99 at {rate:,} requests/s, ms", fine),
-    Row(WORKER, "memory of a worker, MiB", fine, 1 / MIB),
-    Row(IDLE, "memory of 10,000 idle connections, MiB", fine, 10_000 / MIB),
+    Row(WORKER, "a worker's memory, MiB", fine, 1 / MIB),
+    Row(IDLE, "10,000 idle connections, MiB", fine, 10_000 / MIB),
     Row(START, "start to first response, s", fine),
     Row(RELOAD, "reload, s", fine),
 ]

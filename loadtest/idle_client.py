@@ -12,6 +12,8 @@ import sys
 
 PER_ADDRESS = 10_000
 """Connections from one source address: there are some 28,000 ports for each."""
+AT_ONCE = 50
+"""Connections that are opened before the first of them is read from: fewer than the shortest backlog (100)."""
 REQUEST = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
 
 
@@ -26,14 +28,21 @@ def hold(port: int, count: int, secure: bool) -> list[socket.socket]:
         if secure:
             connection = context.wrap_socket(connection)
         connection.sendall(REQUEST)
-        answer = b""
-        while not answer.endswith(b"Hello, World!"):
-            piece = connection.recv(4096)
-            if not piece:
-                raise ConnectionError(f"closed after {answer!r}")
-            answer += piece
         held.append(connection)
+        if len(held) % AT_ONCE == 0 or len(held) == count:
+            for each in held[(number // AT_ONCE) * AT_ONCE :]:
+                read_response(each)
     return held
+
+
+def read_response(connection: socket.socket) -> None:
+    """Read it to its end. Raises OSError, ConnectionError."""
+    answer = b""
+    while not answer.endswith(b"Hello, World!"):
+        piece = connection.recv(4096)
+        if not piece:
+            raise ConnectionError(f"closed after {answer!r}")
+        answer += piece
 
 
 if __name__ == "__main__":
