@@ -67,8 +67,8 @@ def several(names: str, known: list[str], kind: str) -> list[str]:
     return chosen
 
 
-def measured(servers: list[str], parts: list[str], **options: Any) -> Findings:
-    """Do a run."""
+def measured(servers: list[str], parts: list[str], document: Path | None, **options: Any) -> Findings:
+    """Do a run. What each part has found is in the file `document` when the part is over."""
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
             raise click.ClickException(f"The comparison needs the program {program}; install {package}.")
@@ -78,6 +78,8 @@ def measured(servers: list[str], parts: list[str], **options: Any) -> Findings:
         run = Run(plan, Findings(described(plan)), lambda line: click.echo(line, err=True))
         for part in parts:
             PARTS[part](run)
+            if document is not None:
+                document.write_text(run.findings.document())
     return run.findings
 
 
@@ -115,9 +117,8 @@ def main(
     if source is not None:
         findings = Findings.read(source.read_text())
     else:
-        findings = measured(several(servers, SERVERS, "server"), several(parts, list(PARTS), "part"), **options)
-    if document is not None:
-        document.write_text(findings.document())
+        wanted = several(servers, SERVERS, "server"), several(parts, list(PARTS), "part")
+        findings = measured(*wanted, document, **options)
     click.echo((markdown if as_markdown else text)(findings))
     if picture is not None or curves is not None:
         from loadtest import compare_picture

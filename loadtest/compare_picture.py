@@ -25,7 +25,7 @@ EXPLAINED = (
     "All servers in turn within one run, medians. Where there is load, its generator has its share of the two cores. "
     "Less is better, but for requests/s."
 )
-CURVES = {CONNECTIONS: "connections, one worker", WORKERS: "workers, 128 connections"}
+CURVES = {CONNECTIONS: "connections, one worker", WORKERS: "workers, 32 connections each"}
 GAP = 0.055
 """Of the height of a panel: what a name beside a curve takes."""
 

@@ -21,7 +21,7 @@ from loadtest.bench import FAILURES, LOAD_PATIENCE, started, turns
 from loadtest.bench_cases import CASES, lua, read_wrk
 from loadtest.bench_servers import BenchServer, Settings, pinned
 from loadtest.compare_client import Seen, percentile
-from loadtest.compare_lives import everybody, first_response, reloaded
+from loadtest.compare_lives import everybody, first_response, patience, reloaded
 from loadtest.compare_report import Findings
 from loadtest.servers import PROJECT
 
@@ -42,8 +42,8 @@ LATE = 1.0
 IDLE = 10_000
 CONNECTION_COUNTS = (1, 10, 100, 1_000, 10_000)
 WORKER_COUNTS = (1, 2, 4, 8, 16)
-FOR_WORKERS = 128
-"""Connections, spread over all workers."""
+OF_A_WORKER = 32
+"""Connections per worker."""
 WARM_UP = 1
 """s"""
 SETTLE = 1.0
@@ -113,7 +113,7 @@ class Run:
         """What cannot be measured is a problem of the run, and its figure is missing."""
         try:
             yield
-        except FAILURES as error:
+        except (*FAILURES, OSError) as error:
             self.doubt(f"{server.name}, {what}: {error}")
 
     # lives
@@ -190,6 +190,7 @@ class Run:
 
     def warm(self, server: BenchServer, workers: int) -> None:
         """Until it answers rightly, with all workers."""
+        first_response(server, patience(workers))
         server.wait_until_right(CASE)
         asyncio.run(everybody(server, workers))
         self.wrk(server, WARM_UP)
@@ -275,7 +276,7 @@ class Run:
         """All workers on one core, the load on the other: what grows is the cost, not what there is to be had."""
         for count in WORKER_COUNTS:
             with self.all(count, self.plan.cores[0]) as servers:
-                self.scale(servers, compare_report.WORKERS, count, FOR_WORKERS)
+                self.scale(servers, compare_report.WORKERS, count, count * OF_A_WORKER)
 
     def scale(self, servers: Sequence[BenchServer], what: str, count: int, connections: int) -> None:
         """The cost of a request for this count."""
