@@ -27,8 +27,9 @@ from loadtest.servers import APP, COMMANDS, PROJECT, Server, Start, free_port, s
 from loadtest.tls import make_certificate
 
 START_TIMEOUT = 30.0
-EXTRA = {"gunicorn": ["--http-parser", "fast"]}
-"""What a server needs beside its command line of the load test: gunicorn's parser in C."""
+EXTRA = {"gunicorn": ["--http-parser", "fast"], "granian": ["--backpressure", "16384"]}
+"""What a server needs beside its command line of the load test: gunicorn's parser in C; more than granian's 1,024
+connections, which all of its workers share."""
 HTTP2 = {
     "uvicorn": ["--http", "zttp", "--http2"],
     "gunicorn": ["--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge"],

@@ -87,7 +87,7 @@ def measured(servers: list[str], parts: list[str], document: Path | None, **opti
 @click.option("--servers", default=",".join(SERVERS), help="Which servers, separated by commas.")
 @click.option("--parts", default=",".join(PARTS), help="What to measure, separated by commas.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Rounds of each server.")
-@click.option("--seconds", type=click.IntRange(1), default=3, help="Length of a round under load.")
+@click.option("--seconds", type=click.IntRange(1), default=2, help="Length of a round under load.")
 @click.option(
     "--scaling-rounds", type=click.IntRange(1), default=2, help="Rounds for each number of connections, workers."
 )
