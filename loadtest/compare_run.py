@@ -153,12 +153,14 @@ class Run:
         self.add(compare_report.WORKER, server.name, sum(map(bench_usage.pss, pids)) / WORKERS)
         self.add(compare_report.TREE, server.name, idle.memory(server))
         if first:
-            self.add(compare_report.IDLE, server.name, idle_connection(server))
+            with self.telling(server, "idle connections"):
+                self.add(compare_report.IDLE, server.name, idle_connection(server))
         if first or self.findings.median(compare_report.RELOAD, server.name) is not None:
-            reload = asyncio.run(reloaded(server, WORKERS))
-            self.add(compare_report.RELOAD, server.name, reload.complete)
-            self.add(compare_report.FIRST_OF_RELOAD, server.name, reload.first)
-            self.add(compare_report.FAILED, server.name, reload.failed)
+            with self.telling(server, "the reload"):
+                reload = asyncio.run(reloaded(server, WORKERS))
+                self.add(compare_report.RELOAD, server.name, reload.complete)
+                self.add(compare_report.FIRST_OF_RELOAD, server.name, reload.first)
+                self.add(compare_report.FAILED, server.name, reload.failed)
 
     # load
 
