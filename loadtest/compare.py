@@ -1,4 +1,4 @@
-"""`python -m loadtest.compare`: what a server does and takes, beside its peers, in one run.
+"""`python -m loadtest.compare`: throughput, latency, memory, start and reload, beside the peers, in one run.
 
 Two workers on two cores: requests per second with the cores saturated, latency at a fixed rate below that, memory, the
 time from start to the first response, the time of a reload. And what a request costs with 1 to 10,000 connections, and
@@ -112,7 +112,7 @@ def main(
     as_markdown: bool,
     **options: Any,
 ) -> None:
-    """What a server does and takes, beside its peers. Exits 1 if a figure is missing or in doubt."""
+    """Throughput, latency, memory, start and reload, beside the peers. Exits 1 if a figure is missing or in doubt."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are ended too
     if source is not None:
         findings = Findings.read(source.read_text())

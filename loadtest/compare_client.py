@@ -31,8 +31,10 @@ STEP = 10
 """µs: latencies are told as multiples of it."""
 WARM_UP = 0.5
 """Seconds of a fixed rate that are not counted."""
-PATIENCE = 2.0
+PATIENCE = 10.0
 """Seconds that the last responses have."""
+PATIENCE_AT_A_RATE = 2.0
+"""The same where a server that does not keep up would leave ever more of them."""
 STATUS, BODY = b"HTTP/1.1 200", b"Hello, World!"
 
 
@@ -184,9 +186,9 @@ def at_a_rate(sockets: Sockets, due: Sequence[float], seconds: float) -> Seen:
             started[fd] = waiting.popleft()
             if not sockets.send(fd):
                 del started[fd]
-        if (position == len(due) and not started and not waiting) or now > seconds + PATIENCE:
+        if (position == len(due) and not started and not waiting) or now > seconds + PATIENCE_AT_A_RATE:
             break
-        pause = max(0.0, due[position] - now) if position < len(due) else PATIENCE
+        pause = max(0.0, due[position] - now) if position < len(due) else PATIENCE_AT_A_RATE
         select.select([epoll], [], [], pause)  # to the microsecond, where epoll's own is to the millisecond
         for fd, _ in epoll.poll(0):
             if sockets.answered(fd):

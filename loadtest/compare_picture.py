@@ -49,7 +49,7 @@ def plot(findings: Findings, path: Path) -> None:
             draw_row(panel, findings, row)
         for panel in panels[len(rows) :]:
             panel.set_axis_off()
-        head(figure, "What a server does and takes, with two workers", EXPLAINED)
+        head(figure, "Throughput, latency, memory, start and reload, with two workers", EXPLAINED)
         figure.savefig(path)
         pyplot.close(figure)
 
@@ -67,7 +67,7 @@ def draw_row(panel: Any, findings: Findings, row: Row) -> None:
     able = sorted((value, server) for server, value in found.items() if value is not None)
     if not row.most:
         able.reverse()
-    unable = [server for server, value in found.items() if value is None]
+    unable = [server for server, value in reversed(found.items()) if value is None]
     servers = [*unable, *(server for _, server in able)]
     values = [found[server] or 0.0 for server in servers]
     bars = panel.barh(servers, values, color=[OWN if server == SERVE else PEER for server in servers], height=0.74)
