@@ -8,11 +8,13 @@ rounds are printed. See docs/measured/compare.md.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,14 +40,19 @@ PROGRAMS = {"wrk": "wrk", "taskset": "util-linux"}
 
 
 def described(plan: Plan) -> dict[str, Any]:
-    """What the tables say about the run."""
+    """What the tables say about the run. Raises click.ClickException if the interpreter does not run this server."""
     script = "import platform as p; print(p.python_implementation(), p.python_version())"
-    interpreter = subprocess.check_output([plan.python, "-c", script], text=True)
-    environment = {"PYTHONPATH": sources(PROJECT), "PATH": "/usr/bin:/bin"}
-    version = subprocess.check_output([plan.python, "-m", "serve_asgi", "--version"], text=True, env=environment)
+    environment = {"PYTHONPATH": sources(PROJECT), "PATH": os.defpath}
+    try:
+        interpreter = subprocess.check_output([plan.python, "-c", script], text=True)
+        version = subprocess.check_output([plan.python, "-m", "serve_asgi", "--version"], text=True, env=environment)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise click.ClickException(
+            f"{plan.python} does not run this server: install it there with its peers, pip install '.[peers]'."
+        ) from error
     return {
         "interpreter": interpreter.strip(),
-        "version": version.splitlines()[0].strip(),
+        "version": ", ".join(version.split("\n")).strip(", "),
         "servers": plan.servers,
         "rounds": plan.rounds,
         "seconds": plan.seconds,
@@ -77,7 +84,9 @@ def measured(servers: list[str], parts: list[str], document: Path | None, **opti
         plan = Plan(servers=servers, root=Path(name), **options)
         run = Run(plan, Findings(described(plan)), lambda line: click.echo(line, err=True))
         for part in parts:
+            begun = time.monotonic()
             PARTS[part](run)
+            click.echo(f"{part}: {time.monotonic() - begun:.0f} s", err=True)
             if document is not None:
                 document.write_text(run.findings.document())
     return run.findings
