@@ -5,6 +5,8 @@ It is copied as `loadtest_app.py` to where the servers are started, so it import
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -16,6 +18,9 @@ HELLO = b"Hello, World!"
 CHUNK = b"c" * 1024
 CHUNKS = 10
 LARGE = b"l" * 65536
+VERSION = "old"
+BLOCKED = 0.002
+"""Seconds for which `worker` keeps its process, so that a further connection goes to another one."""
 
 
 def head(size: int) -> Message:
@@ -69,6 +74,14 @@ async def upload(receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+async def worker(receive: Receive, send: Send) -> None:
+    """Who answers: the version of this code, and the process's id."""
+    time.sleep(BLOCKED)  # noqa: ASYNC251 - this is what is wanted
+    body = f"{VERSION} {os.getpid()}".encode()
+    await send(head(len(body)))
+    await send({"type": "http.response.body", "body": body})
+
+
 async def websocket(receive: Receive, send: Send) -> None:
     """Send back what comes."""
     await receive()
@@ -90,7 +103,7 @@ async def lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-ROUTES = {"/": plain, "/echo": echo, "/stream": stream, "/large": large, "/upload": upload}
+ROUTES = {"/": plain, "/echo": echo, "/stream": stream, "/large": large, "/upload": upload, "/worker": worker}
 
 
 async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

@@ -1,6 +1,6 @@
 """The servers of the bench: how each is started, and that it answers rightly before it is measured.
 
-Each has one worker and is pinned to a core; what it needs beside its command line of the load test is here.
+Each is pinned, as a rule with one worker to one core; what it needs beside its command line of the load test is here.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from loadtest.servers import APP, COMMANDS, PROJECT, Server, Start, free_port, s
 from loadtest.tls import make_certificate
 
 START_TIMEOUT = 30.0
-EXTRA = {"gunicorn": ["--http-parser", "fast"]}
-"""What a server needs beside its command line of the load test: gunicorn's parser in C."""
+EXTRA = {"gunicorn": ["--http-parser", "fast"], "granian": ["--backpressure", "16384"]}
+"""What a server needs beside its command line of the load test: gunicorn's parser in C; more than granian's 1,024
+connections, which all of its workers share."""
 HTTP2 = {
     "uvicorn": ["--http", "zttp", "--http2"],
     "gunicorn": ["--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge"],
@@ -73,16 +74,21 @@ class Settings:
     python: str = sys.executable
     http: str = "httptools"
     loop: str = "uvloop"
-    server_core: int = 0
-    load_core: int = 1
+    workers: int = 1
+    """Of each server; socketify has one."""
+    server_core: int | str = 0
+    """One, or several as taskset(1) has them: "0,1"."""
+    load_core: int | str = 1
     against: Path | None = None
     """Another checkout of this server, measured beside this one as "against"."""
     access_log_format: str = COMMON
     """Of this server's access log; the others write the common format, or one like it."""
+    bytecode: Path | None = None
+    """Where Python keeps what it has compiled, so that a second start finds it, whatever the environment says."""
 
 
 class BenchServer(Server):
-    """A server with one worker, pinned, that runs an application of the bench."""
+    """A server, pinned, that runs an application of the bench."""
 
     def __init__(self, name: str, directory: Path, case: Case, settings: Settings) -> None:
         """Start it; `directory` must exist and be empty."""
@@ -98,13 +104,14 @@ class BenchServer(Server):
         self.certificate = make_certificate(directory) if case.tls else None
         start = Start(
             port=self.port,
-            workers=1,
+            workers=settings.workers,
             http=settings.http,
             loop=settings.loop,
             directory=directory,
             certificate=self.certificate,
         )
         self._log_format = settings.access_log_format
+        self._bytecode = settings.bytecode
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*pinned(settings.server_core), self.python, *self.command(start, case)],
@@ -141,7 +148,11 @@ class BenchServer(Server):
 
     def environment(self) -> dict[str, str]:
         """What the server's processes inherit."""
-        return os.environ | {MARK: self.mark, "PYTHONPATH": sources(self.tree) if self.is_own else str(self.directory)}
+        made = os.environ | {MARK: self.mark, "PYTHONPATH": sources(self.tree) if self.is_own else str(self.directory)}
+        if self._bytecode is not None:
+            made.pop("PYTHONDONTWRITEBYTECODE", None)
+            made["PYTHONPYCACHEPREFIX"] = str(self._bytecode)
+        return made
 
     def wait_until_right(self, case: Case) -> None:
         """Wait until it gives the right answer to the case's request. Raises RuntimeError if it does not in time."""
@@ -199,6 +210,6 @@ def module(case: Case) -> str:
     return "bench_app" if case.app == "plain" else f"bench_app_{case.app}"
 
 
-def pinned(core: int) -> list[str]:
-    """The prefix of a command that makes it stay on one core."""
+def pinned(core: int | str) -> list[str]:
+    """The prefix of a command that makes it stay on one core, or on some."""
     return ["taskset", "--cpu-list", str(core)]

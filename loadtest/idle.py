@@ -131,6 +131,14 @@ def run(
     return findings
 
 
+def raise_limit(connections: int) -> None:
+    """Let this process and its children have so many connections. Raises click.ClickException if they may not."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < connections + SPARE:
+        raise click.ClickException(f"A process may have {most} open files here: raise the hard limit, or ask for less.")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--servers", default=",".join(COMMANDS), help="Which servers, separated by commas.")
 @click.option("--connections", type=click.IntRange(1), default=10_000, help="Idle connections.")
@@ -144,10 +152,7 @@ def main(servers: str, connections: int, **options: Any) -> None:
     unknown = [name for name in names if name not in COMMANDS]
     if unknown:
         raise click.UsageError(f"There is no server {unknown[0]!r}; there are {', '.join(COMMANDS)}.")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY and most < connections + SPARE:
-        raise click.ClickException(f"A process may have {most} open files here: raise the hard limit, or ask for less.")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    raise_limit(connections)
     click.echo(table(run(names, connections, say=lambda line: click.echo(line, err=True), **options)))
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Callable
+from typing import Any, cast
 
-import pytest
-
-from serve_asgi.http.request_receive import Request
 from serve_asgi.http.worker_context import Message, Receive, Scope, Send
-from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.http2.exchange import Exchange
 from tests.http.h2.peer import POST
 from tests.http.http_server import echo, respond
@@ -27,22 +25,18 @@ def posts(client: Http2Client, count: int = MANY) -> list[int]:
     return [stream_id for stream_id, _ in begun]
 
 
-def test_the_application_finds_the_body_that_came_with_its_request(
-    serve2: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_application_finds_the_body_that_came_with_its_request(serve2: Serve) -> None:
     received: list[Message] = []
-    waits: list[Request] = []
-    wait = Request._wait
-
-    async def noting(request: Request) -> None:
-        waits.append(request)
-        await wait(request)
+    waits: list[object] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        received.append(await receive())
+        receiving = receive().__await__()
+        try:
+            waits.append(next(receiving))
+        except StopIteration as ended:
+            received.append(ended.value)
         await respond(send, b"")
 
-    monkeypatch.setattr(Request, "_wait", noting)
     server = serve2(app)
     client = server.client()
     for stream_id in posts(client):
@@ -58,21 +52,31 @@ def test_requests_of_one_read_count_for_max_concurrency_before_they_begin(serve2
     assert statuses == [200, 200, 503, 503]
 
 
-def test_their_responses_go_out_in_one_write(serve2: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[int] = []
-    write = WriteBuffer.write
+class NotingTransport:
+    """Counts what goes through it to `transport`."""
 
-    def noting(output: WriteBuffer, data: bytes) -> None:
-        written.append(len(data))
-        write(output, data)
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.writes = 0
 
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+        self.transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+
+def test_their_responses_go_out_in_one_write(serve2: Serve) -> None:
     server = serve2(echo)
     client = server.client()
     client.sync()
-    monkeypatch.setattr(WriteBuffer, "write", noting)
+    output = server.connection().output
+    noting = NotingTransport(output.transport)
+    output.transport = cast(asyncio.Transport, noting)
     for stream_id in posts(client):
         client.wait(stream_id)
-    assert len(written) == 1
+    assert noting.writes == 1
 
 
 def exchanges() -> int:

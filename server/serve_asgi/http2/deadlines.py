@@ -27,7 +27,14 @@ FAREWELL_TIME: Final = 5.0
 INFINITY: Final = math.inf
 
 
-class TimedConnection(Protocol):
+class DueConnection(Protocol):
+    """The connection, as far as it is told when something is due."""
+
+    deadline: float
+    """When `expire()` is due: the earliest of all, those of the streams included; perhaps one that is void."""
+
+
+class TimedConnection(DueConnection, Protocol):
     """The connection, as far as its deadlines need it."""
 
     worker: WorkerContext
@@ -36,8 +43,6 @@ class TimedConnection(Protocol):
     streams: StreamDispatch
     transport: asyncio.Transport
     state: ConnectionState
-    deadline: float
-    """When `expire()` is due: the earliest of all, those of the streams included; perhaps one that is void."""
 
     def flush(self) -> None:
         """Write what the core has to say."""
@@ -91,7 +96,7 @@ class Deadlines:
         self._frame = INFINITY
         self._unread = False
 
-    def rest_shorter(self, connection: TimedConnection, seconds: float) -> None:
+    def rest_shorter(self, connection: DueConnection, seconds: float) -> None:
         """As long as nothing is asked for, do not wait longer."""
         self.idle = min(self.idle, self._worker.loop.time() + seconds)
         _expect(connection, self.idle)
@@ -174,6 +179,6 @@ class Deadlines:
         _expect(connection, self.idle)
 
 
-def _expect(connection: TimedConnection, deadline: float) -> None:
+def _expect(connection: DueConnection, deadline: float) -> None:
     if deadline < connection.deadline:
         connection.deadline = deadline

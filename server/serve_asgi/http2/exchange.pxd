@@ -4,7 +4,6 @@ from serve_asgi.http.client_connection cimport HttpConnection
 from serve_asgi.http.client_end cimport ClientEnd
 from serve_asgi.http.h2.connection_core cimport ConnectionCore
 from serve_asgi.http.request_body cimport RequestBody
-from serve_asgi.http.request_cycle cimport call_application
 from serve_asgi.http.request_head cimport Head
 from serve_asgi.http.request_receive cimport Request
 from serve_asgi.http.response cimport Response

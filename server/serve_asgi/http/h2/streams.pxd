@@ -25,7 +25,7 @@ cdef class Stream:
 cdef class EndedStreams:
     cdef long long _forgotten
     cdef object _gaps
-    cdef dict _reset
+    cdef readonly dict _reset
     cdef public long long last
 
     cpdef begin(self, long long stream_id)
