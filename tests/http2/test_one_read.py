@@ -71,7 +71,7 @@ def test_their_responses_go_out_in_one_write(serve2: Serve) -> None:
     server = serve2(echo)
     client = server.client()
     client.sync()
-    output = server.connection().output
+    output = server.connections[-1].output
     noting = NotingTransport(output.transport)
     output.transport = cast(asyncio.Transport, noting)
     for stream_id in posts(client):
