@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from serve_asgi.http.response import Response, ResponseSink
-from serve_asgi.http.response_framing import CHUNKED, NONE, BodyFraming, ResponseFraming, wrong_length
+from serve_asgi.http.response_framing import CHUNKED, NONE, BodyFraming, ResponseFraming, chunk_start, wrong_length
 from serve_asgi.http.response_head import CLOSE, STATUS_LINES, ResponseFlag, without
 from serve_asgi.http.response_states import FILE, LOST, STARTED
 from serve_asgi.http.sendfile import FileBody, FileSink
@@ -139,26 +139,26 @@ class Http1Response(Response):
     def write_next(self, body: bytes, more: bool) -> None:
         """Write further body."""
         size = len(body)
-        framing = self._framing
+        output, framing = self.output, self._framing
         assert framing is not None
         if more and framing.kind is CHUNKED:
             if size:
                 self.sent += size
-                self.output.hold(b"%x\r\n%b\r\n" % (size, body))
+                output.hold_framed(chunk_start(size), body, b"\r\n")
             return
         framing.advance(size, more)
         payload = framing.payload(body, more)
         self.sent += size
         if not more:
             if len(payload) > LARGE:
-                self.output.write_large(payload)
+                output.write_large(payload)
             elif payload:
-                self.output.write(payload)
+                output.write(payload)
             else:
-                self.output.flush()
+                output.flush()
             self._body_sent(framing)
         elif payload:
-            self.output.hold(payload)
+            output.hold(payload)
 
     def _take_trailers(self, message: Message) -> None:
         assert self._framing is not None

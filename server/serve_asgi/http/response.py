@@ -184,10 +184,10 @@ class Response:
                 self._before_start(message, kind)
         elif state is STARTED or state is STREAMING:
             if kind == "http.response.body":
-                body = message.get("body", b"")
+                body = message["body"] if "body" in message else b""  # noqa: SIM401 (compiled, twice as fast as get())
                 if type(body) is not bytes:
                     body = as_bytes(body)
-                more = message.get("more_body", False)
+                more = message["more_body"] if "more_body" in message else False  # noqa: SIM401
                 if state is STARTED:
                     self._first(body, more)
                 else:
@@ -228,7 +228,7 @@ class Response:
             raise RuntimeError("The message http.response.start has no status.") from None
         if not isinstance(status, int) or status not in STATUS_LINES:
             raise ValueError(f"{status!r} is not the status of a final response (200 to 599).")
-        headers = message.get("headers") or ()
+        headers = (message["headers"] if "headers" in message else None) or ()
         worker = self.worker
         known = worker.encoded_headers
         if known.resting or status == 204 or status == RESET_CONTENT:
@@ -248,7 +248,7 @@ class Response:
             block = with_field(block, worker.request_ids.name, self.request.identity())
         if status in NO_CONTENT:
             flags |= _BODILESS
-        if message.get("trailers", False):
+        if "trailers" in message and message["trailers"]:
             flags |= _TRAILERS
         self._block = block
         self._length = length

@@ -10,11 +10,15 @@ A response that is whole in its first message needs none of this (`serve_asgi.ht
 from __future__ import annotations
 
 import enum
+from functools import lru_cache
 from typing import Any, Final
 
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response_head import RESET_CONTENT, ResponseFlag, encode_trailers
 from serve_asgi.http.worker_context import Message
+
+KNOWN_SIZES: Final = 1024
+"""Sizes of chunks whose first lines are kept."""
 
 _CHUNKED_FLAG: Final = int(ResponseFlag.CHUNKED)
 _TRAILERS: Final = int(ResponseFlag.TRAILERS)
@@ -135,6 +139,12 @@ class ResponseFraming:
         """
         self._trailer_lines += encode_trailers(message.get("headers") or ())
         return None if message.get("more_trailers", False) else self._trailer_lines
+
+
+@lru_cache(KNOWN_SIZES)
+def chunk_start(size: int) -> bytes:
+    """What stands before a chunk of so many bytes (RFC 9112 7.1); after it comes CRLF."""
+    return b"%x\r\n" % size
 
 
 def wrong_length(size: int, length: int) -> str:

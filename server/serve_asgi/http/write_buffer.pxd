@@ -1,6 +1,10 @@
+cimport cython
+
 from serve_asgi.http.worker_context cimport WorkerContext
 from serve_asgi.http.write_batching cimport Holder
 
+cdef Py_ssize_t _LARGE
+cdef Py_ssize_t _HOLD_LIMIT
 cdef object _SERVING
 
 
@@ -16,4 +20,7 @@ cdef class WriteBuffer(Holder):
     cdef public WorkerContext worker
 
     cpdef write(self, bytes data)
+    @cython.locals(size=Py_ssize_t)
     cpdef hold(self, bytes data)
+    @cython.locals(size=Py_ssize_t)
+    cpdef hold_framed(self, bytes before, bytes data, bytes after)

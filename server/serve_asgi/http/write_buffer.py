@@ -21,6 +21,8 @@ HOLD_LIMIT: Final = 65536
 LARGE: Final = 16384
 """A larger piece (bytes) is not copied together with others."""
 
+_LARGE: Final = LARGE
+_HOLD_LIMIT: Final = HOLD_LIMIT
 _SERVING: Final = WorkerPhase.SERVING
 
 
@@ -64,7 +66,7 @@ class WriteBuffer(Holder):
         elif self._held:
             self._held.append(data)
             self.flush()
-        elif len(data) > LARGE or self.worker.phase is not _SERVING:
+        elif len(data) > _LARGE or self.worker.phase is not _SERVING:
             self.worker.sent += len(data)
             self.transport.write(data)
         else:
@@ -89,14 +91,27 @@ class WriteBuffer(Holder):
     def hold(self, data: bytes) -> None:
         """Write soon, together with whatever else this turn of the loop brings."""
         size = len(data)
-        if size > LARGE:
+        if size > _LARGE:
             self.write_large(data)
             return
         if not self._held and not self.batching:
             self.worker.loop.call_soon(self.flush)
         self._held.append(data)
         self._held_size += size
-        if self._held_size > HOLD_LIMIT:
+        if self._held_size > _HOLD_LIMIT:
+            self.flush()
+
+    def hold_framed(self, before: bytes, data: bytes, after: bytes) -> None:
+        """The same for `data` with what frames it; the three are copied once, when they are written."""
+        size = len(before) + len(data) + len(after)
+        if size > _LARGE:
+            self.write_large(before, data, after)
+            return
+        if not self._held and not self.batching:
+            self.worker.loop.call_soon(self.flush)
+        self._held += (before, data, after)
+        self._held_size += size
+        if self._held_size > _HOLD_LIMIT:
             self.flush()
 
     def flush(self) -> None:
