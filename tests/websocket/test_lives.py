@@ -251,7 +251,8 @@ class History:
     async def settle(self, client: Client) -> float:
         """All goes well from here on: what was sent arrives, unless the connection has ended.
 
-        Returns when it was closed in the end (CLOCK_MONOTONIC, s), or 0.0 if it was not open any more.
+        Returns when it was closed in the end (CLOCK_MONOTONIC, s), or 0.0 if it was not open any more, or may not have
+        been: where it could not go on, the worker may have ended it a moment before.
         """
         self.tamed = True
         if not client.transport.is_closing():
@@ -278,7 +279,7 @@ class History:
         if lived:
             assert len(self.told.received) == self.sent
             assert len(numbers) == self.told.sent
-        closing = time.monotonic() if lived else 0.0
+        closing = time.monotonic() if lived and not self.spoiled else 0.0
         client.close()
         while not (client.ended and all(worker.is_empty() for worker in self.workers)):
             assert asyncio.get_running_loop().time() < end, f"not empty: {self.describe(client)}"
