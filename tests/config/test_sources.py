@@ -93,6 +93,12 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         ({"workers": "0"}, {}, "--workers: 0 is too small; the least is 1"),
         ({}, {"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: 'x' is not a whole number"),
         ({"port": "65536"}, {}, "--port: 65536 is too large; the most is 65535"),
+        ({"max_head_size": str(1 << 63)}, {}, f"--max-head-size: {1 << 63} is too large; the most is {(1 << 63) - 1}"),
+        (
+            {"max_concurrency": "9" * 400},
+            {},
+            f"--max-concurrency: {'9' * 100}… is too large; the most is {(1 << 63) - 1}",
+        ),
         ({"keep_alive": "nan"}, {}, "--keep-alive: 'nan' is not a number of seconds"),
         ({"keep_alive": "1m"}, {}, "--keep-alive: '1m' is not a number of seconds"),
         ({"http": "h3"}, {}, "--http: 'h3' is not one of auto, httptools, h11"),

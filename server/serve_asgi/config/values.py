@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import math
 import re
+import sys
 from typing import Any, Final
 
 from serve_asgi.config.options import Option, kind, several
@@ -23,6 +24,8 @@ TRUE: Final = frozenset({"1", "true", "yes", "on"})
 FALSE: Final = frozenset({"0", "false", "no", "off"})
 QUOTE: Final = "'"
 SHOWN: Final = 100
+LARGEST: Final = sys.maxsize
+"""What one word of the machine counts to, as the compiled core does."""
 """Characters of a wrong value that are shown."""
 UNITS: Final = frozenset({"SECONDS", "BYTES", "MIB"})
 IMMUTABLE: Final = b"public, max-age=31536000, immutable"
@@ -224,6 +227,11 @@ def _text(name: str, defined: Option, text: str, source: Source) -> str:
 
 def _within(defined: Option, value: int | float, text: str, source: Source) -> int | float:
     """Check a number against its bounds. Raises UsageError."""
+    if isinstance(value, int):  # no float has room for every one of them
+        most = LARGEST if defined.maximum is None else min(int(defined.maximum), LARGEST)
+        if value > most:
+            raise UsageError(f"{source}: {_short(text.strip(QUOTE))} is too large; the most is {most}")
+        value = max(value, -LARGEST)
     if not math.isfinite(value):
         raise UsageError(f"{source}: {text} is not {_number(type(value), defined)}")
     if defined.minimum is not None and value < defined.minimum:

@@ -228,7 +228,7 @@ class Response:
             raise RuntimeError("The message http.response.start has no status.") from None
         if not isinstance(status, int) or status not in STATUS_LINES:
             raise ValueError(f"{status!r} is not the status of a final response (200 to 599).")
-        headers = (message["headers"] if "headers" in message else None) or ()
+        headers = (message["headers"] if "headers" in message else None) or ()  # noqa: SIM401
         worker = self.worker
         known = worker.encoded_headers
         if known.resting or status == 204 or status == RESET_CONTENT:
