@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import http
 import re
+import sys
 from collections.abc import Iterable
 from email.utils import formatdate
 from typing import Final
@@ -157,6 +158,8 @@ def _length(value: bytes, known: int) -> int:
     if not value.isdigit():
         raise ValueError(f"{value!r} is not a Content-Length.")
     length = int(value)
+    if length > sys.maxsize:  # as of a request; more than the compiled core counts to
+        raise ValueError(f"{value!r} is too large for a Content-Length.")
     if known not in (-1, length):
         raise ValueError("The response has two different Content-Length headers.")
     return length
