@@ -248,7 +248,7 @@ class Response:
             block = with_field(block, worker.request_ids.name, self.request.identity())
         if status in NO_CONTENT:
             flags |= _BODILESS
-        if "trailers" in message and message["trailers"]:
+        if "trailers" in message and message["trailers"]:  # noqa: RUF019
             flags |= _TRAILERS
         self._block = block
         self._length = length
