@@ -114,7 +114,10 @@ CASES: Final[list[tuple[Function, Values]]] = [
     (core_outcomes.headers, (HEADERS | ODD_HEADERS | st.lists(VALUES), YES_OR_NO)),
     (core_outcomes.body, (st.integers(1, 60), st.just(0), in_pieces(st.binary(max_size=80)), BITS_OF_63)),
     (core_outcomes.body, (st.just(CHUNKED), st.sampled_from([0, 20]), in_pieces(maybe_damaged(chunked())), BITS_OF_63)),
-    (core_outcomes.websocket, (in_pieces(FRAMES), ROOM, YES_OR_NO, YES_OR_NO, st.lists(SENDS, max_size=4))),
+    (
+        core_outcomes.websocket,
+        (in_pieces(maybe_damaged(FRAMES)), ROOM, YES_OR_NO, YES_OR_NO, st.lists(SENDS, max_size=4)),
+    ),
     (core_outcomes.read_blocks, (blocks() | st.lists(st.binary(max_size=60), max_size=4),)),
     (core_outcomes.written_blocks, (st.lists(st.tuples(st.none() | st.integers(0, 5000), PLAIN_FIELDS), max_size=6),)),
     (core_outcomes.http2_frames, (in_pieces(HTTP2_FRAMES), st.sampled_from([100, 16384]))),

@@ -317,6 +317,7 @@ WRONG: list[tuple[list[Message], type[Exception], str]] = [
     ([start(200, (b"connection", "a"))], TypeError, "bytes"),  # type: ignore[arg-type]
     ([start(200, (b"content-length", b"x"))], ValueError, "Content-Length"),
     ([start(200, (b"content-length", b"-1"))], ValueError, "Content-Length"),
+    ([start(200, (b"content-length", b"9223372036854775808"))], ValueError, "Content-Length"),
     ([start(200, (b"content-length", b"1"), (b"content-length", b"2"))], ValueError, "Content-Length"),
     ([start(200, (b"transfer-encoding", b"gzip"))], ValueError, "chunked"),
     ([start(), start()], RuntimeError, "http.response.body"),

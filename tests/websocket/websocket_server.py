@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -197,7 +198,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
         head += bytes([bit | 127]) + struct.pack("!Q", size)
     if not mask:
         return head + payload
-    key = os.urandom(4)
+    key = zlib.crc32(head + payload).to_bytes(4)  # the same in each run: examples of hypothesis may be made of it
     return head + key + bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
 
 
