@@ -136,17 +136,14 @@ def pure() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize(("function", "values"), CASES, ids=lambda case: getattr(case, "__name__", ""))
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
-)
-@given(st.data())
-def test_the_same_comes_of_it(
-    pure: subprocess.Popen[bytes], function: Function, values: Values, data: st.DataObject
-) -> None:
-    own, expected = core_outcomes.outcomes(pure, function, *data.draw(st.tuples(*values)))
-    assert own == expected
+def test_the_same_comes_of_it(pure: subprocess.Popen[bytes], function: Function, values: Values) -> None:
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.tuples(*values))
+    def check(drawn: tuple[Any, ...]) -> None:
+        own, expected = core_outcomes.outcomes(pure, function, *drawn)
+        assert own == expected
+
+    check()
 
 
 def test_one_core_is_pure_and_the_other_is_what_is_installed(pure: subprocess.Popen[bytes]) -> None:
