@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.response_framing import BodyFraming, ResponseFraming
+from serve_asgi.http.response_framing import BodyFraming, ResponseFraming, chunk_start
 from serve_asgi.http.response_head import (
     ResponseFlag,
     default_headers,
@@ -197,3 +197,13 @@ def test_over_http2_the_end_of_the_stream_ends_the_body(length: int, more: bool)
     assert not framing.trailers_follow
     over_http2.te_trailers = True
     assert ResponseFraming(over_http2, 200, TRAILERS, length, 1, more).trailers_follow
+
+
+def test_a_chunk_starts_with_its_size() -> None:
+    assert [chunk_start(size) for size in (1, 10, 4096, 10)] == [b"1\r\n", b"a\r\n", b"1000\r\n", b"a\r\n"]
+
+
+def test_a_length_that_nothing_counts_to_is_refused() -> None:
+    encode_headers([(b"content-length", b"%d" % (2**63 - 1))], False)
+    with pytest.raises(ValueError, match="too large for a Content-Length"):
+        encode_headers([(b"content-length", b"%d" % 2**63)], False)

@@ -136,10 +136,7 @@ class RequestReader:
 
 
 def _method_of(fields: list[Field]) -> bytes:
-    for name, value in fields:
-        if name == b":method":
-            return value
-    return b""
+    return next((value for name, value in fields if name == b":method"), b"")
 
 
 Kept = tuple[Head, StreamPriority]
