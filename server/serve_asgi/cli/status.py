@@ -58,7 +58,7 @@ def state_of(worker: dict[str, Any]) -> str:
 
 def core_of(found: dict[str, Any]) -> str:
     """What the workers run that have become ready, such as " (compiled core)"; "" if there are none."""
-    told = {core(number) for each in found["workers"] if (number := each.get("compiled_modules")) is not None}
+    told = {core(number) for each in found.get("workers", ()) if (number := each.get("compiled_modules")) is not None}
     return f" ({' and '.join(sorted(told))} core)" if told else ""
 
 
