@@ -16,11 +16,10 @@
 # Stop:    docker stop --time 40 NAME. Requests in progress have 30 seconds, and Docker's own patience is only 10.
 
 FROM python:3.13-slim AS build
-RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /build
-COPY pyproject.toml hatch_build.py compile_core.py README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY server ./server
-RUN SERVE_ASGI_COMPILE=always pip wheel --no-cache-dir --no-deps --wheel-dir dist .
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir dist .
 RUN python -m venv --without-pip /opt/serve \
     && PIP_PYTHON=/opt/serve/bin/python pip install --no-cache-dir dist/*.whl
 

@@ -1,11 +1,11 @@
 """What hatchling adds to the wheel (hatch.pypa.io, "Custom build hook"): the manual pages and the compiled core.
 
-The manual pages are made at the build, so that they fit its options. The core is compiled (`compile_core.py`) if this
-machine can; SERVE_ASGI_COMPILE says what happens if it cannot:
+The manual pages are made at the build, so that they fit its options. SERVE_ASGI_COMPILE says whether the core is
+compiled (`compile_core.py`):
 
-- `auto`, the default: the wheel is one of pure Python, and one line on stderr says why;
-- `always`: the build fails (wheels that are published, CI);
-- `never`: it is not tried.
+- `never`, the default: it is not tried (docs/how-it-works/compiled-core.md says why);
+- `auto`: if this machine can; otherwise the wheel is one of pure Python, and one line on stderr says why;
+- `always`: the build fails if it cannot (wheels that are published, CI).
 
 An editable install is never compiled: a module that is edited would go on running as it was compiled.
 """
@@ -25,7 +25,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-ASKED = ("auto", "always", "never")
+ASKED = ("never", "auto", "always")
 
 
 class CannotCompile(Exception):

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PATH = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
-STEP = 900.0
-"""Seconds for one step; compiling the core is the longest."""
+STEP = 300.0
+"""Seconds for one step; installing packages is the longest."""
 
 ENTER = """
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"

@@ -119,11 +119,6 @@ def test_the_image_is_slim_and_the_build_stays_out_of_it() -> None:
     assert not [step for step in STAGES[-1] if step.name == "RUN"]
 
 
-def test_the_image_has_the_compiled_core_and_no_compiler() -> None:
-    assert "SERVE_ASGI_COMPILE=always pip wheel" in "".join(step.text for step in STAGES[0])
-    assert [step.text for steps in STAGES for step in steps if "gcc" in step.text] == [STAGES[0][1].text]
-
-
 def test_the_port_is_the_same_everywhere() -> None:
     environment = dict(word.split("=", 1) for word in last("ENV").words)
     assert environment["PORT"] == last("EXPOSE").rest == "8000"
@@ -153,7 +148,7 @@ def test_what_is_copied_is_in_the_context_and_nothing_else_is() -> None:
 
 
 @pytest.mark.needs("unshare", "nsenter", "setpriv")
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 def test_a_container_lives_reloads_lets_go_and_stops(container: Container) -> None:
     with socket.create_connection(("127.0.0.1", container.port), timeout=PATIENCE) as client:
         who = json.loads(request(client, "/who")[1])
@@ -165,7 +160,6 @@ def test_a_container_lives_reloads_lets_go_and_stops(container: Container) -> No
         reloaded = container.execute(["serve", "reload"])
         assert reloaded.returncode == 0, reloaded.stderr
         told = json.loads(container.execute(["serve", "status", "--json"]).stdout)
-        assert all(worker["compiled_modules"] for worker in told["workers"])
         assert json.loads(request(client, "/who")[1])["generation"] == told["generation"] > 1
 
         os.kill(container.pid, signal.SIGUSR2)
@@ -179,7 +173,7 @@ def test_a_container_lives_reloads_lets_go_and_stops(container: Container) -> No
 
 
 @pytest.mark.needs("unshare", "nsenter", "setpriv")
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 def test_a_container_whose_server_does_not_answer_is_unhealthy(container: Container) -> None:
     stopped = [container.pid, *children(container.pid)]
     for pid in stopped:
