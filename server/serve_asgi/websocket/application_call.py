@@ -20,7 +20,7 @@ async def call_application(worker: WorkerContext, session: WebSocketSession) -> 
 
     async def receive() -> Message:
         """ASGI `receive`: `websocket.connect`, then messages in order, then `websocket.disconnect` for ever."""
-        while (message := next_message()) is None:
+        while (message := next_message()) is None:  # `receive_queue.wait`, without a coroutine for each message
             waiter: asyncio.Future[None] = worker.loop.create_future()
             waiters.append(waiter)
             try:
