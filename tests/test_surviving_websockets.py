@@ -559,7 +559,7 @@ def test_a_canarys_connections_come_home_or_stay(directory: Path, bridges: Bridg
         server = stack.enter_context(running("app:app", *options, directory=directory))
         (directory / "app.py").write_text(APPLICATION.replace("VERSION = 1", "VERSION = 2"))
         server.signal(signal.SIGHUP)
-        server.wait_until(lambda status: status["canary"] is not None)
+        server.wait_until(lambda status: status["canary"] is not None and status["canary"]["share"])  # all serve
         peers: dict[str, tuple[ClientConnection, int]] = {}
         while peers.keys() != {"1", "2"}:  # until there is one of either version
             peer = stack.enter_context(Clients(bridges, server).open("echo"))

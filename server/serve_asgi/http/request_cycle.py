@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from types import MethodType
 from typing import Final
 
 from serve_asgi.http.dropped_messages import ClientDisconnected
@@ -17,7 +18,7 @@ from serve_asgi.http.request_receive import Request
 from serve_asgi.http.response import Response
 from serve_asgi.http.response_states import DONE, LOST, PARTING, STARTED, WAITING
 from serve_asgi.http.survival import tells_of_end
-from serve_asgi.http.worker_context import WorkerContext
+from serve_asgi.http.worker_context import Message, WorkerContext
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import all_tell, exc_info, is_a, is_from_outside, was_told
@@ -28,7 +29,6 @@ _log: Final = logging.getLogger("serve.error")
 
 _Task: Final = asyncio.Task
 _EAGER: Final = sys.version_info >= (3, 12)
-_IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _EXCUSED_5XX: Final = int(Cell.EXCUSED_5XX)
 _FAILED_WITHOUT_5XX: Final = int(Cell.FAILED_WITHOUT_5XX)
 
@@ -36,7 +36,7 @@ _FAILED_WITHOUT_5XX: Final = int(Cell.FAILED_WITHOUT_5XX)
 def call_application(worker: WorkerContext, request: Request, response: Response) -> asyncio.Task[None]:
     """Call the application with a request and its response. The task runs on, or has ended already."""
     context = worker.context.copy()
-    worker.cells[_IN_FLIGHT] += 1  # until the end of run_cycle(); now, since a task that is not eager begins later
+    worker.call_begins()  # until the end of run_cycle(); now, since a task that is not eager begins later
     cycle = run_cycle(worker, request, response)
     if _EAGER:
         task = _Task(cycle, loop=worker.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
@@ -55,7 +55,7 @@ async def run_cycle(worker: WorkerContext, request: Request, response: Response)
     What is said of an application's failure comes before the response's end, and cannot prevent it.
     """
     try:
-        await worker.app(request.scope, request.receive, response.send)
+        await worker.app(request.scope, MethodType(_receive, request), MethodType(_send, response))
         if response.state is not DONE and response.state is not LOST and not response.life_ended():
             _abandoned(request, response)
     except BaseException as error:
@@ -64,7 +64,21 @@ async def run_cycle(worker: WorkerContext, request: Request, response: Response)
             raise
         _failed(request, response, error)
     finally:
-        worker.cells[_IN_FLIGHT] -= 1
+        worker.call_ends()
+
+
+async def _receive(request: Request) -> Message:
+    """ASGI `receive`: http.request while there is body to take, then http.disconnect once all is over."""
+    while (message := request.next_message()) is None:
+        await request.until_woken()
+    return message
+
+
+async def _send(response: Response, message: Message) -> None:
+    """ASGI `send`. Raises RuntimeError, TypeError or ValueError for a wrong message, ClientDisconnected."""
+    waits = response.send(message)
+    if waits is not None:
+        await waits
 
 
 def _abandoned(request: Request, response: Response) -> None:

@@ -1,9 +1,12 @@
+cimport cython
+
 from serve_asgi.http.client_end cimport ClientEnd
 from serve_asgi.http.request_body cimport RequestBody
 from serve_asgi.http.request_head cimport Head
 from serve_asgi.http.worker_context cimport WorkerContext
 
 cdef object perf_counter
+cdef dict _SCOPE
 
 
 cdef class Request:
@@ -23,4 +26,6 @@ cdef class Request:
     cdef public object task
     cdef public list waiters
 
+    @cython.locals(body=RequestBody)
+    cpdef next_message(self)
     cpdef wake(self)

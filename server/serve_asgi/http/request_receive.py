@@ -1,5 +1,5 @@
 # cython: annotation_typing=True
-"""A request as its application has it: the scope, and `receive`.
+"""A request as its application has it: the scope, and what `receive` says.
 
 It owns the scope, the application's task, and whoever waits in `receive`. Rules: `receive` gives the body in the order
 in which it came, and http.disconnect once all is over; a client that has ended its side and waits for its response is
@@ -31,6 +31,14 @@ EARLY_HINT: Final = "http.response.early_hint"
 
 HALF_CLOSED_TIME: Final = 1.0
 """A client that ends its side after its request is taken to be gone this much later (s), unless the connection ends."""
+
+
+_KEYS: Final = (
+    *("asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
+    *("headers", "client", "server", "state", "extensions"),
+)
+_SCOPE: Final[dict[str, Any]] = {"type": "http", **dict.fromkeys(_KEYS)}
+"""What a scope is copied from: to set a value that is there costs less than to add one."""
 
 
 class RequestSource(Protocol):
@@ -124,26 +132,24 @@ class Request:
             path = root_path + path
             raw_path = worker.raw_root_path + raw_path
         # Plain data, and the request's own at every depth: what one application's call changes, no other call sees.
-        self.scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
-            "http_version": head.version,
-            "method": head.method,
-            "scheme": end.scheme,
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": head.query,
-            "root_path": root_path,
-            "headers": head.headers.copy(),  # the head is shared with equal requests
-            "client": end.client,
-            "server": end.server,
-            "state": worker.state.copy() if worker.state else {},
-            "extensions": {
-                "http.response.pathsend": {},
-                "http.response.zerocopysend": {},
-                "serve": {"generation": worker.generation, "slot": worker.slot, "connection": end.number},
-                EXTENSION: {},
-            },
+        self.scope = scope = _SCOPE.copy()
+        scope["asgi"] = {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION}
+        scope["http_version"] = head.version
+        scope["method"] = head.method
+        scope["scheme"] = end.scheme
+        scope["path"] = path
+        scope["raw_path"] = raw_path
+        scope["query_string"] = head.query
+        scope["root_path"] = root_path
+        scope["headers"] = head.headers[:]  # the head is shared with equal requests
+        scope["client"] = end.client
+        scope["server"] = end.server
+        scope["state"] = worker.state.copy() if worker.state else {}
+        scope["extensions"] = {
+            "http.response.pathsend": {},
+            "http.response.zerocopysend": {},
+            "serve": {"generation": worker.generation, "slot": worker.slot, "connection": end.number},
+            EXTENSION: {},
         }
         if worker.early_hints:
             self.scope["extensions"][EARLY_HINT] = {}
@@ -166,34 +172,36 @@ class Request:
 
     # ---- the application's side
 
-    async def receive(self) -> Message:
-        """ASGI `receive`: http.request while there is body to take, then http.disconnect once all is over."""
-        while True:
-            if self.ended:
-                self._told = True
-                return {"type": "http.disconnect"}
-            body = self.body
-            if body is None:
-                if not self.taken:
-                    self.taken = True
-                    if self._connection.read_paused:
-                        self._connection.adjust_reading()
-                    return {"type": "http.request", "body": b"", "more_body": False}
-            elif body.unread or (body.whole and not self.taken):
-                data, more = body.take(), not body.whole
-                if not more:
-                    self.taken = True
-                if more or self._connection.read_paused:  # also after the last: the client's end is to be noticed
+    def next_message(self) -> Message | None:
+        """What ASGI `receive` returns: http.request while there is body to take, http.disconnect once all is over.
+
+        None while there is nothing to say: `until_woken` waits, and then there may be.
+        """
+        if self.ended:
+            self._told = True
+            return {"type": "http.disconnect"}
+        body = self.body
+        if body is None:
+            if not self.taken:
+                self.taken = True
+                if self._connection.read_paused:
                     self._connection.adjust_reading()
-                return {"type": "http.request", "body": data, "more_body": more}
-            if self._connection.has_ended() and self._taken_for_gone():
-                return {"type": "http.disconnect"}
-            if body is not None and body.awaits_continue and body.may_continue:
-                # RFC 9110 10.1.1: while no byte of the final response is written. Not held back after a mere
-                # http.response.start, since client and application would wait for each other.
-                body.awaits_continue = False
-                self._connection.ask_for_body()
-            await self._wait()
+                return {"type": "http.request", "body": b"", "more_body": False}
+        elif body.unread or (body.whole and not self.taken):
+            data, more = body.take(), not body.whole
+            if not more:
+                self.taken = True
+            if more or self._connection.read_paused:  # also after the last: the client's end is to be noticed
+                self._connection.adjust_reading()
+            return {"type": "http.request", "body": data, "more_body": more}
+        if self._connection.has_ended() and self._taken_for_gone():
+            return {"type": "http.disconnect"}
+        if body is not None and body.awaits_continue and body.may_continue:
+            # RFC 9110 10.1.1: while no byte of the final response is written. Not held back after a mere
+            # http.response.start, since client and application would wait for each other.
+            body.awaits_continue = False
+            self._connection.ask_for_body()
+        return None
 
     def _taken_for_gone(self) -> bool:
         """Whether the client, which has shut down its side and may still be reading, has been waited for long enough.
@@ -209,8 +217,8 @@ class Request:
         self._gone = True
         self.wake()
 
-    async def _wait(self) -> None:
-        """Until `wake()`; several may wait."""
+    async def until_woken(self) -> None:
+        """Wait for `wake`; several may."""
         waiter: asyncio.Future[None] = self._worker.loop.create_future()
         if self.waiters is None:
             self.waiters = []

@@ -41,6 +41,7 @@ cdef class Response:
     cdef public Py_ssize_t status
     cdef public WorkerContext worker
 
+    cpdef send(self, message)
     @cython.locals(worker=WorkerContext, known=BoundedCache, block=bytes, length=Py_ssize_t, flags=Py_ssize_t)
     cpdef _start(self, message)
     cpdef _first(self, bytes body, bint more)

@@ -1,4 +1,4 @@
-"""The response to one HTTP request: the `send` that its application is called with.
+"""The response to one HTTP request: what becomes of the messages that its application sends.
 
 It owns the legality of what the application sends, and that a response is counted, logged and ended, in whichever
 protocol: how it is written is `serve_asgi.http.http1_response`'s and `serve_asgi.http2.response`'s. Rules: a response
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections.abc import Awaitable
 from time import perf_counter
 from typing import Any, Final, Protocol
 
@@ -173,8 +174,11 @@ class Response:
 
     # ---- the application's messages
 
-    async def send(self, message: Message) -> None:
-        """ASGI `send`. Raises RuntimeError, TypeError or ValueError for a wrong message, ClientDisconnected."""
+    def send(self, message: Message) -> Awaitable[None] | None:
+        """Take a message of ASGI `send`, which awaits what is returned: None if there is nothing to wait for.
+
+        Raises RuntimeError, TypeError or ValueError for a wrong message; what it returns, ClientDisconnected.
+        """
         state = self.state
         kind = message["type"]
         if state is WAITING:
@@ -183,31 +187,34 @@ class Response:
             else:
                 self._before_start(message, kind)
         elif state is STARTED or state is STREAMING:
-            if kind == "http.response.body":
-                body = message["body"] if "body" in message else b""  # noqa: SIM401 (compiled, twice as fast as get())
-                if type(body) is not bytes:
-                    body = as_bytes(body)
-                more = message["more_body"] if "more_body" in message else False  # noqa: SIM401
-                if state is STARTED:
-                    self._first(body, more)
-                else:
-                    self.write_next(body, more)
-                if more and self.output.paused and self.state is STREAMING:
-                    await self.output.writable()
+            if kind != "http.response.body":
+                return self._send_file(message, kind)
+            body = message["body"] if "body" in message else b""  # noqa: SIM401 (compiled, twice as fast as get())
+            if type(body) is not bytes:
+                body = as_bytes(body)
+            more = message["more_body"] if "more_body" in message else False  # noqa: SIM401
+            if state is STARTED:
+                self._first(body, more)
             else:
-                await self._send_file(message, kind)
+                self.write_next(body, more)
+            if more and self.output.paused and self.state is STREAMING:
+                return self.output.writable()
         elif state is TRAILERS:
             if kind != "http.response.trailers":
                 raise RuntimeError(f"Expected the message http.response.trailers, got {kind!r}.")
             self._take_trailers(message)
         elif state is OVER:
-            await self._pass_over(message, kind)
+            return self._pass_over(message, kind)
         elif state is LOST:
-            self._dropped_since = await drop_message(self.worker.loop, self._dropped_since)
+            return self._drop()
         elif state is not DONE:
             self._send_between_lives(message, kind)
         elif kind != "http.response.trailers" or not self._flags & _TRAILERS:
             raise RuntimeError(f"Got the message {kind!r} after the response was complete.")
+        return None
+
+    async def _drop(self) -> None:
+        self._dropped_since = await drop_message(self.worker.loop, self._dropped_since)
 
     def _before_start(self, message: Message, kind: object) -> None:
         if kind == EARLY_HINT and self.worker.early_hints:

@@ -1,3 +1,5 @@
+cimport cython
+
 cdef object perf_counter
 
 
@@ -14,4 +16,5 @@ cdef class WriteBatch:
     cdef double _at_once_until
 
     cpdef add(self, Holder holder)
+    @cython.locals(waiting=list, holder=Holder)
     cpdef end(self)

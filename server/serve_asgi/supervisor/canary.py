@@ -152,8 +152,12 @@ class CanaryTrials:
     def promotion_asked(self, event: e.PromotionAsked) -> None:
         """An operator has seen enough."""
         candidate = self._processes.candidate
-        if self.trial is None or candidate is None:
+        if candidate is None or candidate.state not in ON_TRIAL:
             event.answer(False, "no canary is on trial")
+            return
+        if self.trial is None:
+            text = f"the canary, generation {candidate.number}, still starts: promote it once its trial has begun"
+            event.answer(False, f"{text} (`serve status`)")
             return
         self._promote(candidate, f"promoted by {event.by}")
         event.answer(True, f"the canary is promoted: the rest of generation {candidate.number} starts")
