@@ -1,5 +1,6 @@
 from serve_asgi.http.request_head cimport Head
 
+cdef Py_ssize_t _LARGEST_HEAD
 cdef Py_ssize_t _REQUESTS
 
 

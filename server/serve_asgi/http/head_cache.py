@@ -23,6 +23,7 @@ LARGEST_HEAD: Final = 2048
 REST: Final = 60
 """Seconds (ticks) for which a cache that does not pay off is not used."""
 
+_LARGEST_HEAD: Final = LARGEST_HEAD
 _REQUESTS: Final = int(Cell.REQUESTS)
 
 
@@ -71,7 +72,7 @@ class CachedHeadReader:
         It is shared by equal requests: nobody may change it. Raises BadRequest.
         """
         heads = self._heads
-        if heads.resting or len(data) > LARGEST_HEAD:
+        if heads.resting or len(data) > _LARGEST_HEAD:
             return self._parse(data)
         head: Head | None = heads.known.get(data)
         if head is None:

@@ -6,6 +6,7 @@ from serve_asgi.http.response_framing cimport ResponseFraming
 from serve_asgi.http.worker_context cimport WorkerContext
 from serve_asgi.http.write_buffer cimport WriteBuffer
 
+cdef Py_ssize_t LARGE
 cdef Py_ssize_t _CLOSE
 cdef Py_ssize_t _OWN_LINES
 cdef object _SERVING

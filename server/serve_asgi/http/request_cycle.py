@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from types import MethodType
 from typing import Final
 
 from serve_asgi.http.dropped_messages import ClientDisconnected
 from serve_asgi.http.request_receive import Request
 from serve_asgi.http.response import Response
-from serve_asgi.http.response_states import DONE, LOST, PARTING, STARTED, WAITING
+from serve_asgi.http.response_states import LOST, PARTING, STARTED, WAITING
 from serve_asgi.http.survival import tells_of_end
-from serve_asgi.http.worker_context import Message, WorkerContext
+from serve_asgi.http.worker_context import ASGIApplication, Message, Scope
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import all_tell, exc_info, is_a, is_from_outside, was_told
@@ -27,36 +26,18 @@ from serve_asgi.logs.server_log import about
 
 _log: Final = logging.getLogger("serve.error")
 
-_Task: Final = asyncio.Task
-_EAGER: Final = sys.version_info >= (3, 12)
 _EXCUSED_5XX: Final = int(Cell.EXCUSED_5XX)
 _FAILED_WITHOUT_5XX: Final = int(Cell.FAILED_WITHOUT_5XX)
 
 
-def call_application(worker: WorkerContext, request: Request, response: Response) -> asyncio.Task[None]:
-    """Call the application with a request and its response. The task runs on, or has ended already."""
-    context = worker.context.copy()
-    worker.call_begins()  # until the end of run_cycle(); now, since a task that is not eager begins later
-    cycle = run_cycle(worker, request, response)
-    if _EAGER:
-        task = _Task(cycle, loop=worker.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
-    else:
-        task = worker.loop.create_task(cycle, context=context)
-    if not task.done():
-        request.task = task
-        worker.tasks.add(task)
-        task.add_done_callback(worker.tasks.discard)
-    return task
-
-
-async def run_cycle(worker: WorkerContext, request: Request, response: Response) -> None:
+async def run_cycle(app: ASGIApplication, request: Request, response: Response, scope: Scope) -> None:
     """Call the application and make sure that the response is ended. The caller has counted the request as in flight.
 
     What is said of an application's failure comes before the response's end, and cannot prevent it.
     """
     try:
-        await worker.app(request.scope, MethodType(_receive, request), MethodType(_send, response))
-        if response.state is not DONE and response.state is not LOST and not response.life_ended():
+        await app(scope, MethodType(_receive, request), MethodType(_send, response))
+        if not response.is_settled():
             _abandoned(request, response)
     except BaseException as error:
         forks.leave(error)
@@ -64,7 +45,7 @@ async def run_cycle(worker: WorkerContext, request: Request, response: Response)
             raise
         _failed(request, response, error)
     finally:
-        worker.call_ends()
+        response.call_ended()
 
 
 async def _receive(request: Request) -> Message:

@@ -1,5 +1,6 @@
 cimport cython
 
+from serve_asgi.http.application_task cimport call_application
 from serve_asgi.http.client_connection cimport HttpConnection
 from serve_asgi.http.http1_response cimport Http1Response
 from serve_asgi.http.request_body cimport RequestBody

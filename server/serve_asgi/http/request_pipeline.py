@@ -16,11 +16,11 @@ import math
 from typing import Final, Protocol
 
 from serve_asgi.http import health, refusals
+from serve_asgi.http.application_task import call_application
 from serve_asgi.http.connection_states import DISCARDING, IDLE, PARTED, REQUEST, ConnectionState
 from serve_asgi.http.http1_response import Http1Response, Http1Sink
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_buffer import RequestBuffer
-from serve_asgi.http.request_cycle import call_application
 from serve_asgi.http.request_head import PRIOR_KNOWLEDGE, BadRequest, Head, endless_target
 from serve_asgi.http.request_receive import Request, RequestSource
 from serve_asgi.http.response import Response
@@ -188,7 +188,6 @@ class RequestPipeline:
     def _begin(self, connection: PipelinedConnection, data: bytes, rest: bytes) -> None:
         """Start the request whose whole head is `data`; `rest` followed it."""
         worker = self._worker
-        cells = worker.cells
         try:
             head = worker.heads.read(data)
         except BadRequest as refused:
@@ -210,7 +209,7 @@ class RequestPipeline:
             self.buffer.clear()
             connection.upgrade(head, leftover)
             return
-        if worker.max_concurrency and cells[_IN_FLIGHT] >= worker.max_concurrency:
+        if worker.max_concurrency and worker.cells[_IN_FLIGHT] >= worker.max_concurrency:
             last = self._is_last(connection, head, rest)
             refusal = refusals.overloaded(worker, connection, head, last)
             self._respond_itself(connection, refusal, last, rest)

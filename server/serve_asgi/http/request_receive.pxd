@@ -6,7 +6,9 @@ from serve_asgi.http.request_head cimport Head
 from serve_asgi.http.worker_context cimport WorkerContext
 
 cdef object perf_counter
+cdef dict _ASGI
 cdef dict _SCOPE
+cdef object EXTENSION
 
 
 cdef class Request:

@@ -33,6 +33,7 @@ HALF_CLOSED_TIME: Final = 1.0
 """A client that ends its side after its request is taken to be gone this much later (s), unless the connection ends."""
 
 
+_ASGI: Final = {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION}
 _KEYS: Final = (
     *("asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
     *("headers", "client", "server", "state", "extensions"),
@@ -133,7 +134,7 @@ class Request:
             raw_path = worker.raw_root_path + raw_path
         # Plain data, and the request's own at every depth: what one application's call changes, no other call sees.
         self.scope = scope = _SCOPE.copy()
-        scope["asgi"] = {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION}
+        scope["asgi"] = _ASGI.copy()
         scope["http_version"] = head.version
         scope["method"] = head.method
         scope["scheme"] = end.scheme

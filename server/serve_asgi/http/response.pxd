@@ -8,18 +8,21 @@ from serve_asgi.http.response_framing cimport ResponseFraming
 from serve_asgi.http.worker_context cimport WorkerContext
 
 cdef object perf_counter
-cdef object bisect_left
 cdef object WAITING
 cdef object STARTED
 cdef object DONE
 cdef object LOST
 cdef object STREAMING
 cdef dict STATUS_LINES
+cdef Py_ssize_t _IN_FLIGHT
 cdef Py_ssize_t _REQUESTS
 cdef Py_ssize_t _STATUS
 cdef Py_ssize_t _TRAILERS
 cdef Py_ssize_t _BODILESS
 cdef object _SERVING
+cdef object _RESET_CONTENT
+cdef tuple _DURATION_BOUNDS
+cdef double _STREAM_TIME
 cdef frozenset NO_CONTENT
 
 
@@ -51,5 +54,6 @@ cdef class Response:
     cpdef _body_sent(self, ResponseFraming framing)
     @cython.locals(request=Request)
     cpdef _complete(self)
-    @cython.locals(worker=WorkerContext, request=Request, took=double)
+    cpdef call_ended(self)
+    @cython.locals(worker=WorkerContext, request=Request, took=double, bound=double, number=Py_ssize_t)
     cpdef _count(self)

@@ -59,8 +59,12 @@ _CLOSE: Final = int(ResponseFlag.CLOSE)
 _OWN_LINES: Final = int(ResponseFlag.DATE | ResponseFlag.SERVER)
 _TRAILERS: Final = int(ResponseFlag.TRAILERS)
 _BODILESS: Final = int(ResponseFlag.BODILESS)
+_IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
+_RESET_CONTENT: Final = RESET_CONTENT
+_DURATION_BOUNDS: Final = DURATION_BOUNDS
+_STREAM_TIME: Final = STREAM_TIME
 _SERVING: Final = WorkerPhase.SERVING
 _CLOSING: Final = WorkerPhase.CLOSING
 _HANDING_OVER: Final = WorkerPhase.HANDING_OVER
@@ -238,8 +242,8 @@ class Response:
         headers = (message["headers"] if "headers" in message else None) or ()  # noqa: SIM401
         worker = self.worker
         known = worker.encoded_headers
-        if known.resting or status == 204 or status == RESET_CONTENT:
-            block, length, flags = encode_headers(headers, status == 204 or status == RESET_CONTENT)
+        if known.resting or status == 204 or status == _RESET_CONTENT:
+            block, length, flags = encode_headers(headers, status == 204 or status == _RESET_CONTENT)
         else:
             headers = tuple(headers)
             try:
@@ -429,6 +433,14 @@ class Response:
         if not self._is_of_survival(message, kind) and (kind != EARLY_HINT or not self.worker.early_hints):
             life.send(message, kind)
 
+    def is_settled(self) -> bool:
+        """The application has returned. Whether nothing is left to be done for its response."""
+        return self.state is DONE or self.state is LOST or self.life_ended()
+
+    def call_ended(self) -> None:
+        """The application's call has ended, with or without an exception: the request is no longer in flight."""
+        self.worker.cells[_IN_FLIGHT] -= 1
+
     def life_ended(self) -> bool:
         """The application's call has ended. Whether the response goes on in another one, or has been ended."""
         life = self._connection.life
@@ -518,9 +530,14 @@ class Response:
         if self.status:
             cells[_STATUS + self.status // 100] += 1
         took = perf_counter() - request.begun
-        if took <= STREAM_TIME or not self._count_stream(took):
+        if took <= _STREAM_TIME or not self._count_stream(took):
             worker.took += took
-            worker.durations[bisect_left(DURATION_BOUNDS, took)] += 1
+            number = 0
+            for bound in _DURATION_BOUNDS:  # most take as long as one of the first
+                if took <= bound:
+                    break
+                number += 1
+            worker.durations[number] += 1
         if worker.access_log is not None:
             status = self.status or CLIENT_GONE
             worker.access_log.record(request.client, self.head, status, self.sent, request.begun, self)

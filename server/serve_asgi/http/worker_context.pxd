@@ -3,7 +3,6 @@ from serve_asgi.http.request_head cimport Head
 from serve_asgi.http.write_batching cimport WriteBatch
 from serve_asgi.logs.request_ids cimport RequestIds
 
-cdef Py_ssize_t _IN_FLIGHT
 
 
 cdef class WorkerContext:
@@ -58,6 +57,3 @@ cdef class WorkerContext:
     cdef public Py_ssize_t to_lend
     cdef public double took
     cdef public WriteBatch write_batch
-
-    cpdef call_begins(self)
-    cpdef call_ends(self)

@@ -48,9 +48,6 @@ KEEP_ALIVE_SLACK: Final = 1.0
 """An idle connection is closed a little later (s) than advertised, so that a client's last request finds it open."""
 
 
-_IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
-
-
 class WorkerPhase(enum.Enum):
     """What the worker does with a connection that has become idle."""
 
@@ -313,14 +310,6 @@ class WorkerContext:
         self.numbers += 1
         self.numbered[self.numbers] = connection
         return self.numbers
-
-    def call_begins(self) -> None:
-        """The application is called with a request, which is in flight until `call_ends`."""
-        self.cells[_IN_FLIGHT] += 1
-
-    def call_ends(self) -> None:
-        """The application's call has ended."""
-        self.cells[_IN_FLIGHT] -= 1
 
     def check_head(self, head: Head) -> None:
         """Raises BadRequest for a head that the configured limits refuse."""

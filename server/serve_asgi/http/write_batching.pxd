@@ -1,6 +1,8 @@
 cimport cython
 
 cdef object perf_counter
+cdef double _PATIENCE
+cdef double _SLOW
 
 
 cdef class Holder:
@@ -15,6 +17,7 @@ cdef class WriteBatch:
     cdef double _last
     cdef double _at_once_until
 
+    @cython.locals(now=double, waiting=list)
     cpdef add(self, Holder holder)
     @cython.locals(waiting=list, holder=Holder)
     cpdef end(self)

@@ -19,6 +19,9 @@ PATIENCE: Final = 0.0005
 SLOW: Final = 1.0
 """Seconds for which responses are written at once after a request that kept the others waiting for longer."""
 
+_PATIENCE: Final = PATIENCE
+_SLOW: Final = SLOW
+
 
 class Holder:
     """Something that holds bytes back."""
@@ -49,8 +52,8 @@ class WriteBatch:
         waiting = self._waiting
         if waiting:
             waiting.append(holder)
-            if now - self._last > PATIENCE:
-                self._at_once_until = now + SLOW
+            if now - self._last > _PATIENCE:
+                self._at_once_until = now + _SLOW
                 self.end()
             elif now > self._due:
                 self.end()
@@ -58,7 +61,7 @@ class WriteBatch:
             holder.flush()
         else:
             waiting.append(holder)
-            self._due = now + PATIENCE
+            self._due = now + _PATIENCE
             self._loop.call_soon(self._end)
         self._last = now
 

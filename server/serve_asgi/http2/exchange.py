@@ -20,7 +20,7 @@ from serve_asgi.http.h2.events import Fields
 from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.request_fields import read_request
 from serve_asgi.http.h2.response_fields import STATUS_FIELDS
-from serve_asgi.http.request_cycle import call_application
+from serve_asgi.http.application_task import call_application
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import DISCARD_TIME
 from serve_asgi.http.request_receive import Request
