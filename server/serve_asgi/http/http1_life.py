@@ -12,8 +12,8 @@ import math
 from typing import Protocol
 
 from serve_asgi.http import survival
-from serve_asgi.http.connection_states import CLOSING, PARTED, REQUEST
 from serve_asgi.http.application_task import call_application
+from serve_asgi.http.connection_states import CLOSING, PARTED, REQUEST
 from serve_asgi.http.request_head import BadRequest
 from serve_asgi.http.request_pipeline import PipelinedConnection, RequestPipeline
 from serve_asgi.http.request_receive import Request

@@ -1,8 +1,11 @@
 cdef frozenset _WATCHED
 cdef int _MAX_LENGTH_DIGITS
+cdef dict _SCOPE
 
 
 cdef class Head:
+    cdef bint _asked
+    cdef dict _scope
     cdef public str method
     cdef public bytes target
     cdef public str version
@@ -17,6 +20,8 @@ cdef class Head:
     cdef public bint websocket
     cdef public bint forwarding
     cdef public object logged
+
+    cpdef dict scope(self)
 
 
 cpdef Head make_head(str method, bytes target, str version, list headers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 CHUNKED: Final = -1
@@ -90,10 +90,20 @@ class BadRequest(Exception):
         self.reason = reason
 
 
+_MEMBERS: Final = (
+    *("asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
+    *("headers", "client", "server", "state", "extensions"),
+)
+_SCOPE: Final[dict[str, Any]] = {"type": "http", **dict.fromkeys(_MEMBERS)}
+"""What a scope is copied from: to set a member that is there costs less than to add one."""
+
+
 class Head:
     """A valid request head."""
 
     __slots__ = (
+        "_asked",
+        "_scope",
         "body",
         "expect_continue",
         "forwarding",
@@ -142,6 +152,27 @@ class Head:
         """Whether there are fields of proxies that the server believes where the connection is trusted."""
         self.logged: tuple[str, ...] | None = None
         """The access log's own note of what it writes of this request."""
+        self._scope: dict[str, Any] | None = None
+        self._asked = False
+
+    def scope(self) -> dict[str, Any]:
+        """A new scope (ASGI, HTTP) with what the head says in it; the other members are there and None.
+
+        What is asked for more than once, because the head is shared by equal requests, is copied.
+        """
+        known = self._scope
+        if known is not None:
+            return known.copy()
+        scope = _SCOPE.copy()
+        scope["http_version"] = self.version
+        scope["method"] = self.method
+        scope["path"] = self.text
+        scope["raw_path"] = self.path
+        scope["query_string"] = self.query
+        if self._asked:
+            self._scope = scope.copy()
+        self._asked = True
+        return scope
 
 
 def make_head(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> Head:

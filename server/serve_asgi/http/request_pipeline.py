@@ -318,7 +318,7 @@ class RequestPipeline:
         """No request is in progress any more. What is next is decided soon, not inside the application's `send`."""
         worker = self._worker
         connection.state = IDLE
-        connection.deadline = worker.loop.time() + worker.keep_alive
+        connection.deadline = worker.time() + worker.keep_alive
         if not self._output.batching and (
             self.buffer or connection.read_paused or connection.eof or worker.phase is not _SERVING
         ):

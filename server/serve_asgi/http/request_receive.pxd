@@ -7,7 +7,6 @@ from serve_asgi.http.worker_context cimport WorkerContext
 
 cdef object perf_counter
 cdef dict _ASGI
-cdef dict _SCOPE
 cdef object EXTENSION
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_head import Head
@@ -34,12 +34,6 @@ HALF_CLOSED_TIME: Final = 1.0
 
 
 _ASGI: Final = {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION}
-_KEYS: Final = (
-    *("asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
-    *("headers", "client", "server", "state", "extensions"),
-)
-_SCOPE: Final[dict[str, Any]] = {"type": "http", **dict.fromkeys(_KEYS)}
-"""What a scope is copied from: to set a value that is there costs less than to add one."""
 
 
 class RequestSource(Protocol):
@@ -127,21 +121,15 @@ class Request:
         """Whether the client that has shut down its side is taken to be gone, or will be soon."""
         self._told = False
         """Whether `receive` has said that the response has ended, or its life."""
-        path, raw_path, root_path = head.text, head.path, worker.root_path
-        if root_path and not (path + "/").startswith(root_path + "/"):
-            # A proxy may or may not have taken the mount point off; the application always sees the whole path.
-            path = root_path + path
-            raw_path = worker.raw_root_path + raw_path
         # Plain data, and the request's own at every depth: what one application's call changes, no other call sees.
-        self.scope = scope = _SCOPE.copy()
+        self.scope = scope = head.scope()
         scope["asgi"] = _ASGI.copy()
-        scope["http_version"] = head.version
-        scope["method"] = head.method
         scope["scheme"] = end.scheme
-        scope["path"] = path
-        scope["raw_path"] = raw_path
-        scope["query_string"] = head.query
-        scope["root_path"] = root_path
+        scope["root_path"] = worker.root_path
+        if worker.root_path and not (head.text + "/").startswith(worker.root_path + "/"):
+            # A proxy may or may not have taken the mount point off; the application always sees the whole path.
+            scope["path"] = worker.root_path + head.text
+            scope["raw_path"] = worker.raw_root_path + head.path
         scope["headers"] = head.headers[:]  # the head is shared with equal requests
         scope["client"] = end.client
         scope["server"] = end.server

@@ -22,7 +22,6 @@ cdef Py_ssize_t _BODILESS
 cdef object _SERVING
 cdef object _RESET_CONTENT
 cdef tuple _DURATION_BOUNDS
-cdef double _STREAM_TIME
 cdef frozenset NO_CONTENT
 
 

@@ -64,7 +64,6 @@ _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
 _RESET_CONTENT: Final = RESET_CONTENT
 _DURATION_BOUNDS: Final = DURATION_BOUNDS
-_STREAM_TIME: Final = STREAM_TIME
 _SERVING: Final = WorkerPhase.SERVING
 _CLOSING: Final = WorkerPhase.CLOSING
 _HANDING_OVER: Final = WorkerPhase.HANDING_OVER
@@ -530,7 +529,7 @@ class Response:
         if self.status:
             cells[_STATUS + self.status // 100] += 1
         took = perf_counter() - request.begun
-        if took <= _STREAM_TIME or not self._count_stream(took):
+        if took <= STREAM_TIME or not self._count_stream(took):
             worker.took += took
             number = 0
             for bound in _DURATION_BOUNDS:  # most take as long as one of the first

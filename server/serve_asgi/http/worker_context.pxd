@@ -53,6 +53,7 @@ cdef class WorkerContext:
     cdef public object slot
     cdef public dict state
     cdef public object tasks
+    cdef public object time
     cdef public object tls_at_plain_address
     cdef public Py_ssize_t to_lend
     cdef public double took

@@ -169,6 +169,7 @@ class WorkerContext:
         "slot",
         "state",
         "tasks",
+        "time",
         "tls_at_plain_address",
         "to_lend",
         "took",
@@ -187,6 +188,8 @@ class WorkerContext:
         self.app = app
         self.config = config
         self.loop = loop
+        self.time: Callable[[], float] = loop.time
+        """The loop's clock, for what asks it at every request."""
         self.write_batch = WriteBatch(loop)
         """The responses that wait for the end of the loop's turn."""
         self.gathers_writes = not isinstance(loop, asyncio.BaseEventLoop)

@@ -13,6 +13,7 @@ import math
 from typing import Any, Final, Protocol, cast
 
 from serve_asgi.http import refusals
+from serve_asgi.http.application_task import call_application
 from serve_asgi.http.client_end import ClientEnd
 from serve_asgi.http.h2.connection_core import ConnectionCore
 from serve_asgi.http.h2.error_codes import ErrorCode
@@ -20,7 +21,6 @@ from serve_asgi.http.h2.events import Fields
 from serve_asgi.http.h2.header_decoder import Field
 from serve_asgi.http.h2.request_fields import read_request
 from serve_asgi.http.h2.response_fields import STATUS_FIELDS
-from serve_asgi.http.application_task import call_application
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.request_pipeline import DISCARD_TIME
 from serve_asgi.http.request_receive import Request
