@@ -32,7 +32,7 @@ from serve_asgi.config.trusted_proxies import (
     believed,
     plain,
 )
-from serve_asgi.http.request_head import is_authority
+from serve_asgi.http.request_head import is_authority, mentions
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.logs.server_log import about
 
@@ -122,29 +122,25 @@ def with_host(headers: Iterable[tuple[bytes, bytes]], host: bytes) -> list[tuple
 class Forwarding:
     """Whom this server believes, and which fields. `networks` and `fields` are as in `Config`; raises ValueError."""
 
-    __slots__ = ("_fields", "_host", "_networks", "_node", "trusts")
+    __slots__ = ("_host", "_networks", "_node", "fields", "trusts")
 
     def __init__(self, networks: str, fields: str) -> None:
         self._networks = TrustedNetworks(networks)
-        self._fields = believed(fields)
-        self.trusts = self._networks.trusts if self._fields else _nobody
+        self.fields = believed(fields)
+        self.trusts = self._networks.trusts if self.fields else _nobody
         """Whether what this peer says is believed: asked once for each connection."""
         self._node = functools.lru_cache(KEPT_NODES)(self._read_node)
 
     def mentioned(self, headers: list[tuple[bytes, bytes]]) -> bool:
         """Whether a believed field is there."""
-        fields = self._fields
-        for name, _ in headers:  # noqa: SIM110 (four times as fast as any())
-            if name in fields:
-                return True
-        return False
+        return mentions(headers, self.fields)
 
     def understand(self, headers: list[tuple[bytes, bytes]], peer: Address) -> Forwarded | None:
         """What the request's fields say, sent by the trusted `peer`; None if none of the believed ones is there.
 
         It depends on nothing but its arguments.
         """
-        fields = self._fields
+        fields = self.fields
         found: dict[bytes, list[bytes]] = {}
         for name, value in headers:
             if name in fields:

@@ -1,5 +1,8 @@
 from serve_asgi.http.request_head cimport Head, make_head
 
+cdef dict _LOWER
+cdef int _SPACE
+
 
 cdef class HttptoolsParser:
     cdef object _httptools
@@ -7,6 +10,7 @@ cdef class HttptoolsParser:
     cdef bytes _url
     cdef object _parser
 
+    cpdef on_header(self, bytes name, bytes value)
     cpdef Head parse_head(self, bytes data)
 
 

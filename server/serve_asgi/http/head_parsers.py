@@ -49,6 +49,18 @@ def parser_factory(name: str) -> Callable[[], Parser]:
     return H11Parser
 
 
+_USUAL: Final = (
+    b"Accept Accept-Encoding Accept-Language Authorization Cache-Control Connection Content-Length Content-Type Cookie "
+    b"Forwarded Host If-Modified-Since If-None-Match Origin Pragma Priority Range Referer Sec-Fetch-Dest "
+    b"Sec-Fetch-Mode Sec-Fetch-Site Sec-Fetch-User TE Traceparent Transfer-Encoding Upgrade "
+    b"Upgrade-Insecure-Requests User-Agent X-Forwarded-For X-Forwarded-Host X-Forwarded-Proto X-Real-IP X-Request-ID "
+    b"sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform"
+).split()
+_LOWER: Final = {spelt: name.lower() for name in _USUAL for spelt in (name, name.lower())}
+"""Names as clients spell them, in lower case: to find one costs less than to make it."""
+_SPACE: Final = 32
+
+
 class HttptoolsParser:
     """Reads with httptools (llhttp), in its strict mode."""
 
@@ -69,7 +81,10 @@ class HttptoolsParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field; llhttp leaves white space after the value."""
-        self._headers.append((name.lower(), value.rstrip()))
+        known = _LOWER.get(name)
+        if value and value[-1] <= _SPACE:
+            value = value.rstrip()
+        self._headers.append((name.lower() if known is None else known, value))
 
     def parse_head(self, data: bytes) -> Head:
         """See `Parser`."""

@@ -26,3 +26,4 @@ cdef class Head:
 
 cpdef Head make_head(str method, bytes target, str version, list headers)
 cdef bint _is_plain(Head head, list headers, str version) except -1
+cpdef bint mentions(list headers, frozenset names) except -1

@@ -175,6 +175,14 @@ class Head:
         return scope
 
 
+def mentions(headers: list[tuple[bytes, bytes]], names: frozenset[bytes]) -> bool:
+    """Whether a field with one of these names is there."""
+    for name, _ in headers:  # noqa: SIM110 (four times as fast as any())
+        if name in names:
+            return True
+    return False
+
+
 def make_head(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> Head:
     """The head made of what a parser has read, checked and interpreted.
 

@@ -1,5 +1,5 @@
 from serve_asgi.http.head_cache cimport BoundedCache, CachedHeadReader
-from serve_asgi.http.request_head cimport Head
+from serve_asgi.http.request_head cimport Head, mentions
 from serve_asgi.http.write_batching cimport WriteBatch
 from serve_asgi.logs.request_ids cimport RequestIds
 
@@ -58,3 +58,5 @@ cdef class WorkerContext:
     cdef public Py_ssize_t to_lend
     cdef public double took
     cdef public WriteBatch write_batch
+
+    cpdef check_head(self, Head head)

@@ -20,7 +20,7 @@ from serve_asgi.http.dropped_messages import DroppedBodyLog
 from serve_asgi.http.forwarded import Forwarding
 from serve_asgi.http.head_cache import BoundedCache, CachedHeadReader
 from serve_asgi.http.head_parsers import Parser, parser_factory
-from serve_asgi.http.request_head import BadRequest, Head
+from serve_asgi.http.request_head import BadRequest, Head, mentions
 from serve_asgi.http.write_batching import WriteBatch
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header
 from serve_asgi.logs.rare_line import RareLine
@@ -316,7 +316,7 @@ class WorkerContext:
 
     def check_head(self, head: Head) -> None:
         """Raises BadRequest for a head that the configured limits refuse."""
-        head.forwarding = self.forwarding.mentioned(head.headers)
+        head.forwarding = mentions(head.headers, self.forwarding.fields)
         config = self.config
         if len(head.target) > config.max_target_size:
             raise BadRequest(414, f"The request target is longer than {config.max_target_size} bytes.")
