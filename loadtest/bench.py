@@ -2,9 +2,9 @@
 
 Every server is pinned to one core with one worker, the load generator to another: wrk for HTTP/1.1, h2load for HTTP/2,
 a raw-frame client for WebSocket. All servers of a case are up at the same time and get their rounds in turn (A B C, B C
-A …), so that whatever else the machine does hits them alike; medians over the rounds are printed, with the floor (a
-bare uvloop protocol that writes a canned response) and the application called directly beside them. See
-docs/measured/bench.md.
+A …), so that whatever else the machine does hits them alike; or, `--together`, all at once. Printed are medians over
+the rounds, with the floor (a bare uvloop protocol that writes a canned response) and the application called directly
+beside them. See docs/measured/bench.md.
 
 Over TLS, kept connections are asked by wrk too, which takes what the server prefers; connections of one request by
 `loadtest.bench_tls`; requests over HTTP/2 of which no two are alike, by `loadtest.bench_http2`.
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import click
 
 from loadtest import bench_h2load, bench_report, bench_usage
 from loadtest.bench_cases import CASES, Case, Load, chosen, lua, read_wrk
-from loadtest.bench_report import AGAINST, CALLING, FLOOR, LOGGED, Findings, Round
+from loadtest.bench_report import AGAINST, CALLING, FLOOR, LOGGED, SERVE, Findings, Round
 from loadtest.bench_servers import BENCHED, COMMON, LOGGERS, BenchServer, Settings, module, pinned, speaks
 from loadtest.servers import PROJECT
 
@@ -160,6 +161,8 @@ def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> F
         "http": settings.http,
         "loop": settings.loop,
         "against": settings.against is not None,
+        "together": settings.together,
+        "cores": {},
         "access_log_format": settings.access_log_format,
     }
     findings = Findings(described, [], {})
@@ -184,10 +187,14 @@ def measure(
             findings.problems.append(f"{case.name}, {server.name}: {error}")
         else:
             able.append(server)
+    for server in able:
+        if server.name in (SERVE, AGAINST):
+            findings.settings["cores"][server.name] = server.core()
     failed: set[str] = set()
-    for server in turns(able, settings.rounds):
+
+    def measured(server: BenchServer) -> None:
         if server.name in failed:
-            continue
+            return
         try:
             found = one_round(server, case, settings)
         except FAILURES as error:
@@ -197,12 +204,25 @@ def measure(
             findings.rounds.append(found)
             say(f"{case.name:10} {server.name:13} {found.cpu:8.1f} µs  {found.rate:9.0f}/s")
 
+    if settings.together:
+        with ThreadPoolExecutor(len(able) or 1) as pool:
+            for _ in range(settings.rounds):
+                list(pool.map(measured, able))
+    else:
+        for server in turns(able, settings.rounds):
+            measured(server)
+
 
 @click.command(context_settings={"show_default": True})
 @click.option("--cases", default=",".join(CASES), help="Which cases, separated by commas.")
 @click.option("--servers", default=",".join((FLOOR, CALLING, *BENCHED)), help="Which servers, separated by commas.")
 @click.option("--rounds", type=click.IntRange(1), default=5, help="Rounds of each server in each case.")
 @click.option("--seconds", type=click.IntRange(1), default=2, help="Length of a round.")
+@click.option(
+    "--together",
+    is_flag=True,
+    help="All servers of a case at the same time: exact ratios on a noisy machine, no rates.",
+)
 @click.option("--http", type=click.Choice(["httptools", "h11"]), default="httptools", help="The parser, where chosen.")
 @click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", help="The event loop.")
 @click.option("--python", default=sys.executable, help="The interpreter that runs the servers.", show_default=False)

@@ -74,6 +74,14 @@ class Findings:
         """Median µs per request."""
         return self.median(case, server, lambda found: found.cpu)
 
+    def to(self, case: str, server: str, other: str | None) -> float | None:
+        """What a request costs on one server as a multiple of another: the median over the rounds of the two."""
+        pairs = [
+            [found.cpu for found in self.rounds if (found.case, found.server) == (case, name)]
+            for name in (server, other)
+        ]
+        return statistics.median(mine / theirs for mine, theirs in zip(*pairs, strict=False)) if all(pairs) else None
+
     def own(self, case: str, server: str) -> float | None:
         """Median µs per request less the floor and the application; None without a floor."""
         if FLOOR not in self.servers(case):
@@ -100,6 +108,11 @@ class Findings:
         return sentences
 
 
+def digits(value: float | None) -> str:
+    """A quotient with two digits, or a dash if there is none."""
+    return "-" if value is None else f"{value:.2f}"
+
+
 def ratio(value: float | None, to: float | None) -> str:
     """A quotient with two digits, or a dash where it says nothing."""
     return f"{value / to:.2f}" if value is not None and to is not None and value > 0 and to > 0 else "-"
@@ -120,7 +133,7 @@ def case_table(findings: Findings, case: str) -> list[str]:
                 f"{findings.median(case, server, lambda found: found.p50):.2f}",
                 f"{findings.median(case, server, lambda found: found.p99):.2f}",
                 f"{findings.median(case, server, lambda found: found.pss) / MIB:.1f}",
-                ratio(findings.cpu(case, server), findings.cpu(case, best) if best else None),
+                digits(findings.to(case, server, best)),
                 "-" if server == FLOOR else ratio(own, findings.own(case, best) if best else None),
             ]
         )
@@ -147,11 +160,11 @@ def summary(findings: Findings) -> list[str]:
             "-" if mine is None else f"{mine:.1f}",
             "-" if theirs is None else f"{theirs:.1f}",
             best or "",
-            ratio(mine, theirs),
+            digits(findings.to(case, SERVE, best)),
             ratio(findings.own(case, SERVE) if mine is not None else None, findings.own(case, best) if best else None),
         ]
         if len(rows[0]) > len(row):
-            row.append(ratio(findings.cpu(case, AGAINST) if AGAINST in servers else None, mine))
+            row.append(digits(findings.to(case, AGAINST, SERVE)))
         rows.append(row)
     return columns(rows)
 
@@ -174,11 +187,12 @@ def text(findings: Findings) -> str:
     settings = findings.settings
     title = (
         f"{settings['interpreter']} · one worker on core {settings['server_core']}, load on core "
-        f"{settings['load_core']} · medians of {settings['rounds']} rounds of {settings['seconds']} s, interleaved"
+        f"{settings['load_core']} · medians of {settings['rounds']} rounds of {settings['seconds']} s, "
+        f"{'all servers together' if settings.get('together') else 'interleaved'}"
     )
     if any(name.endswith(LOGGED) for case in findings.cases() for name in findings.servers(case)):
         title += f" · {SERVE}'s access log: {settings.get('access_log_format', 'common')}"
-    lines = [title, ""]
+    lines = [title, *(f"{name}: {core}" for name, core in settings.get("cores", {}).items()), ""]
     for case in findings.cases():
         lines += [*case_table(findings, case), ""]
     lines += [*summary(findings), *access_logs(findings), *findings.doubts()]

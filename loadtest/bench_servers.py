@@ -23,7 +23,7 @@ from loadtest import bench_http2
 from loadtest.bench_cases import Case
 from loadtest.bench_report import AGAINST, CALLING, FLOOR, LOGGED, SERVE
 from loadtest.processes import MARK
-from loadtest.servers import APP, COMMANDS, PROJECT, Server, Start, free_port, sources
+from loadtest.servers import APP, COMMANDS, PROJECT, Server, Start, free_port, search_path
 from loadtest.tls import make_certificate
 
 START_TIMEOUT = 30.0
@@ -76,6 +76,8 @@ class Settings:
     loop: str = "uvloop"
     workers: int = 1
     """Of each server; socketify has one."""
+    together: bool = False
+    """All servers of a case have their rounds at the same time, instead of one after another."""
     server_core: int | str = 0
     """One, or several as taskset(1) has them: "0,1"."""
     load_core: int | str = 1
@@ -146,9 +148,20 @@ class BenchServer(Server):
             words += ["--access-log-format", self._log_format] if name == SERVE else []
         return words
 
+    def search_path(self) -> str:
+        """Where a server of this project is found."""
+        return search_path(self.tree if self.tree != PROJECT else None)
+
+    def core(self) -> str:
+        """What a server of this project runs on: a line of `serve --version`."""
+        said = subprocess.check_output(
+            [self.python, "-m", "serve_asgi", "--version"], cwd=self.tree, env=self.environment(), text=True, timeout=60
+        )
+        return " ".join(said.split())
+
     def environment(self) -> dict[str, str]:
         """What the server's processes inherit."""
-        made = os.environ | {MARK: self.mark, "PYTHONPATH": sources(self.tree) if self.is_own else str(self.directory)}
+        made = os.environ | {MARK: self.mark, "PYTHONPATH": self.search_path() if self.is_own else str(self.directory)}
         if self._bytecode is not None:
             made.pop("PYTHONDONTWRITEBYTECODE", None)
             made["PYTHONPYCACHEPREFIX"] = str(self._bytecode)

@@ -31,7 +31,7 @@ from pathlib import Path
 import click
 
 from loadtest.bench_cases import CASES, Case, chosen
-from loadtest.servers import PROJECT
+from loadtest.servers import PROJECT, search_path
 
 DEFAULT = "plain,browser,unique,echo,stream,websocket"
 SERVE, AGAINST, FLOOR, CALLING = "serve", "against", "floor", "floor+app"
@@ -44,15 +44,6 @@ KNOWN = {
 """What the driver's client can send."""
 VALGRIND = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
 _COUNT = re.compile(r"==([0-9]+)== I +refs: +([0-9,]+)")
-
-
-def search_path(tree: Path | None) -> str:
-    """Where modules are found: in another checkout, or a directory with packages, before this one."""
-    if tree is not None:
-        first = [str(tree / "server") if (tree / "server" / "serve_asgi").is_dir() else str(tree)]
-    else:
-        first = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return os.pathsep.join([*first, str(PROJECT / "server"), str(PROJECT)])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -36,6 +36,16 @@ def sources(tree: Path) -> str:
     return f"{tree / 'server'}:{tree}"
 
 
+def search_path(tree: Path | None) -> str:
+    """The same for what is measured: in another checkout, or a directory with packages; before this one what PYTHONPATH
+    names, a tree of compiled modules as a rule."""
+    if tree is not None:
+        first = [str(tree / "server") if (tree / "server" / "serve_asgi").is_dir() else str(tree)]
+    else:
+        first = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return os.pathsep.join([*first, sources(PROJECT)])
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """What the command line of a server is made from."""
@@ -197,7 +207,7 @@ class Server:
         return os.environ | {
             loadtest.app.EXECUTIONS: str(self.executions),
             MARK: self.mark,
-            "PYTHONPATH": sources(PROJECT) if self.name == "serve" else str(self.directory),
+            "PYTHONPATH": search_path(None) if self.name == "serve" else str(self.directory),
         }
 
     def trusting(self) -> ssl.SSLContext | None:

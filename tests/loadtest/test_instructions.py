@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from loadtest.instructions import CALLING, FLOORS, KNOWN, SERVE, search_path
-from loadtest.servers import PROJECT
+from loadtest.instructions import CALLING, FLOORS, KNOWN, SERVE
+from loadtest.servers import PROJECT, search_path
 
 
 @pytest.mark.parametrize("transport", ["memory", "socket"])
