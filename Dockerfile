@@ -15,9 +15,10 @@
 # Reload:  docker kill --signal HUP NAME, or docker exec NAME serve reload, which waits and tells how it went.
 # Stop:    docker stop --time 40 NAME. Requests in progress have 30 seconds, and Docker's own patience is only 10.
 
-FROM python:3.13-slim AS build
+# The full image has a C compiler, for the compiled core.
+FROM python:3.13 AS build
 WORKDIR /build
-COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY pyproject.toml hatch_build.py compile_core.py README.md LICENSE ./
 COPY server ./server
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir dist .
 RUN python -m venv --without-pip /opt/serve \

@@ -3,9 +3,9 @@
 The manual pages are made at the build, so that they fit its options. SERVE_ASGI_COMPILE says whether the core is
 compiled (`compile_core.py`):
 
-- `never`, the default: it is not tried (docs/how-it-works/compiled-core.md says why);
-- `auto`: if this machine can; otherwise the wheel is one of pure Python, and one line on stderr says why;
-- `always`: the build fails if it cannot (wheels that are published, CI).
+- `auto`, the default: if this machine can; otherwise the wheel is one of pure Python, and one line on stderr says why;
+- `always`: the build fails if it cannot (wheels that are published, CI);
+- `never`: it is not tried, which saves some minutes.
 
 An editable install is never compiled: a module that is edited would go on running as it was compiled.
 """
@@ -25,7 +25,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-ASKED = ("never", "auto", "always")
+ASKED = ("auto", "always", "never")
 
 
 class CannotCompile(Exception):

@@ -121,6 +121,7 @@ class Stage:
         match step.name:
             case "RUN":
                 here = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+                here["SERVE_ASGI_COMPILE"] = "never"  # takes minutes, and has nothing to do with the image
                 self.run(["/bin/sh", "-c", step.rest], self.user, **here)
             case "COPY":
                 source = step.options.get("from")
