@@ -2,6 +2,7 @@ cimport cython
 
 from serve_asgi.http.client_connection cimport HttpConnection
 from serve_asgi.http.h2.connection_core cimport ConnectionCore
+from serve_asgi.http.h2.receiving cimport FrameReceiver
 from serve_asgi.http.worker_context cimport WorkerContext
 from serve_asgi.http.write_buffer cimport WriteBuffer
 from serve_asgi.http2.deadlines cimport Deadlines
@@ -10,6 +11,7 @@ from serve_asgi.http2.stream_dispatch cimport StreamDispatch
 cdef Py_ssize_t _BEGUN
 cdef Py_ssize_t _GOAWAYS
 cdef Py_ssize_t _RESETS_SENT
+cdef object _NOT_LEAVING
 cdef object _SERVING
 cdef object CLOSED
 cdef object CLOSING
@@ -29,7 +31,7 @@ cdef class Http2Connection(HttpConnection):
     cdef public object lives
     cdef public StreamDispatch streams
 
-    @cython.locals(core=ConnectionCore)
+    @cython.locals(core=ConnectionCore, receiver=FrameReceiver)
     cpdef _receive(self, bytes data)
     cpdef adjust_reading(self)
     cpdef begin_work(self)

@@ -49,6 +49,7 @@ INFINITY: Final = math.inf
 _BEGUN: Final = int(Cell.HTTP2_CONNECTIONS)
 _GOAWAYS: Final = int(Cell.HTTP2_GOAWAYS)
 _RESETS_SENT: Final = int(Cell.HTTP2_RESETS_SENT)
+_NOT_LEAVING: Final = Leaving.NO
 _SERVING: Final = WorkerPhase.SERVING
 _RETIRING: Final = frozenset({WorkerPhase.HANDING_OVER, WorkerPhase.CLOSING})
 
@@ -177,11 +178,12 @@ class Http2Connection(HttpConnection):
             self.flush()
         if self.state is IDLE:
             self.deadlines.frame_arriving(self, core.in_the_middle)
-        if core.shutting_down is not Leaving.NO:
+        receiver = core.receiver
+        if receiver.leaving is not _NOT_LEAVING:
             self.end_if_over()
-        if core.more:
+        if receiver.more:
             self.worker.loop.call_soon(self._go_on)
-        if core.unwritten > READ_LIMIT or core.more or self.read_paused:
+        if core.unwritten > READ_LIMIT or receiver.more or self.read_paused:
             self.adjust_reading()
 
     def release(self) -> None:
@@ -334,7 +336,7 @@ class Http2Connection(HttpConnection):
             self.streams.drained(core.take_drained())
             if core.waiting:
                 self.flush_soon()
-        if core.lost is not None and not core.waiting:
+        if core.receiver.lost is not None and not core.waiting:
             self.finish()
 
     # ---- deadlines

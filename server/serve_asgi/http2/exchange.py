@@ -106,14 +106,15 @@ class Exchange(ClientEnd):
 
     def __init__(self, connection: StreamConnection, stream_id: int) -> None:
         self.connection = connection
+        here = self.connection  # of whose type more is known than of the argument's
         self.core = connection.core
         self.stream_id = stream_id
-        self.client = connection.client
-        self.server = connection.server
-        self.scheme = connection.scheme
-        self.trusted = connection.trusted
-        self.tls = connection.tls
-        self.number = connection.number
+        self.client = here.client
+        self.server = here.server
+        self.scheme = here.scheme
+        self.trusted = here.trusted
+        self.tls = here.tls
+        self.number = here.number
         self.life = None
         self.read_paused = False  # a stream never is: its window closes
         self.paused = False

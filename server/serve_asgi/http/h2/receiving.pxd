@@ -11,6 +11,16 @@ from serve_asgi.http.h2.streams cimport EndedStreams, Stream
 from serve_asgi.http.request_head cimport Head
 
 cdef int _EXTRAS
+cdef int DATA
+cdef int HEADERS
+cdef int SETTINGS
+cdef int CONTINUATION
+cdef int END_HEADERS
+cdef int END_STREAM
+cdef int PADDED
+cdef object CLOSED
+cdef object HALF_CLOSED_LOCAL
+cdef object StreamRequest
 
 
 cdef class FrameReceiver:

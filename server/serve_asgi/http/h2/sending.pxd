@@ -1,8 +1,24 @@
+cimport cython
+
 from serve_asgi.http.h2.header_encoder cimport HeaderEncoder
 from serve_asgi.http.h2.limits cimport Floods
 from serve_asgi.http.h2.priorities cimport DataScheduler
 from serve_asgi.http.h2.settings cimport ClientSettings
 from serve_asgi.http.h2.streams cimport Stream
+
+cdef Py_ssize_t DATA
+cdef Py_ssize_t END_HEADERS
+cdef Py_ssize_t END_STREAM
+cdef object HEAD
+cdef Py_ssize_t HEAD_SIZE
+cdef Py_ssize_t HEADERS
+cdef Py_ssize_t CRUMB
+cdef object CLOSED
+cdef object _SEND_HEADERS
+cdef object _SEND_DATA
+cdef object _SEND_END
+cdef Py_ssize_t _AT_ONCE
+cdef Py_ssize_t _MAX_FRAME
 
 
 cdef class FrameSender:
@@ -22,6 +38,7 @@ cdef class FrameSender:
     cpdef write(self, bytes frame)
     cpdef write_headers(self, Stream stream, list fields, bint ended)
     cpdef write_data(self, Stream stream, bytes data, bint ended)
+    @cython.locals(size=Py_ssize_t, block=bytes, block_size=Py_ssize_t)
     cpdef write_response(self, Stream stream, list fields, bytes body)
     cpdef write_trailers(self, Stream stream, list fields)
     cdef _close(self, Stream stream)

@@ -26,6 +26,8 @@ AT_ONCE: Final = 64 * 1024
 MAX_FRAME: Final = 16384
 """Bytes of a DATA frame, also where the client takes larger ones: the turns of other streams come between them."""
 
+_AT_ONCE: Final = AT_ONCE
+_MAX_FRAME: Final = MAX_FRAME
 _SEND_HEADERS: Final = StreamStep.SEND_HEADERS
 _SEND_DATA: Final = StreamStep.SEND_DATA
 _SEND_END: Final = StreamStep.SEND_END
@@ -103,10 +105,10 @@ class FrameSender:
         if not stream.queued and (
             not size  # needs no window (RFC 9113 6.9)
             or (
-                size <= MAX_FRAME
+                size <= _MAX_FRAME
                 and size <= stream.send_window
                 and size <= self.window
-                and self._size < AT_ONCE
+                and self._size < _AT_ONCE
                 and not self._scheduled
             )
         ):
@@ -116,7 +118,7 @@ class FrameSender:
         if stream.pieces is None:
             stream.pieces = deque()
         if size:
-            stream.pieces.append(data if size <= MAX_FRAME else memoryview(data))
+            stream.pieces.append(data if size <= _MAX_FRAME else memoryview(data))
             stream.queued += size
         stream.end_queued = ended
         self._schedule(stream)
@@ -126,10 +128,10 @@ class FrameSender:
         size = len(body)
         if (
             not size
-            or size > MAX_FRAME
+            or size > _MAX_FRAME
             or size > stream.send_window
             or size > self.window
-            or self._size >= AT_ONCE
+            or self._size >= _AT_ONCE
             or self._scheduled
         ):
             self.write_headers(stream, fields, not size)
@@ -205,7 +207,7 @@ class FrameSender:
         scheduler, scheduled, streams = self._scheduler, self._scheduled, self._streams
         while scheduled and self._size < room:
             stream = streams[scheduler.next()]
-            most = min(stream.queued, stream.send_window, self.window, MAX_FRAME)
+            most = min(stream.queued, stream.send_window, self.window, _MAX_FRAME)
             if most <= 0:
                 return  # the connection's window: nobody can send
             ended = most == stream.queued and stream.end_queued
