@@ -150,7 +150,7 @@ class BenchServer(Server):
 
     def search_path(self) -> str:
         """Where a server of this project is found."""
-        return search_path(self.tree if self.tree != PROJECT else None)
+        return search_path(self.tree if self.name.startswith(AGAINST) else None)
 
     def core(self) -> str:
         """What a server of this project runs on: a line of `serve --version`."""

@@ -114,6 +114,7 @@ def talk(
 
     `variant`: it travels; or the application does not read.
     """
+    header_encoder._known.clear()  # of all connections of a process, in which other tests may have run
     host = _hosts.pop((http, small), None) or ScriptedHost(http, **(SMALL if small else {}))
     host.sent, before = [], host.counts()
     host.script, host.reads = (behaviour, not variant) if isinstance(behaviour, list) else (None, True)
