@@ -181,6 +181,20 @@ def test_too_few_requests_are_said_and_promoted_or_held() -> None:
     refused(shell, "SIGKILL")
 
 
+def test_a_canary_that_still_starts_is_not_promoted_and_the_operator_is_told_so() -> None:
+    told: list[tuple[bool, str]] = []
+    shell = Shell(workers=4, canary=True).up()
+    shell.send(e.ReloadAsked())
+    shell.send(e.PromotionAsked("serve promote", lambda *answer: told.append(answer)))
+    ((accepted, text),) = told
+    assert not accepted
+    assert "still starts" in text
+    shell.make_ready()
+    shell.accept()
+    shell.send(e.PromotionAsked("serve promote", lambda *answer: told.append(answer)))
+    assert told[1][0]
+
+
 def test_an_operator_promotes_it_or_deploys_something_newer() -> None:
     told: list[tuple[bool, str]] = []
     shell, old, _ = on_trial(canary_hold=True)
