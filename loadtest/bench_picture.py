@@ -18,7 +18,7 @@ PEER = "#cfb991"
 ACROSS = 3
 """Panels in a row."""
 EXPLAINED = (
-    "One worker on one core, all servers in turn within one run. "
+    "One worker on one core, all servers {how} within one run. "
     "Floor: a protocol on uvloop that answers with fixed bytes, so what the kernel and the loop cost by themselves."
 )
 
@@ -46,7 +46,8 @@ def plot(findings: Findings, path: Path) -> None:
         figure.text(
             0.01, 1 - 0.26 / size[1], "CPU time per request, µs: less is better", fontsize=14, fontweight="bold"
         )
-        figure.text(0.01, 1 - 0.47 / size[1], EXPLAINED, fontsize=8.5, color="#666666")
+        explained = EXPLAINED.format(how="at the same time" if findings.settings.get("together") else "in turn")
+        figure.text(0.01, 1 - 0.47 / size[1], explained, fontsize=8.5, color="#666666")
         figure.savefig(path)
         pyplot.close(figure)
 
