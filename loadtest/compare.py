@@ -24,7 +24,7 @@ import click
 from loadtest import idle
 from loadtest.compare_report import Findings, markdown, text
 from loadtest.compare_run import IDLE, SHARE, WORKERS, Plan, Run
-from loadtest.servers import PROJECT, sources
+from loadtest.servers import search_path
 
 PARTS: dict[str, Callable[[Run], None]] = {
     "lives": Run.lives,
@@ -42,7 +42,7 @@ PROGRAMS = {"wrk": "wrk", "taskset": "util-linux"}
 def described(plan: Plan) -> dict[str, Any]:
     """What the tables say about the run. Raises click.ClickException if the interpreter does not run this server."""
     script = "import platform as p; print(p.python_implementation(), p.python_version())"
-    environment = {"PYTHONPATH": sources(PROJECT), "PATH": os.defpath}
+    environment = {"PYTHONPATH": search_path(None), "PATH": os.defpath}
     try:
         interpreter = subprocess.check_output([plan.python, "-c", script], text=True)
         version = subprocess.check_output([plan.python, "-m", "serve_asgi", "--version"], text=True, env=environment)
