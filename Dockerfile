@@ -15,8 +15,9 @@
 # Reload:  docker kill --signal HUP NAME, or docker exec NAME serve reload, which waits and tells how it went.
 # Stop:    docker stop --time 40 NAME. Requests in progress have 30 seconds, and Docker's own patience is only 10.
 
-# The full image has a C compiler, for the compiled core.
+# The full image has a C compiler, for the compiled core: without it, the build fails (`never` asks for pure Python).
 FROM python:3.13 AS build
+ARG SERVE_ASGI_COMPILE=always
 WORKDIR /build
 COPY pyproject.toml hatch_build.py compile_core.py README.md LICENSE ./
 COPY server ./server

@@ -127,6 +127,7 @@ class Forwarding:
     def __init__(self, networks: str, fields: str) -> None:
         self._networks = TrustedNetworks(networks)
         self.fields = believed(fields)
+        """The names of those that are believed, in lower case."""
         self.trusts = self._networks.trusts if self.fields else _nobody
         """Whether what this peer says is believed: asked once for each connection."""
         self._node = functools.lru_cache(KEPT_NODES)(self._read_node)

@@ -82,7 +82,7 @@ class HttptoolsParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field; llhttp leaves white space after the value."""
         known = _LOWER.get(name)
-        if value and value[-1] <= _SPACE:
+        if value and value[-1] <= _SPACE:  # perhaps: what is no white space stays
             value = value.rstrip()
         self._headers.append((name.lower() if known is None else known, value))
 
